@@ -1,0 +1,119 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace mobizo {
+
+std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << '(';
+  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  out << (t.dim() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+std::string name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+DType dtype_of(ScalarType type, const char* op, const char* argument) {
+  switch (type) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      fail(op, argument, " must be float32, bfloat16 or float16, got ", name_of(type));
+  }
+}
+
+DType dtype_of(const Tensor& t, const char* op, const char* argument) { return dtype_of(t.scalar_type(), op, argument); }
+
+Distribution distribution_of(const std::string& name, const char* op) {
+  if (name == "gaussian") return Distribution::kGaussian;
+  MOBIZO_CHECK(name == "rademacher", op, "distribution must be 'gaussian' or 'rademacher', got '", name, "'");
+  return Distribution::kRademacher;
+}
+
+void check_cpu(const Tensor& t, const char* op, const char* argument) {
+  MOBIZO_CHECK(t.is_cpu(), op, argument, " must be on the CPU like the other tensors");
+}
+
+const Kernels& kernels() {
+  const char* error = nullptr;
+  const Kernels* selected = select_kernels(&error);
+  if (selected == nullptr) throw std::runtime_error(error);
+  return *selected;
+}
+
+Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* op) {
+  check_cpu(seeds, op, "seeds");
+  check_cpu(coeffs, op, "coeffs");
+  MOBIZO_CHECK(seeds.dim() == 1, op, "seeds must have one dimension, got shape ", shape_of(seeds));
+  MOBIZO_CHECK(seeds.scalar_type() == ScalarType::Long, op, "seeds must be int64, got ", name_of(seeds.scalar_type()));
+  MOBIZO_CHECK(coeffs.scalar_type() == ScalarType::Float, op, "coeffs must be float32, got ", name_of(coeffs.scalar_type()));
+  MOBIZO_CHECK(coeffs.dim() == 1 && coeffs.numel() == seeds.numel(), op, "coeffs must have the shape of seeds, ", shape_of(seeds), ", got ",
+        shape_of(coeffs));
+  return {as_contiguous(seeds), as_contiguous(coeffs)};
+}
+
+void check_no_overlap(const Tensor& t, const char* op, const char* argument) {
+  if (t.is_contiguous()) return;
+  std::vector<std::pair<int64_t, int64_t>> extents;  // (stride, size) of the dimensions that move
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1) extents.emplace_back(t.stride(d), t.size(d));
+  std::sort(extents.begin(), extents.end());
+  int64_t reach = 0;  // of all smaller strides together
+  for (const auto& [stride, size] : extents) {
+    MOBIZO_CHECK(stride > reach, op, argument, " must not overlap itself in memory, got shape ", shape_of(t),
+                 " with a stride of ", stride);
+    reach += stride * (size - 1);
+  }
+}
+
+ContiguousUpdate::ContiguousUpdate(const Tensor& target)
+    : target_(target), work_(as_contiguous(target)), copied_(!target.is_contiguous()) {}
+
+void ContiguousUpdate::finish() {
+  if (copied_) torch::stable::copy_(target_, work_);
+}
+
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+std::optional<int64_t> row_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.size(last) > 1 && t.stride(last) != 1) return std::nullopt;
+  int64_t stride = t.size(last), rows = 1;
+  bool first = true;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (first) {
+      stride = t.stride(d);
+      first = false;
+    } else if (t.stride(d) != stride * rows) {
+      return std::nullopt;
+    }
+    rows *= t.size(d);
+  }
+  return stride;
+}
+
+}  // namespace mobizo

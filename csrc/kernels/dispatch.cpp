@@ -1,0 +1,68 @@
+// Chooses the instruction set once, on first use.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "isa.h"
+
+namespace mobizo {
+namespace {
+
+struct Candidate {
+  const Kernels* kernels;
+  bool supported;
+};
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+struct Selection {
+  const Kernels* kernels = nullptr;
+  char error[256] = {};
+};
+
+Selection select() {
+  // Best first.
+  const Candidate candidates[] = {
+#if defined(__x86_64__)
+      {&avx512::kernels, has_avx512()},
+      {&avx2::kernels, has_avx2()},
+#elif defined(__aarch64__)
+      {&neon::kernels, true},
+#endif
+      {&scalar::kernels, true},
+  };
+  Selection selection;
+  const char* wanted = std::getenv("MOBIZO_CPU");
+  const bool any = wanted == nullptr || *wanted == '\0';
+  char available[64] = {};
+  for (const Candidate& candidate : candidates) {
+    if (!candidate.supported) continue;
+    if (any || std::strcmp(wanted, candidate.kernels->name) == 0) {
+      selection.kernels = candidate.kernels;
+      return selection;
+    }
+    const size_t used = std::strlen(available);
+    std::snprintf(available + used, sizeof available - used, "%s%s", used ? ", " : "", candidate.kernels->name);
+  }
+  std::snprintf(selection.error, sizeof selection.error,
+                "MOBIZO_CPU: expected an instruction set that this machine has (%s), got '%.100s'", available, wanted);
+  return selection;
+}
+
+}  // namespace
+
+const Kernels* select_kernels(const char** error) {
+  static const Selection selection = select();
+  *error = selection.error;
+  return selection.kernels;
+}
+
+}  // namespace mobizo

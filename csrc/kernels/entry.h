@@ -1,0 +1,29 @@
+// The entry points that each instruction set defines in its namespace, and the step from a DType to a C++ type that they share.
+// Include after simd/vec.h, which names the namespace.
+#pragma once
+
+#include "kernels.h"
+
+namespace mobizo::MOBIZO_ISA {
+
+void noise(const NoiseArgs& args, int64_t begin, int64_t end);
+void perturb(const PerturbArgs& args, int64_t begin, int64_t end);
+void mp_lora_shrink(const MpLoraArgs& args, int64_t begin, int64_t end);
+void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end);
+
+// f(T{}) for the element type T that dtype names.
+template <typename F>
+MOBIZO_INLINE void with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
+  }
+}
+
+MOBIZO_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace mobizo::MOBIZO_ISA

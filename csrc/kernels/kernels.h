@@ -1,0 +1,101 @@
+// The kernels as the bindings see them: raw pointers, sizes and strides; no torch, no ExecuTorch, no exceptions, no threads.
+//
+// Each kernel cuts its work into tasks of a fixed size that do not depend on the number of threads. A binding asks how many there
+// are and runs run(args, begin, end) over them with whatever parallel_for it has; every partition gives the same bits. Pointers are
+// valid, sizes consistent: that is checked before, in the bindings.
+#pragma once
+
+#include <cstdint>
+
+#include "../noise/distribution.h"
+
+namespace mobizo {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+constexpr int64_t kMaxRank = 256;
+
+// out[e] = z(seed, stream, e), rounded to dtype, for numel elements.
+struct NoiseArgs {
+  void* out;
+  DType dtype;
+  int64_t numel;
+  int64_t seed, stream;
+  Distribution distribution;
+};
+
+// param = decay * param + sum_i coeffs[i] * z(seeds[i], stream), rounded once; tasks as in perturb_tasks.
+struct PerturbArgs {
+  void* param;
+  DType dtype;
+  int64_t numel;
+  const int64_t* seeds;
+  const float* coeffs;
+  int64_t count;
+  int64_t stream;
+  float decay;
+  Distribution distribution;
+  double* squared_change;  // null, or one element per task: the sum of squares of (new - old) as stored
+};
+
+// out = base + scaling * (x A^T) (B + coeffs[g] z(seeds[g], stream))^T for the rows of each of `groups` equal row blocks.
+// x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank] contiguous.
+// base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
+struct MpLoraArgs {
+  const void* base;
+  const void* x;
+  void* out;
+  DType dtype;
+  int64_t base_stride, x_stride, out_stride;  // elements between rows
+  const float* lora_a;
+  const void* lora_b;
+  DType lora_b_dtype;
+  const int64_t* seeds;
+  const float* coeffs;
+  int64_t rows, in_features, out_features, rank, groups;
+  float scaling;
+  int64_t stream;
+  Distribution distribution;
+  int64_t tile_columns;  // from mp_lora_tile_columns
+  float* shrunk;
+};
+
+// Elements of a flat tensor that one task of noise or perturb covers.
+constexpr int64_t kTaskElements = 2048;
+constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
+
+// Rows of x that one task of mp_lora_shrink covers.
+constexpr int64_t kShrinkRows = 24;
+constexpr int64_t mp_lora_shrink_tasks(int64_t rows) { return (rows + kShrinkRows - 1) / kShrinkRows; }
+
+// One task of mp_lora_expand covers the rows of one group in `tile_columns` columns of the output. Wide tiles read memory in long
+// runs; narrow ones keep every thread busy. Neither changes a bit of the result.
+constexpr int64_t kColumnStep = 64;     // tiles start on whole vectors of every instruction set
+constexpr int64_t kPanelFloats = 8192;  // what a task's share of B should take at most: 32 KiB of the first-level cache
+constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64_t groups, int64_t threads) {
+  const int64_t steps = (out_features + kColumnStep - 1) / kColumnStep;
+  const int64_t fit_cache = kPanelFloats / (rank * kColumnStep);
+  const int64_t feed_threads = steps * groups / (4 * threads);
+  const int64_t most = fit_cache < feed_threads ? fit_cache : feed_threads;
+  if (most <= 1) return kColumnStep;
+  const int64_t tiles = (steps + most - 1) / most;
+  return (steps + tiles - 1) / tiles * kColumnStep;  // tiles of about one size
+}
+constexpr int64_t mp_lora_expand_tasks(int64_t out_features, int64_t groups, int64_t tile_columns) {
+  return groups * ((out_features + tile_columns - 1) / tile_columns);
+}
+
+// One instruction set's compilation of every kernel.
+struct Kernels {
+  const char* name;
+  void (*noise)(const NoiseArgs&, int64_t begin, int64_t end);
+  void (*perturb)(const PerturbArgs&, int64_t begin, int64_t end);
+  void (*mp_lora_shrink)(const MpLoraArgs&, int64_t begin, int64_t end);
+  void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
+};
+
+// The best instruction set this machine has, or the one that the environment variable MOBIZO_CPU names. Null if MOBIZO_CPU names one
+// that does not exist or that this machine lacks; *error then says so in a sentence.
+const Kernels* select_kernels(const char** error);
+
+}  // namespace mobizo

@@ -1,0 +1,12 @@
+#include "../simd/vec.h"
+#include "entry.h"
+
+#define MOBIZO_STRING(x) #x
+#define MOBIZO_NAME(x) MOBIZO_STRING(x)
+
+namespace mobizo::MOBIZO_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {MOBIZO_NAME(MOBIZO_ISA), noise, perturb, mp_lora_shrink, mp_lora_expand};
+
+}  // namespace mobizo::MOBIZO_ISA

@@ -1,0 +1,18 @@
+"""Forward-only fine-tuning of LLMs at the cost of inference.
+
+    import mobizo_kernels as mobizo
+    mobizo.wrap(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
+    zo = mobizo.ZerothOrder(model, queries=4, eps=1e-2, lr=1e-3)
+    for batch in loader:
+        zo.step(batch)
+    mobizo.save_adapter(model, "adapter/")
+"""
+
+from mobizo_kernels import ops
+from mobizo_kernels._library import cpu_capability
+from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
+from mobizo_kernels.zo import ZerothOrder
+
+__version__ = "0.1.0"
+
+__all__ = ["ZerothOrder", "cpu_capability", "load_adapter", "ops", "save_adapter", "unwrap", "wrap"]

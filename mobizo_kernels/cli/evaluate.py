@@ -1,0 +1,116 @@
+"""Bring model, data and prompts together and score held-out rows, for `mobizo eval` and `mobizo train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from mobizo_kernels.cli import metrics
+from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
+from mobizo_kernels.cli.settings import EvalSettings, TaskSettings, as_json
+from mobizo_kernels.data import (
+    EncodedExample,
+    InputError,
+    PromptEncoder,
+    Splits,
+    collate,
+    load_model,
+    load_splits,
+    parse_verbalizer,
+)
+from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.lora import load_adapter
+from mobizo_kernels.zo import LabelledLoss
+
+_ROWS_PER_FORWARD = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded model with the texts it is asked about and the way they are put to it."""
+
+    model: PreTrainedModel
+    pad_token: int
+    encoder: PromptEncoder
+    splits: Splits
+
+
+def load_task(settings: TaskSettings) -> Task:
+    """Load everything a run needs, the cheap things first, so that most mistakes show at once.
+
+    Raises:
+        InputError: any of the settings names something that does not exist or does not fit.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    verbalizer = parse_verbalizer(settings.verbalizer)
+    splits = load_splits(settings.data, settings.text_column, settings.label_column)
+    if set(verbalizer) != set(splits.labels):
+        expected, got = (", ".join(map(repr, labels)) for labels in (splits.labels, verbalizer))
+        raise InputError(f"verbalizer: expected one word for each label of the data ({expected}), got {got}")
+    model, tokenizer = load_model(settings.model, settings.dtype)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    return Task(model, tokenizer.pad_token_id, encoder, splits)
+
+
+def label_scores(
+    loss: LabelledLoss, examples: Sequence[EncodedExample], pad_token: int
+) -> NDArray[np.float32]:
+    """The logits of the label words behind each prompt, [examples, labels]; the answers are not looked at."""
+    by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids))
+    parts = []
+    for start in range(0, len(by_length), _ROWS_PER_FORWARD):
+        rows = by_length[start : start + _ROWS_PER_FORWARD]
+        parts.append(loss.logits(collate([examples[row] for row in rows], pad_token)).cpu())
+    return torch.cat(parts).numpy()[np.argsort(by_length)]
+
+
+def label_targets(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:
+    """The index of each example's label, [examples]."""
+    return np.array([example.label for example in examples], dtype=np.int64)
+
+
+def quality(scores: NDArray[np.float32], targets: NDArray[np.int64]) -> dict[str, float | None]:
+    """accuracy, balanced_accuracy and auc of scores on held-out rows.
+
+    Raises:
+        InputError: a score is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise InputError("model: its scores are not finite; a --dtype of wider range may help")
+    return {
+        "accuracy": metrics.accuracy(scores, targets),
+        "balanced_accuracy": metrics.balanced_accuracy(scores, targets),
+        "auc": metrics.auc(scores, targets),
+    }
+
+
+def evaluate(settings: EvalSettings) -> dict[str, Any]:
+    """Score a model, with an adapter or without, on the test split.
+
+    Returns:
+        `quality` and the number of rows, the peak memory and the settings.
+
+    Raises:
+        InputError: as `load_task`; or the adapter cannot be read, or is one of another model.
+    """
+    task = load_task(settings)
+    with blame_input("adapter"):
+        if settings.adapter is not None:
+            load_adapter(task.model, settings.adapter)
+        loss = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
+    examples = task.encoder.encode(task.splits.test[: settings.eval_rows])
+    reset_peak_rss()
+    result = quality(label_scores(loss, examples, task.pad_token), label_targets(examples))
+    return {
+        **result,
+        "rows": len(examples),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "settings": as_json(settings),
+    }

@@ -1,0 +1,73 @@
+"""Entry point of the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mobizo_kernels.cli.environment import environment
+from mobizo_kernels.cli.evaluate import evaluate
+from mobizo_kernels.cli.report import environment_table, evaluation_table, training_table
+from mobizo_kernels.cli.settings import EvalSettings, Json, TrainSettings, takes
+from mobizo_kernels.cli.train import train
+from mobizo_kernels.data import InputError
+
+app = typer.Typer(
+    help="Fine-tune language models with forward passes only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("train")
+@takes(TrainSettings)
+def train_command(settings: TrainSettings, print_json: bool) -> None:
+    """Tune LoRA adapters of a model on labelled texts, without back-propagation."""
+    _print(train(settings), training_table, print_json)
+
+
+@app.command("eval")
+@takes(EvalSettings)
+def eval_command(settings: EvalSettings, print_json: bool) -> None:
+    """Score a model, with an adapter or without, on the test split of the data."""
+    _print(evaluate(settings), evaluation_table, print_json)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Directory for the results; an earlier demo is replaced.")] = Path(
+        "demo"
+    ),
+    print_json: Json = False,
+) -> None:
+    """Tune SmolLM2-135M-Instruct on Rotten Tomatoes with the default recipe: a few minutes on two cores."""
+    _print(train(TrainSettings(out=out, overwrite=True)), training_table, print_json)
+
+
+@app.command("env")
+def env_command(print_json: Json = False) -> None:
+    """Print the versions, the CPU and the kernels a run would use."""
+    _print(environment(), environment_table, print_json)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; bad input ends in one sentence on stderr and exit code 2.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+    """
+    try:
+        app(arguments, prog_name="mobizo")
+    except InputError as error:
+        print(f"mobizo: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], print_json: bool) -> None:
+    print(json.dumps(result) if print_json else table(result))

@@ -1,0 +1,72 @@
+"""Tables for people: what a command prints when it is not asked for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def training_table(summary: dict[str, Any]) -> str:
+    """The summary of `train`: quality before, before with a fitted bias, and after; then what it cost."""
+    rows = [
+        ("", "accuracy", "balanced", "AUC"),
+        ("zero-shot", *_quality(summary, "before")),
+        ("zero-shot, calibrated", _percent(summary["calibrated_accuracy_before"]), "", ""),
+        ("after tuning", *_quality(summary, "after")),
+    ]
+    error = (summary["accuracy_after"] * (1 - summary["accuracy_after"]) / summary["eval_rows"]) ** 0.5
+    settings = summary["settings"]
+    return "\n".join(
+        [
+            f"{settings['model']} on {settings['data']}, {summary['eval_rows']} test rows "
+            f"(standard error {100 * error:.1f} points)",
+            *(f"  {name:<22}{accuracy:>10}{balanced:>10}{auc:>8}" for name, accuracy, balanced, auc in rows),
+            *_aligned(
+                {
+                    "step time (median)": f"{summary['step_ms_median']:.0f} ms",
+                    "steps": f"{summary['steps']} ({summary['skipped_steps']} skipped, "
+                    f"adapter kept from step {summary['best_step']})",
+                    "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
+                    "adapter size": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
+                    "written to": settings["out"],
+                }
+            ),
+        ]
+    )
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """The result of `evaluate`."""
+    auc = result["auc"]
+    return "\n".join(
+        _aligned(
+            {
+                "accuracy": _percent(result["accuracy"]),
+                "balanced accuracy": _percent(result["balanced_accuracy"]),
+                "AUC": "-" if auc is None else f"{auc:.3f}",
+                "test rows": result["rows"],
+                "peak memory": f"{result['peak_rss_mb']:.0f} MB",
+            }
+        )
+    )
+
+
+def environment_table(environment: dict[str, Any]) -> str:
+    """What `environment` found."""
+    return "\n".join(_aligned({name: "-" if value is None else value for name, value in environment.items()}))
+
+
+def _aligned(values: dict[str, Any]) -> list[str]:
+    return [f"  {name:<22}{value}" for name, value in values.items()]
+
+
+def _quality(summary: dict[str, Any], when: str) -> tuple[str, str, str]:
+    auc = summary[f"auc_{when}"]
+    return (
+        _percent(summary[f"accuracy_{when}"]),
+        _percent(summary[f"balanced_accuracy_{when}"]),
+        "-" if auc is None else f"{auc:.3f}",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

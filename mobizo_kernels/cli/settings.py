@@ -1,0 +1,119 @@
+"""What a user can set, declared once: the fields of these classes are the options of the commands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from typer import Option
+
+from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2
+
+# Which heading of the help an option stands under.
+_task = partial(Option, rich_help_panel="Model and data")
+_tune = partial(Option, rich_help_panel="Tuning")
+_run = partial(Option, rich_help_panel="Run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """A model, labelled texts, and how the one is asked about the other."""
+
+    model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
+    data: Annotated[str, _task(help=f"{ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
+    text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
+    label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
+    template: Annotated[str, _task(help="The prompt; {text} stands for the text.")] = "{text} It was"
+    verbalizer: Annotated[str, _task(help="JSON: the word that answers the prompt, for each label.")] = (
+        '{"0": " terrible", "1": " great"}'
+    )
+    max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
+    eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], _task(help="Type of the base model's weights.")
+    ] = "bfloat16"
+    threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="torch's choice")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(TaskSettings):
+    """What `mobizo eval` can be told."""
+
+    adapter: Annotated[Path | None, _task(help="Directory of a PEFT adapter of the model.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TaskSettings):
+    """What `mobizo train` can be told. The defaults are the recipe of `mobizo demo`."""
+
+    out: Annotated[Path, _run(help="Directory for the adapter, the metrics and the plot.")]
+    overwrite: Annotated[bool, _run("--overwrite", help="Replace the files of a run in --out.")] = False
+    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 200
+    queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 4
+    batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
+    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
+    lr: Annotated[float, _tune(help="Learning rate.")] = 1e-3
+    lr_schedule: Annotated[
+        Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
+    ] = "constant"
+    estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
+        "two_sided"
+    )
+    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
+    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = False
+    momentum: Annotated[float, _tune(help="Of the updates, in [0, 1).")] = 0.0
+    weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
+    rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 16
+    alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
+    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = (
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+    )
+    layers: Annotated[
+        str | None, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or top-N.", show_default="all")
+    ] = None
+    seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
+    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+    eval_every: Annotated[
+        int | None, _run(min=1, help="Steps between validations.", show_default="a tenth of --steps")
+    ] = None
+
+
+Settings = TypeVar("Settings", bound=TaskSettings)
+Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line.")]
+
+
+def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None]], Callable[..., None]]:
+    """Give `command(settings, print_json)` the signature for typer: all fields of `settings`, and --json."""
+
+    def decorate(command: Callable[[Settings, bool], None]) -> Callable[..., None]:
+        def run(*, print_json: bool, **values: Any) -> None:
+            command(settings(**values), print_json)
+
+        hints = get_type_hints(settings, include_extras=True) | {"print_json": Json}
+        defaults = {field.name: field.default for field in fields(settings)} | {"print_json": False}
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=hints[name],
+                default=inspect.Parameter.empty if default is MISSING else default,
+            )
+            for name, default in defaults.items()
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = hints
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def as_json(settings: TaskSettings) -> dict[str, Any]:
+    """The settings as JSON can hold them."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
+    }

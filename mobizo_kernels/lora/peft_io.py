@@ -1,0 +1,148 @@
+"""Adapters on disk, in PEFT's own format: adapter_config.json and adapter_model.safetensors.
+
+A is saved as well as B, so `peft.PeftModel.from_pretrained(base, directory)` computes what the wrapped model
+computes, and any tool that takes PEFT adapters takes these.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mobizo_kernels.lora.linear import lora_scaling
+from mobizo_kernels.lora.targets import check_options, find_targets, rank_and_alpha
+from mobizo_kernels.lora.wrapping import Model, adapter_layers, adapter_of, install, is_wrapped
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+# Ways of initialising LoRA that leave the base weights alone; the others only make sense on a changed base.
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
+
+
+def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Write the adapter of a wrapped model to `directory`, which is created if need be.
+
+    Both files are written beside their final places and then renamed over them: a failure while writing
+    leaves an adapter that was there before as it was.
+
+    Args:
+        model: a wrapped model.
+        directory: receives adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ValueError: if the model is not wrapped.
+        OSError: if `directory` is a file or cannot be written.
+    """
+    config = copy.copy(adapter_of(model).config)
+    config.inference_mode = True  # as PEFT saves it: loading freezes the adapter unless asked to train it
+    if config.base_model_name_or_path is None:
+        config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
+    # Without a task type, AutoPeftModel finds the class of the base model here.
+    auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
+        save_file(tensors, Path(scratch, WEIGHTS_FILE), metadata={"format": "pt"})
+        config.save_pretrained(scratch, auto_mapping_dict=None if config.task_type else auto_mapping)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(Path(scratch, name), directory / name)
+
+
+def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
+    """Load an adapter that :func:`save_adapter` or `PeftModel.save_pretrained` wrote.
+
+    A model that is not wrapped is wrapped by the saved configuration. Into a wrapped model A and B are copied
+    in place, so an optimizer that holds them goes on; scalings and configuration become those of the adapter.
+    The saved `lora_dropout` is dropped: it acts in first-order training only.
+
+    Args:
+        model: the base model of the adapter, wrapped or not.
+        directory: holds adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        `model`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the files cannot be read, if the configuration is not LoRA or has an option that cannot
+            be honoured, or if the tensors do not fit the model. In every case the model is left as it was.
+    """
+    config, tensors = _read(Path(directory))
+    if is_wrapped(model):
+        layers = adapter_layers(model)
+        _check_fit(model, tensors, {key: tensor.shape for key, tensor in _adapter_tensors(model).items()})
+    else:
+        targets = find_targets(model, config)
+        expected = {}
+        for target in targets:
+            expected[_key(target.name, "A")] = torch.Size((target.rank, target.in_features))
+            expected[_key(target.name, "B")] = torch.Size((target.out_features, target.rank))
+        _check_fit(model, tensors, expected)
+        layers = install(model, config, targets)
+
+    for name, layer in layers.items():
+        layer.lora_a.data.copy_(tensors[_key(name, "A")])
+        layer.lora_b.data.copy_(tensors[_key(name, "B")])
+        layer.scaling = lora_scaling(*rank_and_alpha(config, name), config.use_rslora)
+    adapter_of(model).config = config
+    return model
+
+
+def _key(name: str, factor: str) -> str:
+    """PEFT's name of a factor ("A" or "B") of the linear at path `name`."""
+    return f"base_model.model.{name}.lora_{factor}.weight"
+
+
+def _adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in adapter_layers(model).items():
+        tensors[_key(name, "A")], tensors[_key(name, "B")] = layer.lora_a, layer.lora_b
+    return tensors
+
+
+def _read(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"load_adapter: {directory} holds no {name}")
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        tensors = load_file(directory / WEIGHTS_FILE)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"load_adapter: {directory} cannot be read as a PEFT adapter: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"load_adapter: expected a LoRA adapter in {directory}, got {config.peft_type}")
+    if config.init_lora_weights not in _HARMLESS_INITS:
+        raise ValueError(
+            f"load_adapter: LoraConfig.init_lora_weights={config.init_lora_weights!r} changes the base "
+            "weights, so the adapter alone does not describe the model"
+        )
+    config.init_lora_weights = True
+    config.lora_dropout = 0.0
+    check_options(config)
+    return config, tensors
+
+
+def _check_fit(model: nn.Module, got: dict[str, torch.Tensor], expected: dict[str, torch.Size]) -> None:
+    problems = [f"{key} is missing" for key in sorted(expected.keys() - got.keys())]
+    problems += [f"{key} is unexpected" for key in sorted(got.keys() - expected.keys())]
+    problems += [
+        f"{key} should be {list(expected[key])} and is {list(got[key].shape)}"
+        for key in sorted(expected.keys() & got.keys())
+        if got[key].shape != expected[key]
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"load_adapter: the adapter does not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}"
+        )

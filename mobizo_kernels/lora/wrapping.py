@@ -1,0 +1,163 @@
+"""Put the adapters that a `peft.LoraConfig` describes into a model, and take them out again."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
+from mobizo_kernels.lora.targets import Target, check_options, find_targets, plain_name
+from mobizo_kernels.ops import parameter_stream
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_ATTRIBUTE = "mobizo_adapter"
+
+
+@dataclass
+class Adapter:
+    """What `wrap` leaves on a model, as an attribute of it.
+
+    Attributes:
+        config: its LoraConfig, with `target_modules` written out.
+        directions: shared by the layers.
+        frozen: the parameters that required a gradient before; `unwrap` lets them require it again.
+    """
+
+    config: LoraConfig
+    directions: Directions
+    frozen: list[nn.Parameter]
+
+
+def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
+    """Replace the targeted linears of a model by :class:`MPLoRALinear`, in place, and freeze everything else.
+
+    Which linears, and with which ranks and alphas, is decided by PEFT's own matching of `target_modules`
+    (suffixes, a regular expression, "all-linear", or None for PEFT's choice for the architecture),
+    `exclude_modules`, `layers_to_transform`, `layers_pattern`, `rank_pattern`, `alpha_pattern` and
+    `use_rslora`. A is drawn kaiming-uniform as PEFT does, B starts at zero: the model computes what it did.
+
+    Args:
+        model: any module with linears; they may be quantised.
+        config: is copied, never changed.
+        seed: of A. Each linear draws on its own, so its A does not depend on what else is adapted.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: before the model is touched, if it is wrapped already, if an option of `config` cannot be
+            honoured, if an entry of `target_modules` matches nothing, or something that is not a linear.
+    """
+    if is_wrapped(model):
+        raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap(model) first")
+    config = copy.deepcopy(config)
+    check_options(config)
+    if config.init_lora_weights is not True:
+        raise ValueError(f"LoraConfig.init_lora_weights must be True, got {config.init_lora_weights!r}")
+    layers = install(model, config, find_targets(model, config, strict=True))
+    for layer in layers.values():
+        layer.reset_lora_a(torch.Generator().manual_seed((seed + layer.stream) % 2**63))
+    return model
+
+
+def unwrap(model: Model, *, merge: bool = False) -> Model:
+    """Put the original linears back, the same module objects, and undo the freezing.
+
+    Args:
+        model: a wrapped model.
+        merge: first add scaling * B A to the weight of each linear, in float32, rounded once to its dtype.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: before the model is touched, if it is not wrapped, or if `merge` meets a weight that is
+            quantised or tied to that of another module.
+    """
+    adapter, layers = adapter_of(model), adapter_layers(model)
+    if merge:
+        uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        for name, layer in layers.items():
+            _check_mergeable(name, layer.base_layer, uses)
+        for layer in layers.values():
+            _merge(layer)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.base_layer)
+    for parameter in adapter.frozen:
+        parameter.requires_grad_(True)
+    delattr(model, _ATTRIBUTE)
+    return model
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether the model holds adapters of :func:`wrap`."""
+    return hasattr(model, _ATTRIBUTE)
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """What :func:`wrap` left on the model. Raises ValueError if the model is not wrapped."""
+    if not is_wrapped(model):
+        raise ValueError(
+            f"{type(model).__name__} is not wrapped; call wrap(model, peft.LoraConfig(...)) first"
+        )
+    adapter: Adapter = getattr(model, _ATTRIBUTE)
+    return adapter
+
+
+def adapter_layers(model: nn.Module) -> dict[str, MPLoRALinear]:
+    """The adapted linears by their paths in the un-wrapped model; empty if the model is not wrapped."""
+    modules = model.named_modules()
+    return {plain_name(name): module for name, module in modules if isinstance(module, MPLoRALinear)}
+
+
+def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict[str, MPLoRALinear]:
+    """Freeze the model and put an adapter, A and B zero, in the place of every target; the layers by path."""
+    directions = Directions(device_of(targets[0].module))
+    layers = {
+        target.name: MPLoRALinear(
+            target.module,
+            target.in_features,
+            target.out_features,
+            rank=target.rank,
+            alpha=target.alpha,
+            rslora=config.use_rslora,
+            stream=parameter_stream(f"{target.name}.weight"),
+            directions=directions,
+        )
+        for target in targets
+    }
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen))
+    return layers
+
+
+def _check_mergeable(name: str, base: nn.Module, uses: Counter[int]) -> None:
+    weight = getattr(base, "weight", None)
+    if type(base) not in (nn.Linear, Conv1D) or type(weight) is not nn.Parameter:
+        raise ValueError(
+            f"unwrap: merge=True needs plain linears, but {name} is a {type(base).__name__} "
+            f"whose weight is a {type(weight).__name__}"
+        )
+    if uses[id(weight)] > 1:
+        raise ValueError(
+            f"unwrap: merge=True cannot change the weight of {name}, which another module shares"
+        )
+
+
+@torch.no_grad()
+def _merge(layer: MPLoRALinear) -> None:
+    weight = layer.weight
+    delta = layer.scaling * (layer.lora_b.float() @ layer.lora_a.float())
+    weight.copy_(weight.float() + (delta.T if isinstance(layer.base_layer, Conv1D) else delta))

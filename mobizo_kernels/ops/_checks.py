@@ -1,0 +1,58 @@
+"""What every fake checks while a graph is traced; the kernels say the same when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+MAX_RANK = 256
+
+
+def shape_of(tensor: torch.Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check(op: str, condition: bool | torch.SymBool, message: str) -> None:
+    torch._check(condition, lambda: f"mobizo::{op}: {message}")
+
+
+def check_storage_dtype(op: str, name: str, tensor: torch.Tensor) -> None:
+    supported = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    check(op, supported, f"{name} must be float32, bfloat16 or float16, got {dtype_name(tensor)}")
+
+
+def check_dtype_of_x(op: str, name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
+    message = f"{name} must have the dtype of x ({dtype_name(x)}), got {dtype_name(tensor)}"
+    check(op, tensor.dtype == x.dtype, message)
+
+
+def check_shape(op: str, name: str, tensor: torch.Tensor, expected: Sequence[int], described: str) -> None:
+    matches = tensor.dim() == len(expected) and tensor.shape == torch.Size(expected)
+    check(op, matches, f"{name} must have {described}, got {shape_of(tensor)}")
+
+
+def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    check(op, tensor.device == device, f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_distribution(op: str, distribution: str) -> None:
+    known = distribution in ("gaussian", "rademacher")
+    check(op, known, f"distribution must be 'gaussian' or 'rademacher', got '{distribution}'")
+
+
+def check_directions(
+    op: str, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str, device: torch.device
+) -> None:
+    """seeds int64 [n] and coeffs float32 [n], on the device of the tensor they act on."""
+    check_device(op, "seeds", seeds, device)
+    check_device(op, "coeffs", coeffs, device)
+    check(op, seeds.dim() == 1, f"seeds must have one dimension, got shape {shape_of(seeds)}")
+    check(op, seeds.dtype == torch.int64, f"seeds must be int64, got {dtype_name(seeds)}")
+    check(op, coeffs.dtype == torch.float32, f"coeffs must be float32, got {dtype_name(coeffs)}")
+    check_shape(op, "coeffs", coeffs, seeds.shape, f"the shape of seeds, {shape_of(seeds)}")
+    check_distribution(op, distribution)

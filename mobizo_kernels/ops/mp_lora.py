@@ -1,0 +1,232 @@
+"""mp_lora: the adapters of many perturbed copies of a batch, with no perturbed copy of LoRA-B anywhere."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mobizo_kernels.ops._checks import (
+    MAX_RANK,
+    check,
+    check_device,
+    check_directions,
+    check_dtype_of_x,
+    check_shape,
+    check_storage_dtype,
+    shape_of,
+)
+
+
+def mp_lora(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    """base + scaling * (x A^T)(B + coeffs[g] z(seeds[g]))^T for the rows of each group g.
+
+    MP-LoRA of MobiZO (arXiv 2409.15520): the rows are G equal contiguous blocks, one for each perturbed copy
+    of the batch. The directions are made inside the kernel. Sums and the perturbed B are float32 whatever the
+    storage types; the result is rounded once. One group with coefficient 0 is plain LoRA.
+
+    Args:
+        base: [..., out], the output of the frozen linear on x; float32, bfloat16 or float16.
+        x: [..., in] of the dtype of `base`; its leading sizes multiply to M rows, M divisible by G.
+        lora_a: [r, in], float32, bfloat16 or float16.
+        lora_b: [out, r], float32, bfloat16 or float16. Element (n, j) takes noise element n * r + j.
+        seeds: int64 [G].
+        coeffs: float32 [G], the signed size of each group's perturbation.
+        scaling: alpha / rank.
+        stream: the stream of the adapted weight, see :func:`mobizo_kernels.ops.parameter_stream`.
+        distribution: "gaussian" or "rademacher".
+
+    Returns:
+        New tensor of the shape and dtype of `base`.
+
+    Raises:
+        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong.
+    """
+    return torch.ops.mobizo.mp_lora(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
+
+
+def mp_lora_(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    """:func:`mp_lora` in place on `base`, which it returns: no second output buffer.
+
+    Raises:
+        RuntimeError: before anything is written, in the cases of :func:`mp_lora`.
+    """
+    if torch.compiler.is_compiling():
+        # Functionalization refuses custom ops that return an alias, and turns this copy into a new value.
+        return base.copy_(mp_lora(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution))
+    return torch.ops.mobizo.mp_lora_(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
+
+
+def mp_lora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    """The whole adapted linear: :func:`mp_lora` on top of x W^T + bias.
+
+    Args:
+        x: [..., in], float32, bfloat16 or float16.
+        weight: [out, in] of the dtype of `x`.
+        bias: [out] of the dtype of `x`, or None.
+        lora_a, lora_b, seeds, coeffs, scaling, stream, distribution: as in :func:`mp_lora`.
+
+    Returns:
+        New tensor [..., out] of the dtype of `x`.
+
+    Raises:
+        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong.
+    """
+    return torch.ops.mobizo.mp_lora_linear(
+        x, weight, bias, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution
+    )
+
+
+def _check_adapter(
+    op: str,
+    x: torch.Tensor,
+    out_features: int,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    distribution: str,
+) -> None:
+    for name, tensor in (("x", x), ("lora_a", lora_a), ("lora_b", lora_b)):
+        check_device(op, name, tensor, x.device)
+        check_storage_dtype(op, name, tensor)
+    check(op, x.dim() >= 1, f"x must have at least one dimension, got shape {shape_of(x)}")
+    in_features, rank = x.shape[-1], lora_a.shape[0]
+    check_shape(op, "lora_a", lora_a, (rank, in_features), f"shape (rank, {in_features})")
+    check(op, 1 <= rank <= MAX_RANK, f"rank must be from 1 to {MAX_RANK}, got {rank}")
+    check_shape(op, "lora_b", lora_b, (out_features, rank), f"shape ({out_features}, {rank})")
+    check_directions(op, seeds, coeffs, distribution, x.device)
+    rows, groups = math.prod(x.shape[:-1]), seeds.shape[0]
+    # A symbolic row count stays free: a guard on its divisibility would refuse dynamic batches at export.
+    if isinstance(rows, int) and isinstance(groups, int):
+        check(op, groups >= 1, f"seeds must name at least one group, got shape {shape_of(seeds)}")
+        divisible = groups >= 1 and rows % groups == 0
+        check(op, divisible, f"rows of x ({rows}) must be divisible by the number of groups ({groups})")
+
+
+def _check_mp_lora(
+    op: str,
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    distribution: str,
+) -> None:
+    check(op, base.dim() >= 1, f"base must have at least one dimension, got shape {shape_of(base)}")
+    _check_adapter(op, x, base.shape[-1], lora_a, lora_b, seeds, coeffs, distribution)
+    check_device(op, "base", base, x.device)
+    check_dtype_of_x(op, "base", base, x)
+    leading = (*x.shape[:-1], base.shape[-1])
+    check_shape(op, "base", base, leading, f"the leading sizes of x, {shape_of(x)}")
+
+
+@torch.library.register_fake("mobizo::mp_lora")
+def _(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    return base.new_empty(base.shape)
+
+
+@torch.library.register_fake("mobizo::mp_lora.out")
+def _(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_device("mp_lora", "out", out, x.device)
+    check_dtype_of_x("mp_lora", "out", out, x)
+    check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
+    return out
+
+
+@torch.library.register_fake("mobizo::mp_lora_")
+def _(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    _check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    return base
+
+
+@torch.library.register_fake("mobizo::mp_lora_linear")
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    op, out_features = "mp_lora_linear", weight.shape[0]
+    _check_adapter(op, x, out_features, lora_a, lora_b, seeds, coeffs, distribution)
+    check_device(op, "weight", weight, x.device)
+    check_dtype_of_x(op, "weight", weight, x)
+    wanted = "shape (out_features, in_features of x)"
+    check_shape(op, "weight", weight, (out_features, x.shape[-1]), wanted)
+    if bias is not None:
+        check_device(op, "bias", bias, x.device)
+        check_dtype_of_x(op, "bias", bias, x)
+        check_shape(op, "bias", bias, (out_features,), f"shape ({out_features},)")
+    return x.new_empty((*x.shape[:-1], out_features))

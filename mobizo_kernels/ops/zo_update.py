@@ -1,0 +1,71 @@
+"""zo_update: the update of a step, in the form that survives torch.export and ExecuTorch."""
+
+from __future__ import annotations
+
+import torch
+
+from mobizo_kernels.ops._checks import check, check_directions, check_storage_dtype, dtype_name, shape_of
+
+
+def zo_update(
+    param: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    stream: int,
+    decay: float = 1.0,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    """param = decay * param + sum_i coeffs[i] * z(seeds[i]), in place; returns the size of the change.
+
+    The new values are those of :func:`mobizo_kernels.ops.perturb_`, to the bit. An op that returns a small
+    tensor of its own, and not the parameter, keeps its mutation through export: the parameter is neither
+    copied nor planned twice, and the result keeps the call from being taken for dead code.
+
+    Args:
+        param: float32, bfloat16 or float16, any shape, changed in place.
+        seeds: int64 [n].
+        coeffs: float32 [n]; for plain SGD -(lr / queries) * projected gradient.
+        stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
+        decay: factor on the old value.
+        distribution: "gaussian" or "rademacher".
+
+    Returns:
+        float32 [1], the L2 norm of the change of the stored values.
+
+    Raises:
+        RuntimeError: before anything is written, if a dtype, length, device or the distribution is wrong.
+    """
+    return torch.ops.mobizo.zo_update(param, seeds, coeffs, stream, decay, distribution)
+
+
+@torch.library.register_fake("mobizo::zo_update")
+def _(
+    param: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    stream: int,
+    decay: float = 1.0,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    check_storage_dtype("zo_update", "param", param)
+    check_directions("zo_update", seeds, coeffs, distribution, param.device)
+    return param.new_empty(1, dtype=torch.float32)
+
+
+@torch.library.register_fake("mobizo::zo_update.out")
+def _(
+    param: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    stream: int,
+    decay: float = 1.0,
+    distribution: str = "gaussian",
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    check_storage_dtype("zo_update", "param", param)
+    check_directions("zo_update", seeds, coeffs, distribution, param.device)
+    is_norm = out.dtype == torch.float32 and out.shape == (1,)
+    got = f"{dtype_name(out)} of shape {shape_of(out)}"
+    check("zo_update", is_norm, f"out must be float32 of shape (1,), got {got}")
+    return out

@@ -1,0 +1,21 @@
+"""Zeroth-order optimization: seeds, estimators, optimizers, the loss of groups, and the step."""
+
+from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_estimator
+from mobizo_kernels.zo.loss import LabelledLoss
+from mobizo_kernels.zo.optimizers import ZOSGD
+from mobizo_kernels.zo.seeds import query_seed, query_seeds
+from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder, tuned_parameters
+
+__all__ = [
+    "ZOSGD",
+    "Estimator",
+    "LabelledLoss",
+    "OneSided",
+    "StepOutput",
+    "TwoSided",
+    "ZerothOrder",
+    "make_estimator",
+    "query_seed",
+    "query_seeds",
+    "tuned_parameters",
+]

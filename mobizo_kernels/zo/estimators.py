@@ -1,0 +1,142 @@
+"""From losses to projected gradients: which perturbed copies of the batch a step sees, and what they tell.
+
+A projected gradient is the slope of the loss along one direction; with its seed it is the whole gradient
+estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Estimator(ABC):
+    """One step's plan: G groups, each a copy of the batch seen by a perturbed model.
+
+    Args:
+        queries: q, directions in each step.
+        eps: size of a perturbation.
+        normalize: divide the loss differences by the standard deviation of the step's perturbed losses in
+            place of eps (FZOO, arXiv 2506.09034): the step then does not depend on the scale of the loss, and
+            a learning rate is a length along each direction.
+
+    Raises:
+        ValueError: if `queries` is below 1, `eps` is not positive, or `normalize` has one loss only.
+    """
+
+    queries: int
+    eps: float
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise ValueError(f"queries must be at least 1, got {self.queries}")
+        if not (self.eps > 0 and math.isfinite(self.eps)):
+            raise ValueError(f"eps must be positive and finite, got {self.eps}")
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return len(self.plan())
+
+    @abstractmethod
+    def plan(self) -> list[tuple[int, int]]:
+        """For each group its query and its sign: +1, -1, or 0 for the clean model."""
+
+    @abstractmethod
+    def loss(self, losses: torch.Tensor) -> float:
+        """The loss of the step to report, from losses [G]."""
+
+    @abstractmethod
+    def differences(self, losses: torch.Tensor) -> torch.Tensor:
+        """How much each query's perturbation of size eps changes the loss, [q], from losses [G]."""
+
+    @abstractmethod
+    def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
+        """Those of losses [G] that belong to perturbed groups."""
+
+    def seeds(self, query_seeds: torch.Tensor) -> torch.Tensor:
+        """The seed of each group, int64 [G], from those of the queries, int64 [q]."""
+        return query_seeds[[query for query, _ in self.plan()]]
+
+    def coeffs(self) -> torch.Tensor:
+        """The signed size of each group's perturbation, float32 [G]."""
+        return torch.tensor([sign * self.eps for _, sign in self.plan()], dtype=torch.float32)
+
+    def projected_gradients(self, losses: torch.Tensor) -> torch.Tensor:
+        """The slope along each query's direction, float32 [q], computed in float64 on the CPU.
+
+        Args:
+            losses: finite, [G].
+
+        Raises:
+            ValueError: if `losses` is not of shape [G].
+        """
+        if losses.shape != (self.groups,):
+            raise ValueError(f"losses must have shape [{self.groups}], got {list(losses.shape)}")
+        losses = losses.detach().cpu().double()
+        differences = self.differences(losses)
+        if not self.normalize:
+            return (differences / self.eps).float()
+        std = self.perturbed(losses).std()
+        # Equal losses tell the directions apart in no way: no step, rather than a division by zero.
+        return (differences / std if std > 0 else torch.zeros_like(differences)).float()
+
+
+@dataclass(frozen=True)
+class TwoSided(Estimator):
+    """Central differences, g_k = (L(+eps z_k) - L(-eps z_k)) / (2 eps) (SPSA as in MeZO, arXiv 2305.17333,
+    Definition 1, with the q queries of MobiZO, arXiv 2409.15520). Groups 0..q-1 carry +eps, q..2q-1 -eps.
+    """
+
+    def plan(self) -> list[tuple[int, int]]:
+        return [(query, sign) for sign in (1, -1) for query in range(self.queries)]
+
+    def loss(self, losses: torch.Tensor) -> float:
+        """Mean of all groups: the clean loss up to terms of order eps^2."""
+        return losses.mean().item()
+
+    def differences(self, losses: torch.Tensor) -> torch.Tensor:
+        return (losses[: self.queries] - losses[self.queries :]) / 2
+
+    def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses
+
+
+@dataclass(frozen=True)
+class OneSided(Estimator):
+    """Forward differences, g_k = (L(+eps z_k) - L) / eps (FZOO, arXiv 2506.09034): q + 1 groups, not 2q.
+    Group 0 is clean, groups 1..q carry +eps.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalize and self.queries < 2:
+            raise ValueError("normalize needs at least 2 queries with the one_sided estimator, got 1")
+
+    def plan(self) -> list[tuple[int, int]]:
+        return [(0, 0), *((query, 1) for query in range(self.queries))]
+
+    def loss(self, losses: torch.Tensor) -> float:
+        """The loss of the clean group."""
+        return losses[0].item()
+
+    def differences(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses[1:] - losses[0]
+
+    def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses[1:]
+
+
+_ESTIMATORS: dict[str, type[Estimator]] = {"two_sided": TwoSided, "one_sided": OneSided}
+
+
+def make_estimator(name: str, *, queries: int, eps: float, normalize: bool = False) -> Estimator:
+    """The estimator called "two_sided" or "one_sided". Raises ValueError for any other name."""
+    if name not in _ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {name!r}")
+    return _ESTIMATORS[name](queries, eps, normalize)

@@ -1,0 +1,213 @@
+"""From a batch to an updated model by forward passes only: MobiZO on a wrapped model, MeZO on any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name
+from mobizo_kernels.zo.estimators import make_estimator
+from mobizo_kernels.zo.loss import LabelledLoss
+from mobizo_kernels.zo.optimizers import ZOSGD
+from mobizo_kernels.zo.seeds import check_run_seed, query_seeds
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step saw and did.
+
+    Attributes:
+        step: its number, from 0.
+        loss: of the model before the update, over the labelled tokens.
+        losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
+        projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
+        skipped: a loss was not finite, so nothing was updated.
+    """
+
+    step: int
+    loss: float
+    losses: torch.Tensor
+    projected_grads: torch.Tensor
+    skipped: bool
+
+
+class ZerothOrder:
+    """Fine-tune a causal LM without back-propagation.
+
+    A model wrapped by :func:`mobizo_kernels.wrap` is tuned by MobiZO (arXiv 2409.15520): one batched forward
+    over G copies of the batch, each seeing its own perturbed LoRA-B, and one update of B in place. No
+    perturbed B is ever stored, so B does not drift.
+
+    Any other model is tuned in all its parameters that require a gradient, by MeZO (arXiv 2305.17333): G
+    forwards, the parameters being perturbed in place between them. Taking one perturbation off and putting
+    the next one on is one pass over the parameters, and so is taking the last one off together with the
+    update: 2q + 1 passes (two_sided) where MeZO makes 4q. As in MeZO, each pass rounds to the parameters'
+    dtype, so in half precision they drift a little.
+
+    Dropout is the caller's: call `model.eval()` unless the copies of the batch shall see different masks.
+
+    Args:
+        model: a causal LM of transformers, wrapped or not.
+        queries: q, random directions in each step.
+        eps: size of a perturbation; 1e-2 suits LoRA and 1e-3 full parameters.
+        lr: learning rate of :attr:`optimizer`.
+        run_seed: any 64-bit integer; it gives all directions of the run.
+        estimator: "two_sided" (G = 2q) or "one_sided" (G = q + 1).
+        distribution: of the directions, "gaussian" or "rademacher".
+        normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
+        momentum: in [0, 1).
+        weight_decay: decoupled.
+        candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
+
+    Attributes:
+        optimizer: the :class:`ZOSGD` that updates the parameters; give it to a scheduler of torch.
+        skipped_steps: number of steps without an update because a loss was not finite.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range or the model cannot be tuned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        queries: int = 4,
+        eps: float = 1e-2,
+        lr: float = 1e-3,
+        run_seed: int = 0,
+        estimator: str = "two_sided",
+        distribution: str = "gaussian",
+        normalize: bool = False,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        candidate_tokens: Sequence[int] | None = None,
+    ) -> None:
+        check_run_seed(run_seed)
+        self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
+        self.optimizer = ZOSGD(
+            tuned_parameters(model),
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            distribution=distribution,
+        )
+        self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
+        self.model = model
+        self.steps = 0
+        self.skipped_steps = 0
+        # What decides, together with the step's number, on the directions and on what is made of them.
+        self._settings: dict[str, Any] = {
+            "run_seed": run_seed,
+            "queries": queries,
+            "eps": eps,
+            "estimator": estimator,
+            "normalize": normalize,
+            "distribution": distribution,
+        }
+
+    @torch.no_grad()
+    def step(self, batch: Mapping[str, torch.Tensor]) -> StepOutput:
+        """One step: G losses, q projected gradients, one update.
+
+        If a loss is not finite the update is skipped, the step is counted in `skipped_steps`, and the next
+        one goes on with new directions. The parameters are as before then, and also if anything is raised:
+        exactly in a wrapped model, up to the rounding of one perturbation in full-parameter mode.
+
+        Args:
+            batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
+
+        Raises:
+            ValueError: if the batch has nothing to predict. The step can be tried again.
+        """
+        seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)
+        if is_wrapped(self.model):
+            losses, standing = self._batched_losses(batch, seeds), torch.zeros(len(seeds))
+        else:
+            losses, standing = self._sequential_losses(batch, seeds)
+        skipped = not bool(losses.isfinite().all())
+        if skipped:
+            projected_grads = torch.full((len(seeds),), float("nan"))
+            self._take_off(seeds, standing)
+            self.skipped_steps += 1
+        else:
+            projected_grads = self.estimator.projected_gradients(losses)
+            self.optimizer.step(seeds, projected_grads, standing)
+        output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
+        self.steps += 1
+        return output
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the parameters: counters, settings, the optimizer's state."""
+        return {
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+            "settings": dict(self._settings),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run that made `state` stopped.
+
+        Raises:
+            ValueError: if the settings of that run are not those of this one; nothing is changed then.
+        """
+        for name, value in self._settings.items():
+            if state["settings"][name] != value:
+                raise ValueError(
+                    f"{name} is {value!r} here, but the state was saved with {state['settings'][name]!r}"
+                )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
+
+    def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
+        """losses [G] of a wrapped model, from one forward."""
+        estimator = self.estimator
+        directions = adapter_of(self.model).directions
+        with directions.use(estimator.seeds(seeds), estimator.coeffs(), self._settings["distribution"]):
+            return self.loss(batch, estimator.groups).cpu()
+
+    def _sequential_losses(
+        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """losses [G] from G forwards, and what of each direction is still on the parameters, float32 [q]."""
+        losses, standing = torch.empty(self.estimator.groups), torch.zeros(len(seeds))
+        coeffs, plan = self.estimator.coeffs(), self.estimator.plan()
+        try:
+            # Groups of one query follow each other, so that a pass has two directions at most.
+            for group in sorted(range(len(plan)), key=lambda group: plan[group][0]):
+                wanted = torch.zeros(len(seeds))
+                wanted[plan[group][0]] = coeffs[group]
+                change = wanted - standing
+                if change.any():
+                    self.optimizer.perturb(seeds[change != 0], change[change != 0])
+                standing = wanted
+                losses[group] = self.loss(batch)
+        except BaseException:
+            self._take_off(seeds, standing)
+            raise
+        return losses, standing
+
+    def _take_off(self, seeds: torch.Tensor, standing: torch.Tensor) -> None:
+        if standing.any():
+            self.optimizer.perturb(seeds[standing != 0], -standing[standing != 0])
+
+
+def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The tensors that a zeroth-order run updates, by the names that choose their noise.
+
+    They are the LoRA-B of a wrapped model, each under the name of the weight it adapts, and the parameters
+    that require a gradient of any other model, tied ones once.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if is_wrapped(model):
+        return [(f"{name}.weight", layer.lora_b) for name, layer in adapter_layers(model).items()]
+    parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
+    return parameters

@@ -1,0 +1,28 @@
+"""Fixtures of every test: random numbers that depend on the test alone, and the thread count given back."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples are the same in every run, and a busy machine is no failure.
+settings.register_profile("mobizo", deadline=None, derandomize=True)
+settings.load_profile("mobizo")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> torch.Generator:
+    """A generator seeded by the test's own id: running one test alone draws what the whole suite draws."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores torch's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,165 @@
+"""The command line: what it prints, and how every kind of bad input ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_texts import reviews, save_model, write_csv
+
+import mobizo_kernels
+from mobizo_kernels.cli import main
+from mobizo_kernels.cli.train import layer_range
+from mobizo_kernels.data import Example, InputError
+
+SHORT = [
+    "--steps=2",
+    "--queries=2",
+    "--batch-size=4",
+    "--eval-rows=8",
+    "--validation-rows=8",
+    "--dtype=float32",
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and several data files, most of them bad."""
+    directory = tmp_path_factory.mktemp("inputs")
+    save_model(directory / "model")
+    save_model(directory / "wider", hidden_size=64)
+    write_csv(directory / "data.csv", reviews())
+    write_csv(directory / "empty_text.csv", [*reviews(), Example(" ", "1")])
+    write_csv(directory / "third_label.csv", [*reviews(), *(Example(f"middling {n}", "2") for n in range(9))])
+    return directory
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main.run(arguments)
+    return int(exit_info.value.code or 0)
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def train(inputs: Path, out: Path, *options: str) -> int:
+    return run(
+        "train",
+        f"--model={inputs / 'model'}",
+        f"--data={inputs / 'data.csv'}",
+        f"--out={out}",
+        *SHORT,
+        *options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data=absent.csv"], "there is no file 'absent.csv'"),
+        (["--data=data.parquet"], "expected rotten-tomatoes, FILE.csv or FILE.jsonl"),
+        (["--data={inputs}/empty_text.csv"], "line 146 has an empty 'text'"),
+        (
+            ["--data={inputs}/third_label.csv"],
+            "one word for each label of the data ('0', '1', '2'), got '0', '1'",
+        ),
+        (["--text-column=review"], "no column 'review', only 'text', 'label'"),
+        (["--label-column=stars"], "no column 'stars', only 'text', 'label'"),
+        (["--template=It was"], "template: expected {text} exactly once"),
+        (["--verbalizer=great"], "verbalizer: expected a JSON object"),
+        (['--verbalizer={"0": " terrible", "1": " terrific"}'], "' terrific' must be one token"),
+        (['--verbalizer={"0": " terrible"}'], "one word for each label of the data ('0', '1'), got '0'"),
+        (["--max-length=3"], "max_length: expected at least"),
+        (["--model=./absent"], "model './absent': expected a directory"),
+        (["--model=no/such/name"], "model 'no/such/name' cannot be loaded"),
+        (["--targets=q_proj,nothing_proj"], "nothing_proj"),
+        (["--layers=1:2"], "layers: expected layers of the model, within 0:1, got '1:2'"),
+        (["--batch-size=1000"], "batch_size: expected 1 to"),
+        (["--eps=0"], "eps must be positive"),
+        (["--momentum=1"], "momentum must be in [0, 1)"),
+        (["--estimator=one_sided", "--normalize", "--queries=1"], "normalize needs at least 2 queries"),
+        (["--dtype=int8"], "Invalid value for '--dtype'"),
+        (["--steps=0"], "Invalid value for '--steps'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_ends_in_one_sentence(
+    options: list[str], message: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text("an earlier run")
+    before = contents(tmp_path)
+    filled = [option.replace("{inputs}", str(inputs)) for option in options]
+    assert train(inputs, tmp_path, "--overwrite", "--json", *filled) == 2
+    output = capsys.readouterr()
+    flat = " ".join(output.err.replace("│", " ").split())
+    assert message in flat
+    assert "Traceback" not in flat
+    assert output.out == ""
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("occupied", ["file", "directory"])
+def test_out_is_not_overwritten_unasked(
+    occupied: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    if occupied == "directory":
+        target.mkdir()
+        target = target / "metrics.json"
+    target.write_text("an earlier run")
+    assert train(inputs, tmp_path / "out") == 2
+    assert "mobizo: out: " in capsys.readouterr().err
+    assert target.read_text() == "an earlier run"
+
+
+def test_adapter_of_another_model(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(inputs, tmp_path / "out") == 0
+    capsys.readouterr()
+    adapter = f"--adapter={tmp_path / 'out' / 'adapter'}"
+    assert run("eval", f"--model={inputs / 'wider'}", f"--data={inputs / 'data.csv'}", adapter) == 2
+    assert "mobizo: adapter: " in (err := capsys.readouterr().err)
+    assert "lora_A.weight should be [16, 64] and is [16, 32]" in err
+
+
+def test_missing_adapter(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", f"--adapter={tmp_path}"]
+    assert run("eval", *options) == 2
+    assert "holds no adapter_config.json" in capsys.readouterr().err
+
+
+def test_env(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("env", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mobizo_kernels"] == mobizo_kernels.__version__
+    assert found["kernels"] == mobizo_kernels.cpu_capability()
+    assert run("env") == 0
+    assert f"kernels               {mobizo_kernels.cpu_capability()}\n" in capsys.readouterr().out
+
+
+def test_demo_is_training_with_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "train", lambda settings: vars(settings) | {"out": str(settings.out)})
+    assert run("demo", f"--out={tmp_path}", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["out"] == str(tmp_path)
+    assert (settings["model"], settings["data"]) == ("smollm2", "rotten-tomatoes")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0:3", [0, 1, 2, 3]), ("2:2", [2]), ("top-1", [3]), ("top-4", [0, 1, 2, 3])],
+)
+def test_layer_range(text: str, expected: list[int]) -> None:
+    assert layer_range(text, 4) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "a:b", "1:4", "2:1", "-1:2", "top-0", "top-5", "top-x", "bottom-2"]
+)
+def test_bad_layer_range(text: str) -> None:
+    with pytest.raises(InputError, match="^layers: expected"):
+        layer_range(text, 4)

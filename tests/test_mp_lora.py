@@ -1,0 +1,375 @@
+"""mp_lora, its in-place, out and linear forms against the float64 reference, within float32 error bounds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from helpers import (
+    DISTRIBUTIONS,
+    DTYPES,
+    assert_close_to_mp_lora,
+    assert_same_bits,
+    directions,
+    gamma,
+    gaps_untouched,
+    name_of,
+    on_device,
+    poisoned,
+    storage_error,
+    strided,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobizo_kernels import ops
+
+# Storage of base and x, of A, of B. Float32 adapters over a bfloat16 base are the usual case.
+MIXES = [(base, a, b) for base in DTYPES for a in DTYPES for b in DTYPES]
+
+# rows, in, out, rank, groups
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 5, 1, 2),
+    (12, 7, 17, 3, 4),
+    (30, 65, 33, 5, 3),
+    (34, 40, 63, 31, 2),
+    (64, 129, 95, 16, 8),
+    (9, 33, 130, 64, 9),
+    (200, 96, 193, 8, 2),
+    (6, 20, 70, 256, 3),
+    (512, 16, 24, 4, 256),
+]
+
+
+class Problem(NamedTuple):
+    """Arguments of mp_lora, by name."""
+
+    base: torch.Tensor
+    x: torch.Tensor
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    seeds: torch.Tensor
+    coeffs: torch.Tensor
+    scaling: float
+    stream: int
+    distribution: str
+
+
+def problem(
+    sizes: tuple[int, int, int, int, int],
+    rng: torch.Generator,
+    mix: tuple[torch.dtype, torch.dtype, torch.dtype] = (torch.float32,) * 3,
+    distribution: str = "gaussian",
+) -> Problem:
+    rows, in_features, out_features, rank, groups = sizes
+    storage, a_storage, b_storage = mix
+    return Problem(
+        torch.randn(rows, out_features, generator=rng).to(storage),
+        torch.randn(rows, in_features, generator=rng).to(storage),
+        torch.randn(rank, in_features, generator=rng).div(max(in_features, 1) ** 0.5).to(a_storage),
+        torch.randn(out_features, rank, generator=rng).to(b_storage),
+        *directions(groups, rng),
+        1.75,
+        -1234567890123456789,
+        distribution,
+    )
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("mix", MIXES, ids=name_of)
+def test_storage_types(
+    mix: tuple[torch.dtype, torch.dtype, torch.dtype], distribution: str, rng: torch.Generator
+) -> None:
+    p = problem((30, 65, 33, 5, 3), rng, mix, distribution)
+    assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=name_of)
+def test_sizes(
+    sizes: tuple[int, int, int, int, int], distribution: str, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    p = problem(sizes, rng, (dtype, torch.float32, torch.float32), distribution)
+    assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+
+
+@given(
+    rows=st.integers(0, 40),
+    in_features=st.integers(0, 90),
+    out_features=st.integers(0, 140),
+    rank=st.integers(1, 256),
+    groups=st.integers(1, 9),
+    mix=st.sampled_from(MIXES),
+    distribution=st.sampled_from(DISTRIBUTIONS),
+    draw=st.integers(0, 2**32),
+)
+def test_any_sizes(
+    rows: int,
+    in_features: int,
+    out_features: int,
+    rank: int,
+    groups: int,
+    mix: tuple[torch.dtype, torch.dtype, torch.dtype],
+    distribution: str,
+    draw: int,
+) -> None:
+    rng = torch.Generator().manual_seed(draw)
+    p = problem((rows * groups, in_features, out_features, rank, groups), rng, mix, distribution)
+    assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+
+
+@pytest.mark.parametrize("rank", [*range(1, 34), 47, 48, 63, 64, 65, 96, 127, 128, 129, 192, 255, 256])
+def test_ranks(rank: int, rng: torch.Generator) -> None:
+    p = problem((10, 37, 67, rank, 2), rng)
+    assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (4, 3), (2, 3, 2)], ids=name_of)
+def test_leading_sizes(leading: tuple[int, ...], rng: torch.Generator) -> None:
+    rows = torch.Size(leading).numel()
+    p = problem((rows, 19, 35, 4, 2 if rows > 1 else 1), rng)
+    shaped = p._replace(base=p.base.reshape(*leading, 35), x=p.x.reshape(*leading, 19))
+    got = ops.mp_lora(*shaped)
+    assert got.shape == (*leading, 35)
+    assert_same_bits(got.reshape(p.base.shape), ops.mp_lora(*p))
+
+
+@pytest.mark.parametrize("mix", [(dtype,) * 3 for dtype in DTYPES], ids=name_of)
+def test_forms_agree(mix: tuple[torch.dtype, torch.dtype, torch.dtype], rng: torch.Generator) -> None:
+    p = problem((30, 65, 33, 5, 3), rng, mix)
+    before = [tensor.clone() for tensor in p[:6]]
+    expected = ops.mp_lora(*p)
+    out = poisoned(30, 33, dtype=mix[0])
+    assert torch.ops.mobizo.mp_lora.out(*p, out=out) is out
+    assert_same_bits(out, expected)
+    for argument, copy in zip(p[:6], before, strict=True):
+        assert_same_bits(argument, copy)
+    assert ops.mp_lora_(*p) is p.base
+    assert_same_bits(p.base, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 1, 2), (30, 65, 33, 5, 3), (64, 129, 95, 16, 8)], ids=name_of)
+def test_linear(
+    sizes: tuple[int, int, int, int, int], dtype: torch.dtype, bias: bool, rng: torch.Generator
+) -> None:
+    p = problem(sizes, rng, (dtype, torch.float32, torch.float32))
+    rows, in_features, out_features, _, _ = sizes
+    weight = torch.randn(out_features, in_features, generator=rng).div(in_features**0.5).to(dtype)
+    offset = torch.randn(out_features, generator=rng).to(dtype) if bias else None
+    x = p.x.reshape(1, rows, in_features)
+    got = ops.mp_lora_linear(x, weight, offset, *p[2:])
+    shift = torch.zeros(out_features) if offset is None else offset
+    base = x.double() @ weight.double().T + shift.double()
+    magnitude = x.double().abs() @ weight.double().abs().T + shift.double().abs()
+    # The linear may be stored in the dtype of x before the adapter is added.
+    error = gamma(in_features + 1) * magnitude
+    error = error + storage_error(base.abs() + error, dtype)
+    stored = base.to(dtype)
+    error = error + (stored.double() - base).abs()
+    assert_close_to_mp_lora(got, stored, x, *p[2:], base_error=error)
+
+
+@pytest.mark.parametrize("layout", ["strided", "transposed", "rows", "sequence"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_non_contiguous_x_and_base(layout: str, dtype: torch.dtype, rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng, (dtype, torch.float32, torch.float32))
+    expected = ops.mp_lora(*p)
+
+    def view(tensor: torch.Tensor) -> torch.Tensor:
+        columns = tensor.shape[1]
+        if layout == "strided":
+            return strided(tensor)
+        if layout == "transposed":
+            return tensor.t().contiguous().t()
+        if layout == "rows":
+            return torch.cat([tensor, poisoned(24, 3, dtype=dtype)], dim=1)[:, :columns]
+        sequences = tensor.reshape(6, 4, columns)  # [batch, time], stored time first, as recurrent layers do
+        return sequences.transpose(0, 1).contiguous().transpose(0, 1)
+
+    p = p._replace(base=view(p.base), x=view(p.x))
+    assert not p.x.is_contiguous()
+    assert_same_bits(ops.mp_lora(*p).reshape(24, 67), expected)
+    assert ops.mp_lora_(*p) is p.base
+    assert_same_bits(p.base.reshape(24, 67), expected)
+    if layout == "strided":
+        assert gaps_untouched(p.base)
+
+
+def test_non_contiguous_adapter_and_directions(rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng)
+    seeds, coeffs = p.seeds.repeat_interleave(2)[::2], p.coeffs.repeat_interleave(2)[::2]
+    assert not seeds.is_contiguous()
+    views = p._replace(lora_a=strided(p.lora_a), lora_b=strided(p.lora_b), seeds=seeds, coeffs=coeffs)
+    assert_same_bits(ops.mp_lora(*views), ops.mp_lora(*p))
+
+
+def test_non_contiguous_out(rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng)
+    out = strided(poisoned(24, 67))
+    torch.ops.mobizo.mp_lora.out(*p, out=out)
+    assert_same_bits(out.contiguous(), ops.mp_lora(*p))
+    assert gaps_untouched(out)
+
+
+def test_base_may_be_x(rng: torch.Generator) -> None:
+    p = problem((24, 37, 37, 5, 3), rng)
+    expected = ops.mp_lora(*p._replace(base=p.x.clone()))
+    assert_same_bits(ops.mp_lora_(*p._replace(base=p.x)), expected)
+
+
+def test_one_group_of_coefficient_zero_is_lora(rng: torch.Generator) -> None:
+    p = problem((11, 37, 67, 5, 1), rng)._replace(coeffs=torch.zeros(1))
+    expected = p.base.double() + 1.75 * p.x.double() @ p.lora_a.double().T @ p.lora_b.double().T
+    torch.testing.assert_close(ops.mp_lora(*p).double(), expected, rtol=1e-5, atol=1e-5)
+    assert_same_bits(ops.mp_lora(*p._replace(seeds=p.seeds + 1)), ops.mp_lora(*p))
+
+
+def test_perturbation_is_not_rounded_into_bfloat16(rng: torch.Generator) -> None:
+    """A perturbation far below the spacing of B's storage still moves the output."""
+    mix = (torch.float32, torch.float32, torch.bfloat16)
+    p = problem((8, 32, 48, 4, 1), rng, mix)._replace(lora_b=torch.ones(48, 4, dtype=torch.bfloat16))
+    p = p._replace(coeffs=torch.tensor([1e-4]))
+    assert torch.equal(p.lora_b, (p.lora_b.float() + 1e-4).bfloat16())
+    assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+    still = ops.mp_lora(*p._replace(coeffs=torch.zeros(1)))
+    assert bool((ops.mp_lora(*p) != still).any(dim=1).all())
+
+
+def test_rows_do_not_mix(rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng)
+    clean = ops.mp_lora(*p)
+    p.x[13] = torch.nan
+    got = ops.mp_lora(*p)
+    assert bool(got[13].isnan().all())
+    others = torch.arange(24) != 13
+    assert_same_bits(got[others], clean[others])
+
+
+def test_columns_do_not_mix(rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng)
+    clean = ops.mp_lora(*p)
+    p.lora_b[66] = torch.nan
+    got = ops.mp_lora(*p)
+    assert bool(got[:, 66].isnan().all())
+    assert_same_bits(got[:, :66], clean[:, :66])
+
+
+def test_runs_are_equal(rng: torch.Generator) -> None:
+    p = problem((200, 96, 193, 8, 2), rng, (torch.bfloat16, torch.float32, torch.float32))
+    assert_same_bits(ops.mp_lora(*p), ops.mp_lora(*p))
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"x": torch.ones(12, 3, dtype=torch.float64)}, "x .*float64"),
+    ({"lora_a": torch.ones(2, 3, dtype=torch.int32)}, "lora_a .*int32"),
+    ({"lora_a": torch.ones(2, 4)}, r"lora_a .*\(rank, 3\), got \(2, 4\)"),
+    ({"lora_a": torch.ones(2, 3, 1)}, "lora_a"),
+    ({"lora_a": torch.ones(0, 3), "lora_b": torch.ones(5, 0)}, "rank .*256, got 0"),
+    ({"lora_a": torch.ones(257, 3), "lora_b": torch.ones(5, 257)}, "rank .*256, got 257"),
+    ({"lora_b": torch.ones(5, 2, dtype=torch.float64)}, "lora_b .*float64"),
+    ({"lora_b": torch.ones(6, 2)}, r"lora_b .*\(5, 2\), got \(6, 2\)"),
+    ({"lora_b": torch.ones(5, 3)}, r"lora_b .*\(5, 2\), got \(5, 3\)"),
+    ({"lora_b": torch.ones(10)}, "lora_b"),
+    ({"seeds": torch.ones(4)}, "seeds .*int64"),
+    ({"seeds": torch.ones(2, 2, dtype=torch.int64)}, "seeds"),
+    ({"coeffs": torch.ones(4, dtype=torch.bfloat16)}, "coeffs .*float32, got bfloat16"),
+    ({"coeffs": torch.ones(3)}, "coeffs"),
+    (
+        {"seeds": torch.ones(5, dtype=torch.int64), "coeffs": torch.ones(5)},
+        r"rows of x \(12\) must be divisible by the number of groups \(5\)",
+    ),
+    ({"seeds": torch.ones(0, dtype=torch.int64), "coeffs": torch.ones(0)}, "seeds"),
+    ({"distribution": "gausian"}, "distribution .*'gausian'"),
+]
+BAD_BASES: list[tuple[dict[str, Any], str]] = [
+    ({"base": torch.ones(12, 5, dtype=torch.bfloat16)}, "base .*float32.*bfloat16"),
+    ({"base": torch.ones(11, 5)}, r"base .*\(11, 5\)"),
+    ({"base": torch.ones(3, 4, 5)}, "base"),
+]
+BAD_OUTS: list[tuple[dict[str, Any], str]] = [
+    ({"out": torch.ones(12, 5, dtype=torch.float16)}, "out .*float32.*float16"),
+    ({"out": torch.ones(12, 6)}, "out"),
+    ({"out": torch.ones(6, 5)}, "out"),
+]
+BAD_LINEARS: list[tuple[dict[str, Any], str]] = [
+    ({"weight": torch.ones(5, 3, dtype=torch.bfloat16)}, "weight .*float32.*bfloat16"),
+    ({"weight": torch.ones(5, 4)}, "weight"),
+    ({"bias": torch.ones(4)}, r"bias .*\(4,\)"),
+    ({"bias": torch.ones(5, dtype=torch.float16)}, "bias .*float32.*float16"),
+]
+
+
+def good_arguments() -> dict[str, Any]:
+    return {
+        "base": torch.ones(12, 5),
+        "x": torch.ones(12, 3),
+        "lora_a": torch.ones(2, 3),
+        "lora_b": torch.ones(5, 2),
+        "seeds": torch.arange(4),
+        "coeffs": torch.ones(4),
+        "scaling": 1.0,
+        "stream": 0,
+    }
+
+
+def assert_refuses(op: Any, name: str, call: dict[str, Any], message: str, device: str) -> None:
+    call = on_device(call, device)
+    with pytest.raises(RuntimeError, match=f"mobizo::{name}: .*{message}"):
+        op(**call)
+    if device == "cpu":
+        assert all(bool((call[k] == 1).all()) for k in ("base", "out") if k in call)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS + BAD_BASES, ids=name_of)
+def test_mp_lora_refuses(arguments: dict[str, Any], message: str, device: str) -> None:
+    call = {**good_arguments(), **arguments}
+    assert_refuses(ops.mp_lora, "mp_lora", call, message, device)
+    assert_refuses(ops.mp_lora_, "mp_lora_", call, message, device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS + BAD_BASES + BAD_OUTS, ids=name_of)
+def test_mp_lora_out_refuses(arguments: dict[str, Any], message: str, device: str) -> None:
+    call = {**good_arguments(), "out": torch.ones(12, 5), **arguments}
+    assert_refuses(torch.ops.mobizo.mp_lora.out, "mp_lora", call, message, device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS + BAD_LINEARS, ids=name_of)
+def test_mp_lora_linear_refuses(arguments: dict[str, Any], message: str, device: str) -> None:
+    call = {**good_arguments(), "weight": torch.ones(5, 3), "bias": torch.ones(5), **arguments}
+    if call["x"].dtype == torch.float64:
+        call["weight"], call["bias"] = call["weight"].double(), call["bias"].double()
+    del call["base"]
+    assert_refuses(ops.mp_lora_linear, "mp_lora_linear", call, message, device)
+
+
+@pytest.mark.parametrize("name", ["x", "lora_a", "lora_b", "seeds", "coeffs"])
+def test_refuses_mixed_devices(name: str) -> None:
+    call = good_arguments()
+    call[name] = call[name].to("meta")
+    with pytest.raises(RuntimeError, match="mobizo::mp_lora_: .* must be on "):
+        ops.mp_lora_(**call)
+    assert bool((call["base"] == 1).all())
+
+
+def test_refuses_an_output_that_overlaps_itself() -> None:
+    row = torch.ones(5)
+    with pytest.raises(RuntimeError, match="mobizo::mp_lora_: base .*overlap"):
+        ops.mp_lora_(**{**good_arguments(), "base": row.expand(12, 5)})
+    with pytest.raises(RuntimeError, match="mobizo::mp_lora: out .*overlap"):
+        torch.ops.mobizo.mp_lora.out(**good_arguments(), out=row.expand(12, 5))
+    assert bool((row == 1).all())
+
+
+def test_base_may_overlap_itself_where_it_is_only_read(rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 3), rng)
+    expanded = p._replace(base=p.base[:1].expand(24, 67), x=p.x[:1].expand(24, 37))
+    dense = p._replace(base=expanded.base.contiguous(), x=expanded.x.contiguous())
+    assert_same_bits(ops.mp_lora(*expanded), ops.mp_lora(*dense))

@@ -1,0 +1,101 @@
+"""Prompts: what an example becomes in tokens, and which templates, words and texts are refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_texts import TEMPLATE, WORDS, reviews, tokenizer
+
+from mobizo_kernels.data import Example, InputError, PromptEncoder, parse_verbalizer
+
+TAIL = tokenizer()(" It was").input_ids
+
+
+def encoder(template: str = TEMPLATE, words: dict[str, str] = WORDS, max_length: int = 128) -> PromptEncoder:
+    return PromptEncoder(tokenizer(), template, words, max_length)
+
+
+def test_an_example_is_its_prompt_and_the_word_of_its_label() -> None:
+    encode = encoder()
+    for example, encoded in zip(reviews(), encode.encode(reviews()), strict=True):
+        assert encoded.input_ids == tokenizer()(f"{example.text} It was{WORDS[example.label]}").input_ids
+        assert encode.labels[encoded.label] == example.label
+        assert encode.candidate_tokens[encoded.label] == encoded.input_ids[-1]
+
+
+def test_candidate_tokens_follow_the_verbalizer() -> None:
+    tokens = tokenizer().convert_ids_to_tokens(
+        list(encoder(words={"b": " great", "a": " terrible"}).candidate_tokens)
+    )
+    assert tokens == ["Ġgreat", "Ġterrible"]
+
+
+@given(text=st.text(min_size=1).filter(str.strip), spare=st.integers(1, 12))
+def test_truncation_shortens_the_text_and_nothing_else(text: str, spare: int) -> None:
+    max_length = len(tokenizer()("text It was").input_ids) + spare
+    (encoded,) = encoder(max_length=max_length).encode([Example(text, "1")])
+    (whole,) = encoder(max_length=10**6).encode([Example(text, "1")])
+    assert encoded.input_ids[-1 - len(TAIL) : -1] == TAIL
+    if len(whole.input_ids) <= max_length:
+        assert encoded == whole
+    else:
+        assert len(encoded.input_ids) <= max_length
+        kept = str(tokenizer().decode(encoded.input_ids[: -1 - len(TAIL)]))
+        assert text.startswith(kept)
+
+
+def test_truncation_keeps_as_much_as_fits() -> None:
+    (encoded,) = encoder(max_length=20).encode([Example("The film is dull. " * 30, "0")])
+    assert len(encoded.input_ids) == 20
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "max_length", "message"),
+    [
+        ("It was", WORDS, 128, "template: expected {text} exactly once, got 'It was'"),
+        ("{text} {text}", WORDS, 128, "exactly once"),
+        (TEMPLATE, {"0": " terrible"}, 128, "words for at least two labels"),
+        (TEMPLATE, {"0": " terrible", "1": " terrific"}, 128, "' terrific' must be one token .* but it adds"),
+        (TEMPLATE, {"0": " terrible", "1": " great great"}, 128, r"adds \['Ġgreat', 'Ġgreat'\]"),
+        ("{text} It was ", {"0": "terrible", "1": "great"}, 128, r"adds \['Ġterrible'\] in place of \['Ġ'\]"),
+        (TEMPLATE, {"0": " great", "1": " great"}, 128, "a different word for each label"),
+        (TEMPLATE, WORDS, 4, r"max_length: expected at least \d+, .* got 4"),
+    ],
+)
+def test_bad_template_or_words(template: str, words: dict[str, str], max_length: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder(template, words, max_length)
+
+
+def test_label_without_a_word() -> None:
+    with pytest.raises(InputError, match="expected a word for the label 'x', got words for '0', '1' only"):
+        encoder().encode([Example("fine", "1"), Example("fine", "x")])
+
+
+def test_empty_text() -> None:
+    with pytest.raises(InputError, match="empty text with the label '1'"):
+        encoder().encode([Example(" \n", "1")])
+
+
+def test_a_text_that_merges_with_the_word_is_refused() -> None:
+    encode = encoder("{text}", {"0": "t", "1": "m"})
+    encode.encode([Example("The plot", "0"), Example("The cas", "1")])
+    with pytest.raises(
+        InputError, match="the word 't' must be one token behind the prompt 'The cas', .* in place of"
+    ):
+        encode.encode([Example("The cas", "0")])
+
+
+def test_no_examples() -> None:
+    assert encoder().encode([]) == []
+
+
+def test_parse_verbalizer() -> None:
+    assert parse_verbalizer('{"0": " terrible", "1": " great"}') == WORDS
+
+
+@pytest.mark.parametrize("text", ["", "{0: 1}", "[]", '"great"', '{"0": 1}', '{"0": " "}', "null"])
+def test_bad_verbalizer(text: str) -> None:
+    with pytest.raises(InputError, match="verbalizer: expected a JSON object"):
+        parse_verbalizer(text)

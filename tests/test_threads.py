@@ -1,0 +1,83 @@
+"""One thread against many, to the bit, for every op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import DISTRIBUTIONS, DTYPES, assert_same_bits, directions, name_of
+
+from mobizo_kernels import ops
+
+THREADS = (2, 3, 8)
+
+
+def assert_threads_agree(run: Callable[[], torch.Tensor]) -> None:
+    torch.set_num_threads(1)
+    expected = run()
+    for count in THREADS:
+        torch.set_num_threads(count)
+        assert_same_bits(run(), expected)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_noise(distribution: str) -> None:
+    assert_threads_agree(lambda: ops.noise([300_007], torch.tensor(1), 2, distribution))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_perturb(dtype: torch.dtype, distribution: str, rng: torch.Generator) -> None:
+    param = torch.randn(300_007, generator=rng).to(dtype)
+    args = (*directions(3, rng), 2, 0.9, distribution)
+    assert_threads_agree(lambda: ops.perturb_(param.clone(), *args))
+
+
+@pytest.mark.usefixtures("threads")
+def test_foreach_perturb(rng: torch.Generator) -> None:
+    params = [torch.randn(size, generator=rng) for size in (150_001, 0, 3, 90_000, 2048, 1)]
+    seeds, coeffs = directions(3, rng)
+
+    def run() -> torch.Tensor:
+        copies = [param.clone() for param in params]
+        ops.foreach_perturb_(copies, seeds, coeffs, list(range(6)), 0.9)
+        return torch.cat(copies)
+
+    assert_threads_agree(run)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_zo_update(dtype: torch.dtype, rng: torch.Generator) -> None:
+    param = torch.randn(300_007, generator=rng).to(dtype)
+    args = (*directions(3, rng), 2, 0.9)
+
+    def run() -> torch.Tensor:
+        copy = param.clone()
+        norm = ops.zo_update(copy, *args)
+        return torch.cat([copy.float(), norm])
+
+    assert_threads_agree(run)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(
+    "sizes", [(200, 70, 300, 4, 4), (1024, 33, 65, 16, 2), (256, 20, 700, 4, 256)], ids=name_of
+)
+def test_mp_lora(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, rng: torch.Generator) -> None:
+    rows, in_features, out_features, rank, groups = sizes
+    # Small integers: the linear inside mp_lora_linear is then exact in whatever order its library sums.
+    x = torch.randint(-2, 3, (rows, in_features), generator=rng).to(dtype)
+    weight = torch.randint(-1, 2, (out_features, in_features), generator=rng).to(dtype)
+    base = torch.randn(rows, out_features, generator=rng).to(dtype)
+    lora_a = torch.randn(rank, in_features, generator=rng)
+    lora_b = torch.randn(out_features, rank, generator=rng)
+    args = (lora_a, lora_b, *directions(groups, rng), 0.5, 9)
+    assert_threads_agree(lambda: ops.mp_lora(base, x, *args))
+    assert_threads_agree(lambda: ops.mp_lora_(base.clone(), x, *args))
+    assert_threads_agree(lambda: torch.ops.mobizo.mp_lora.out(base, x, *args, out=torch.empty_like(base)))
+    assert_threads_agree(lambda: ops.mp_lora_linear(x, weight, None, *args))
