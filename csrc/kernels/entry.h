@@ -8,7 +8,7 @@ namespace mobizo::MOBIZO_ISA {
 
 void noise(const NoiseArgs& args, int64_t begin, int64_t end);
 void perturb(const PerturbArgs& args, int64_t begin, int64_t end);
-void mp_lora_shrink(const MpLoraArgs& args, int64_t begin, int64_t end);
+void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row);
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end);
 
 // f(T{}) for the element type T that dtype names.

@@ -64,12 +64,9 @@ struct MpLoraArgs {
 constexpr int64_t kTaskElements = 2048;
 constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
 
-// Rows of x that one task of mp_lora_shrink covers.
-constexpr int64_t kShrinkRows = 24;
-constexpr int64_t mp_lora_shrink_tasks(int64_t rows) { return (rows + kShrinkRows - 1) / kShrinkRows; }
-
-// One task of mp_lora_expand covers the rows of one group in `tile_columns` columns of the output. Wide tiles read memory in long
-// runs; narrow ones keep every thread busy. Neither changes a bit of the result.
+// mp_lora_shrink works on any range of rows. One task of mp_lora_expand covers the rows of one group in `tile_columns` columns of the
+// output; the tasks of a group follow each other. Wide tiles read memory in long runs; narrow ones keep every thread busy. Neither
+// changes a bit of the result.
 constexpr int64_t kColumnStep = 64;     // tiles start on whole vectors of every instruction set
 constexpr int64_t kPanelFloats = 8192;  // what a task's share of B should take at most: 32 KiB of the first-level cache
 constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64_t groups, int64_t threads) {
@@ -81,8 +78,8 @@ constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64
   const int64_t tiles = (steps + most - 1) / most;
   return (steps + tiles - 1) / tiles * kColumnStep;  // tiles of about one size
 }
-constexpr int64_t mp_lora_expand_tasks(int64_t out_features, int64_t groups, int64_t tile_columns) {
-  return groups * ((out_features + tile_columns - 1) / tile_columns);
+constexpr int64_t mp_lora_tiles_per_group(int64_t out_features, int64_t tile_columns) {
+  return (out_features + tile_columns - 1) / tile_columns;
 }
 
 // One instruction set's compilation of every kernel.
@@ -90,7 +87,7 @@ struct Kernels {
   const char* name;
   void (*noise)(const NoiseArgs&, int64_t begin, int64_t end);
   void (*perturb)(const PerturbArgs&, int64_t begin, int64_t end);
-  void (*mp_lora_shrink)(const MpLoraArgs&, int64_t begin, int64_t end);
+  void (*mp_lora_shrink)(const MpLoraArgs&, int64_t first_row, int64_t last_row);
   void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
 };
 

@@ -167,12 +167,11 @@ MOBIZO_INLINE void expand_rows(const MpLoraArgs& args, const float* u, const flo
 
 }  // namespace
 
-void mp_lora_shrink(const MpLoraArgs& args, int64_t begin, int64_t end) {
-  const int64_t last = min(end * kShrinkRows, args.rows);
+void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row) {
   with_type(args.dtype, [&](auto type) {
     const auto* x = static_cast<const decltype(type)*>(args.x);
-    for (int64_t row = begin * kShrinkRows; row < last; row += kDotRows) {
-      with_constant<kDotRows>(min(kDotRows, last - row), [&](auto rows) {
+    for (int64_t row = first_row; row < last_row; row += kDotRows) {
+      with_constant<kDotRows>(min(kDotRows, last_row - row), [&](auto rows) {
         shrink_rows<decltype(rows)::n>(args, x + row * args.x_stride, args.shrunk + row * args.rank);
       });
     }
@@ -180,7 +179,8 @@ void mp_lora_shrink(const MpLoraArgs& args, int64_t begin, int64_t end) {
 }
 
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
-  const int64_t tiles = mp_lora_expand_tasks(args.out_features, 1, args.tile_columns), group_rows = args.rows / args.groups;
+  const int64_t tiles = mp_lora_tiles_per_group(args.out_features, args.tile_columns);
+  const int64_t group_rows = args.rows / args.groups;
   alignas(64) float panel[kLargestPanel];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t group = task / tiles, column = task % tiles * args.tile_columns;

@@ -120,10 +120,8 @@ class MPLoRALinear(nn.Module):
         """x [..., in_features] -> [..., out_features] in the dtype of the base layer's output."""
         out = self.base_layer(x)
         x = x.to(out.dtype)  # they differ under autocast only
-        # The base layer's output is fresh, so eager adds to it in place; a traced graph must stay functional.
-        add = ops.mp_lora if torch.compiler.is_compiling() else ops.mp_lora_
         directions = self.directions
-        return add(
+        return ops.mp_lora_(  # in place: the base layer's output is fresh, nobody else holds it
             out,
             x,
             self.lora_a,

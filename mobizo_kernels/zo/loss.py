@@ -44,9 +44,8 @@ class LabelledLoss:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         self.model, self.chunk_tokens = _checked_causal_lm(model), chunk_tokens
-        decoder = self.model.base_model
-        decoder = getattr(decoder, "_orig_mod", decoder)  # torch.compile hides the signature
-        self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+        parameters = inspect.signature(self.model.base_model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
         self.candidates: torch.Tensor | None = None
         self._compare_with_model()
         if candidate_tokens is not None:
