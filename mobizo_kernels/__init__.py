@@ -1,11 +1,11 @@
 """Forward-only fine-tuning of LLMs at the cost of inference.
 
-    import mobizo_kernels as mobizo
-    mobizo.wrap(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
-    zo = mobizo.ZerothOrder(model, queries=4, eps=1e-2, lr=1e-3)
-    for batch in loader:
-        zo.step(batch)
-    mobizo.save_adapter(model, "adapter/")
+import mobizo_kernels as mobizo
+mobizo.wrap(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
+zo = mobizo.ZerothOrder(model, queries=4, eps=1e-2, lr=1e-3)
+for batch in loader:
+    zo.step(batch)
+mobizo.save_adapter(model, "adapter/")
 """
 
 from mobizo_kernels import ops

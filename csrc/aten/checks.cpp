@@ -70,8 +70,8 @@ Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* 
   MOBIZO_CHECK(seeds.dim() == 1, op, "seeds must have one dimension, got shape ", shape_of(seeds));
   MOBIZO_CHECK(seeds.scalar_type() == ScalarType::Long, op, "seeds must be int64, got ", name_of(seeds.scalar_type()));
   MOBIZO_CHECK(coeffs.scalar_type() == ScalarType::Float, op, "coeffs must be float32, got ", name_of(coeffs.scalar_type()));
-  MOBIZO_CHECK(coeffs.dim() == 1 && coeffs.numel() == seeds.numel(), op, "coeffs must have the shape of seeds, ", shape_of(seeds), ", got ",
-        shape_of(coeffs));
+  MOBIZO_CHECK(coeffs.dim() == 1 && coeffs.numel() == seeds.numel(), op, "coeffs must have the shape of seeds, ",
+               shape_of(seeds), ", got ", shape_of(coeffs));
   return {as_contiguous(seeds), as_contiguous(coeffs)};
 }
 

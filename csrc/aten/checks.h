@@ -29,15 +29,15 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-// Throws "mobizo::<op>: <parts...>" unless `ok`. Called before anything is written. A macro, so that the parts of a message that is
-// not needed cost nothing.
-#define MOBIZO_CHECK(ok, op, ...)        \
-  do {                                   \
-    if (!(ok)) fail(op, __VA_ARGS__);    \
+// Throws "mobizo::<op>: <parts...>" unless `ok`. Called before anything is written. A macro, so that the parts of a message
+// that is not needed cost nothing.
+#define MOBIZO_CHECK(ok, op, ...)     \
+  do {                                \
+    if (!(ok)) fail(op, __VA_ARGS__); \
   } while (false)
 
-std::string shape_of(const Tensor& t);       // "(2, 3)"
-std::string name_of(ScalarType type);        // "float32"
+std::string shape_of(const Tensor& t);  // "(2, 3)"
+std::string name_of(ScalarType type);   // "float32"
 
 DType dtype_of(const Tensor& t, const char* op, const char* argument);
 DType dtype_of(ScalarType type, const char* op, const char* argument);
@@ -59,8 +59,8 @@ Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* 
 // Refuses a tensor that is to be written but may hold one memory location twice, as an expanded tensor does.
 void check_no_overlap(const Tensor& t, const char* op, const char* argument);
 
-// A contiguous stand-in for a tensor that a kernel updates: the tensor itself where it is contiguous, else a copy that finish() writes
-// back.
+// A contiguous stand-in for a tensor that a kernel updates: the tensor itself where it is contiguous, else a copy that finish()
+// writes back.
 class ContiguousUpdate {
  public:
   explicit ContiguousUpdate(const Tensor& target);

@@ -29,11 +29,11 @@ Adapter check_adapter(const Tensor& x, int64_t out_features, const Tensor& lora_
   MOBIZO_CHECK(x.dim() >= 1, op, "x must have at least one dimension, got shape ", shape_of(x));
   const int64_t in_features = x.size(x.dim() - 1);
   MOBIZO_CHECK(lora_a.dim() == 2 && lora_a.size(1) == in_features, op, "lora_a must have shape (rank, ", in_features, "), got ",
-        shape_of(lora_a));
+               shape_of(lora_a));
   const int64_t rank = lora_a.size(0);
   MOBIZO_CHECK(rank >= 1 && rank <= kMaxRank, op, "rank must be from 1 to ", kMaxRank, ", got ", rank);
   MOBIZO_CHECK(lora_b.dim() == 2 && lora_b.size(0) == out_features && lora_b.size(1) == rank, op, "lora_b must have shape (",
-        out_features, ", ", rank, "), got ", shape_of(lora_b));
+               out_features, ", ", rank, "), got ", shape_of(lora_b));
   Directions directions = directions_of(seeds, coeffs, op);
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
@@ -53,8 +53,8 @@ Adapter check_adapter(const Tensor& x, int64_t out_features, const Tensor& lora_
 
 void check_base(const Tensor& base, const Tensor& x, const char* op, const char* argument) {
   check_cpu(base, op, argument);
-  MOBIZO_CHECK(base.scalar_type() == x.scalar_type(), op, argument, " must have the dtype of x (", name_of(x.scalar_type()), "), got ",
-        name_of(base.scalar_type()));
+  MOBIZO_CHECK(base.scalar_type() == x.scalar_type(), op, argument, " must have the dtype of x (", name_of(x.scalar_type()),
+               "), got ", name_of(base.scalar_type()));
   bool same = base.dim() == x.dim();
   for (int64_t d = 0; same && d + 1 < x.dim(); ++d) same = base.size(d) == x.size(d);
   MOBIZO_CHECK(same, op, argument, " must have the leading sizes of x, ", shape_of(x), ", got shape ", shape_of(base));
@@ -141,8 +141,8 @@ Tensor mp_lora_out(const Tensor& base, const Tensor& x, const Tensor& lora_a, co
       check_adapter(x, last_size(base, op), lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, op);
   check_base(base, x, op, "base");
   check_base(out, x, op, "out");
-  MOBIZO_CHECK(out.size(out.dim() - 1) == adapter.out_features, op, "out must have the shape of base, ", shape_of(base), ", got ",
-        shape_of(out));
+  MOBIZO_CHECK(out.size(out.dim() - 1) == adapter.out_features, op, "out must have the shape of base, ", shape_of(base),
+               ", got ", shape_of(out));
   check_no_overlap(out, op, "out");
   run_into(adapter, base, x, out);
   return out;
@@ -172,18 +172,18 @@ Tensor mp_lora_linear(const Tensor& x, const Tensor& weight, std::optional<Tenso
   constexpr const char* op = "mp_lora_linear";
   check_cpu(weight, op, "weight");
   MOBIZO_CHECK(weight.dim() == 2 && x.dim() >= 1 && weight.size(1) == x.size(x.dim() - 1), op,
-        "weight must have shape (out_features, in_features of x), got ", shape_of(weight), " for x of shape ", shape_of(x));
-  MOBIZO_CHECK(weight.scalar_type() == x.scalar_type(), op, "weight must have the dtype of x (", name_of(x.scalar_type()), "), got ",
-        name_of(weight.scalar_type()));
+               "weight must have shape (out_features, in_features of x), got ", shape_of(weight), " for x of shape ",
+               shape_of(x));
+  MOBIZO_CHECK(weight.scalar_type() == x.scalar_type(), op, "weight must have the dtype of x (", name_of(x.scalar_type()),
+               "), got ", name_of(weight.scalar_type()));
   if (bias) {
     check_cpu(*bias, op, "bias");
     MOBIZO_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias must have shape (", weight.size(0), ",), got ",
-          shape_of(*bias));
-    MOBIZO_CHECK(bias->scalar_type() == x.scalar_type(), op, "bias must have the dtype of x (", name_of(x.scalar_type()), "), got ",
-          name_of(bias->scalar_type()));
+                 shape_of(*bias));
+    MOBIZO_CHECK(bias->scalar_type() == x.scalar_type(), op, "bias must have the dtype of x (", name_of(x.scalar_type()),
+                 "), got ", name_of(bias->scalar_type()));
   }
-  const Adapter adapter =
-      check_adapter(x, weight.size(0), lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, op);
+  const Adapter adapter = check_adapter(x, weight.size(0), lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, op);
   const Tensor out = linear(x, weight, bias);
   run(adapter, out, x, out);
   return out;

@@ -8,7 +8,7 @@ Tensor noise(std::vector<int64_t> size, const Tensor& seed, int64_t stream, std:
   constexpr const char* op = "noise";
   check_cpu(seed, op, "seed");
   MOBIZO_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, op, "seed must be one int64 value, got ",
-        name_of(seed.scalar_type()), " of shape ", shape_of(seed));
+               name_of(seed.scalar_type()), " of shape ", shape_of(seed));
   int64_t numel = 1;
   for (const int64_t extent : size) {
     MOBIZO_CHECK(extent >= 0, op, "size must not be negative, got ", extent);

@@ -23,7 +23,8 @@ PerturbArgs perturb_args(const Tensor& param, const Directions& directions, int6
 
 namespace {
 
-Tensor perturb_(Tensor self, const Tensor& seeds, const Tensor& coeffs, int64_t stream, double decay, std::string distribution) {
+Tensor perturb_(Tensor self, const Tensor& seeds, const Tensor& coeffs, int64_t stream, double decay,
+                std::string distribution) {
   constexpr const char* op = "perturb_";
   const Directions directions = directions_of(seeds, coeffs, op);
   PerturbArgs args = perturb_args(self, directions, stream, decay, distribution, op, "self");
@@ -52,7 +53,7 @@ void foreach_perturb_(std::vector<Tensor> self, const Tensor& seeds, const Tenso
                       double decay, std::string distribution) {
   constexpr const char* op = "foreach_perturb_";
   MOBIZO_CHECK(streams.size() == self.size(), op, "streams must have one entry per parameter (", self.size(), "), got ",
-        streams.size());
+               streams.size());
   const Directions directions = directions_of(seeds, coeffs, op);
   std::vector<PerturbArgs> args;
   std::vector<int64_t> first_task{0};

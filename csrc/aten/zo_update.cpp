@@ -12,7 +12,7 @@ Tensor zo_update_out(Tensor param, const Tensor& seeds, const Tensor& coeffs, in
   PerturbArgs args = perturb_args(param, directions, stream, decay, distribution, op, "param");
   check_cpu(out, op, "out");
   MOBIZO_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 1 && out.numel() == 1, op,
-        "out must be float32 of shape (1,), got ", name_of(out.scalar_type()), " of shape ", shape_of(out));
+               "out must be float32 of shape (1,), got ", name_of(out.scalar_type()), " of shape ", shape_of(out));
   const Kernels& k = kernels();
   ContiguousUpdate update(param);
   std::vector<double> squared_change(flat_tasks(args.numel));

@@ -1,8 +1,8 @@
 // The kernels as the bindings see them: raw pointers, sizes and strides; no torch, no ExecuTorch, no exceptions, no threads.
 //
-// Each kernel cuts its work into tasks of a fixed size that do not depend on the number of threads. A binding asks how many there
-// are and runs run(args, begin, end) over them with whatever parallel_for it has; every partition gives the same bits. Pointers are
-// valid, sizes consistent: that is checked before, in the bindings.
+// Each kernel cuts its work into tasks of a fixed size that do not depend on the number of threads. A binding asks how many
+// there are and runs run(args, begin, end) over them with whatever parallel_for it has; every partition gives the same bits.
+// Pointers are valid, sizes consistent: that is checked before, in the bindings.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,8 @@ struct PerturbArgs {
 };
 
 // out = base + scaling * (x A^T) (B + coeffs[g] z(seeds[g], stream))^T for the rows of each of `groups` equal row blocks.
-// x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank] contiguous.
-// base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
+// x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank]
+// contiguous. base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
 struct MpLoraArgs {
   const void* base;
   const void* x;
@@ -64,9 +64,9 @@ struct MpLoraArgs {
 constexpr int64_t kTaskElements = 2048;
 constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
 
-// mp_lora_shrink works on any range of rows. One task of mp_lora_expand covers the rows of one group in `tile_columns` columns of the
-// output; the tasks of a group follow each other. Wide tiles read memory in long runs; narrow ones keep every thread busy. Neither
-// changes a bit of the result.
+// mp_lora_shrink works on any range of rows. One task of mp_lora_expand covers the rows of one group in `tile_columns` columns
+// of the output; the tasks of a group follow each other. Wide tiles read memory in long runs; narrow ones keep every thread
+// busy. Neither changes a bit of the result.
 constexpr int64_t kColumnStep = 64;     // tiles start on whole vectors of every instruction set
 constexpr int64_t kPanelFloats = 8192;  // what a task's share of B should take at most: 32 KiB of the first-level cache
 constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64_t groups, int64_t threads) {
@@ -91,8 +91,8 @@ struct Kernels {
   void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
 };
 
-// The best instruction set this machine has, or the one that the environment variable MOBIZO_CPU names. Null if MOBIZO_CPU names one
-// that does not exist or that this machine lacks; *error then says so in a sentence.
+// The best instruction set this machine has, or the one that the environment variable MOBIZO_CPU names. Null if MOBIZO_CPU
+// names one that does not exist or that this machine lacks; *error then says so in a sentence.
 const Kernels* select_kernels(const char** error);
 
 }  // namespace mobizo

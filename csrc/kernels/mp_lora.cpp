@@ -1,8 +1,8 @@
 // mp_lora: the batched +/- forward of Multi-Perturbed LoRA (MobiZO, arXiv 2409.15520), out = base + s * (x A^T)(B + c_g z_g)^T.
 //
-// Two sweeps. mp_lora_shrink makes u = x A^T [rows, rank] from dot products over the columns of x. mp_lora_expand takes one group and
-// a range of output columns at a time: it draws that part of the group's perturbed B once, transposed into a panel that stays in
-// cache, and multiplies all rows of the group by it. Neither B + c_g z_g nor z_g ever exists as a whole.
+// Two sweeps. mp_lora_shrink makes u = x A^T [rows, rank] from dot products over the columns of x. mp_lora_expand takes one
+// group and a range of output columns at a time: it draws that part of the group's perturbed B once, transposed into a panel
+// that stays in cache, and multiplies all rows of the group by it. Neither B + c_g z_g nor z_g ever exists as a whole.
 #include "../noise/visit.h"
 #include "entry.h"
 
@@ -101,8 +101,8 @@ MOBIZO_INLINE void shrink_rows(const MpLoraArgs& args, const T* x, float* u) {
 
 // panel[j * width + n] = B[first_column + n, j] + coeff * z, for `columns` columns; zeros from there to width.
 template <typename T>
-MOBIZO_INLINE void perturbed_panel(const MpLoraArgs& args, const T* lora_b, int64_t group, int64_t first_column, int64_t columns,
-                                   int64_t width, float* panel) {
+MOBIZO_INLINE void perturbed_panel(const MpLoraArgs& args, const T* lora_b, int64_t group, int64_t first_column,
+                                   int64_t columns, int64_t width, float* panel) {
   alignas(64) float rows[kLargestPanel];  // B as it lies in memory, [columns, rank]
   const int64_t first = first_column * args.rank, count = columns * args.rank;
   const T* b = lora_b + first;

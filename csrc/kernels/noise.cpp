@@ -9,8 +9,7 @@ void noise(const NoiseArgs& args, int64_t begin, int64_t end) {
   const int64_t first = begin * kTaskElements, last = min(end * kTaskElements, args.numel);
   with_type(args.dtype, [&](auto type) {
     auto* out = static_cast<decltype(type)*>(args.out) + first;
-    visit_noise(args.distribution, stream, first, last - first,
-                [&](int64_t i, F32 z, auto... n) { store(out + i, z, n...); });
+    visit_noise(args.distribution, stream, first, last - first, [&](int64_t i, F32 z, auto... n) { store(out + i, z, n...); });
   });
 }
 

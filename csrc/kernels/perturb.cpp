@@ -1,7 +1,7 @@
 // perturb: param = decay * param + sum_i coeffs[i] * z(seeds[i]), any number of seeds in one pass over memory.
 //
-// A task's elements fit the first-level cache, so the seeds are applied one after the other to the same float32 accumulator (the
-// parameter itself where it is float32) and the key schedule of each is made once per task.
+// A task's elements fit the first-level cache, so the seeds are applied one after the other to the same float32 accumulator
+// (the parameter itself where it is float32) and the key schedule of each is made once per task.
 #include "../noise/visit.h"
 #include "entry.h"
 
@@ -24,9 +24,8 @@ MOBIZO_INLINE void accumulate(const PerturbArgs& args, int64_t first, int64_t co
   for (int64_t k = 0; k < args.count; ++k) {
     const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[k]), static_cast<uint64_t>(args.stream));
     const F32 coeff = broadcast(args.coeffs[k]);
-    visit_noise(args.distribution, stream, first, count, [&](int64_t i, F32 z, auto... n) {
-      store(sum + i, fma(coeff, z, load(sum + i, n...)), n...);
-    });
+    visit_noise(args.distribution, stream, first, count,
+                [&](int64_t i, F32 z, auto... n) { store(sum + i, fma(coeff, z, load(sum + i, n...)), n...); });
   }
 }
 

@@ -1,5 +1,5 @@
-// Standard normal values by Box-Muller, with polynomials in float32 whose every step is exactly specified: the same bits on every
-// machine. Element e takes value e % 4 of counter e / 4.
+// Standard normal values by Box-Muller, with polynomials in float32 whose every step is exactly specified: the same bits on
+// every machine. Element e takes value e % 4 of counter e / 4.
 #pragma once
 
 #include "philox.h"
@@ -29,8 +29,8 @@ MOBIZO_INLINE F32 radius(U32 a) {
   return sqrt(fma(exponent, broadcast(-2.0f * 0.693147182464599609375f), p));
 }
 
-// Cosine and sine of 2 pi b / 2^32: a polynomial in the nearest eighth of a turn's remainder, then the quadrant by swap and signs.
-// Two top bits of t = b + 2^29 are the quadrant.
+// Cosine and sine of 2 pi b / 2^32: a polynomial in the nearest eighth of a turn's remainder, then the quadrant by swap and
+// signs. Two top bits of t = b + 2^29 are the quadrant.
 MOBIZO_INLINE void cos_sin(U32 b, F32& cosine, F32& sine) {
   const U32 t = b + broadcast(0x20000000u);
   const U32 remainder = (t & broadcast(0x3FFFFFFFu)) - broadcast(0x20000000u);

@@ -31,8 +31,8 @@ MOBIZO_INLINE NoiseStream noise_stream(uint64_t seed, uint64_t stream) {
   return s;
 }
 
-// The words of n * kCounters counters from c on, a multiple of n * kCounters, so that one high word serves them all. even[i] holds
-// words 0 and 2, odd[i] words 1 and 3 of the i-th kCounters of them. A larger n hides the latency of the multiply.
+// The words of n * kCounters counters from c on, a multiple of n * kCounters, so that one high word serves them all. even[i]
+// holds words 0 and 2, odd[i] words 1 and 3 of the i-th kCounters of them. A larger n hides the latency of the multiply.
 template <int n>
 MOBIZO_INLINE void philox(const NoiseStream& s, uint64_t c, U32 even[n], U32 odd[n]) {
   // Rounds 1 and 2 for the words that do not depend on the low word of the counter.

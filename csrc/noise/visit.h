@@ -1,7 +1,7 @@
 // Noise of a range of elements, a vector at a time.
 //
-// visit_noise(distribution, stream, first, count, visit) calls visit(i, z) for whole vectors and visit(i, z, n) for the vector cut off
-// by the end of the range, where z holds elements first + i, first + i + 1, ... Written as one variadic lambda,
+// visit_noise(distribution, stream, first, count, visit) calls visit(i, z) for whole vectors and visit(i, z, n) for the vector
+// cut off by the end of the range, where z holds elements first + i, first + i + 1, ... Written as one variadic lambda,
 //   [&](int64_t i, F32 z, auto... n) { store(out + i, z, n...); }
 // it serves both. `first` is a multiple of kLanes.
 #pragma once

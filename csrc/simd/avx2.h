@@ -90,9 +90,7 @@ MOBIZO_INLINE void store(BFloat16* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
 
-MOBIZO_INLINE F32 load(const Float16* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
+MOBIZO_INLINE F32 load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 MOBIZO_INLINE void store(Float16* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -81,9 +81,7 @@ MOBIZO_INLINE F32 load(const float* p, int n) { return {_mm512_maskz_loadu_ps(fi
 MOBIZO_INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
 MOBIZO_INLINE void store(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
 
-MOBIZO_INLINE F32 widen_bfloat16(__m256i h) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
-}
+MOBIZO_INLINE F32 widen_bfloat16(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
 MOBIZO_INLINE __m256i narrow_bfloat16(F32 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -92,19 +90,13 @@ MOBIZO_INLINE __m256i narrow_bfloat16(F32 a) {
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7FC0)));
 }
-MOBIZO_INLINE F32 load(const BFloat16* p) {
-  return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
+MOBIZO_INLINE F32 load(const BFloat16* p) { return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 MOBIZO_INLINE F32 load(const BFloat16* p, int n) { return widen_bfloat16(_mm256_maskz_loadu_epi16(first(n), p)); }
-MOBIZO_INLINE void store(BFloat16* p, F32 a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(a));
-}
+MOBIZO_INLINE void store(BFloat16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(a)); }
 MOBIZO_INLINE void store(BFloat16* p, F32 a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_bfloat16(a)); }
 
 MOBIZO_INLINE __m256i narrow_float16(F32 a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
-MOBIZO_INLINE F32 load(const Float16* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+MOBIZO_INLINE F32 load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 MOBIZO_INLINE F32 load(const Float16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))}; }
 MOBIZO_INLINE void store(Float16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_float16(a)); }
 MOBIZO_INLINE void store(Float16* p, F32 a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_float16(a)); }

