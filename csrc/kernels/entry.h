@@ -24,6 +24,14 @@ MOBIZO_INLINE void with_type(DType dtype, F f) {
   }
 }
 
+// f(i) for whole vectors of `count` elements, f(i, n) for the rest.
+template <typename F>
+MOBIZO_INLINE void each_vector(int64_t count, F f) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) f(i);
+  if (i < count) f(i, static_cast<int>(count - i));
+}
+
 MOBIZO_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace mobizo::MOBIZO_ISA

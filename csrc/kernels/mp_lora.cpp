@@ -71,9 +71,7 @@ MOBIZO_INLINE const float* widened(const T* x, int64_t& stride, int rows, int64_
   for (int row = 0; row < rows; ++row) {
     const T* from = x + row * stride;
     float* to = scratch + row * kInnerColumns;
-    int64_t k = 0;
-    for (; k + kLanes <= columns; k += kLanes) store(to + k, load(from + k));
-    if (k < columns) store(to + k, load(from + k, static_cast<int>(columns - k)), static_cast<int>(columns - k));
+    each_vector(columns, [&](int64_t k, auto... n) { store(to + k, load(from + k, n...), n...); });
   }
   stride = kInnerColumns;
   return scratch;
@@ -108,9 +106,7 @@ MOBIZO_INLINE void perturbed_panel(const MpLoraArgs& args, const T* lora_b, int6
   const T* b = lora_b + first;
   const float coeff = args.coeffs[group];
   if (coeff == 0.0f) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(rows + i, load(b + i));
-    if (i < count) store(rows + i, load(b + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+    each_vector(count, [&](int64_t i, auto... n) { store(rows + i, load(b + i, n...), n...); });
   } else {
     const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[group]), static_cast<uint64_t>(args.stream));
     const F32 c = broadcast(coeff);

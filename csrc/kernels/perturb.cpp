@@ -8,14 +8,6 @@
 namespace mobizo::MOBIZO_ISA {
 namespace {
 
-// f(i) for whole vectors, f(i, n) for the rest.
-template <typename F>
-MOBIZO_INLINE void each_vector(int64_t count, F f) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) f(i);
-  if (i < count) f(i, static_cast<int>(count - i));
-}
-
 MOBIZO_INLINE void accumulate(const PerturbArgs& args, int64_t first, int64_t count, float* sum) {
   if (args.decay != 1.0f) {
     const F32 decay = broadcast(args.decay);
@@ -32,10 +24,15 @@ MOBIZO_INLINE void accumulate(const PerturbArgs& args, int64_t first, int64_t co
 // The sum of squares in double, over eight interleaved partial sums: an order that no instruction set changes.
 MOBIZO_INLINE double squared_distance(const float* a, const float* b, int64_t count) {
   double partial[8] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const double d = static_cast<double>(a[i] - b[i]);
-    partial[i % 8] += d * d;
-  }
+  const auto add = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const double d = static_cast<double>(a[i + lane] - b[i + lane]);
+      partial[lane] += d * d;
+    }
+  };
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) add(i, 8);
+  add(i, count - i);
   double sum = 0.0;
   for (double p : partial) sum += p;
   return sum;

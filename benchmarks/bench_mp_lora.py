@@ -1,0 +1,170 @@
+"""mp_lora_ and mp_lora_linear against the stacked LoRA-B of public P-RGE, and against the bare linear.
+
+    python -m benchmarks.bench_mp_lora [--json FILE] [--threads N] [--quick]
+
+All variants compute the adapted linear of all G groups (two-sided: q = G / 2 directions), and are checked to
+agree before they are timed. Ours make the directions from their seeds inside the call. The peer finds its
+perturbed B [G, ...] made: it pays for one product x A^T and one batched product added in place, from the
+faster of two layouts, [G, out, r] as P-RGE keeps it and [G, r, out]. What a step pays to make the stack (draw
+q directions, add and subtract them) is a column of its own. With bfloat16, x, W and the peer's A and B are
+bfloat16, its fastest form, which rounds eps z into B; ours keep A and B float32.
+
+The limit is `F.linear` alone. Every call takes the operands of another of 8 layers, as in a model: no variant
+finds its weights in the cache because it has just used them.
+
+Columns: ms of F.linear; how much longer than it the others take, in %; the same for F.linear with the peer
+and the making of its stack. Goals for mp_lora_ in float32 on 2 threads: at most +8 %, +6 %, +3 % and +15 % in
+the order of the rows, never above the stacked form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle, product
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness import Report, Variant, dtype_name, fastest, parser, time_variants
+from benchmarks.peers import make_stack_, stacked_lora_linear
+from mobizo_kernels import ops
+
+LAYERS = 8
+EPS, SCALING = 1e-2, 2.0
+# Rows, in, out, rank, groups: q_proj and gate_proj of SmolLM2-135M, a square layer of a 1B model, and many
+# groups of few rows.
+SHAPES = (
+    (2048, 576, 576, 16, 8),
+    (2048, 576, 1536, 16, 8),
+    (2048, 2048, 2048, 16, 8),
+    (256, 576, 576, 4, 16),
+)
+QUICK_SHAPES = ((64, 48, 32, 4, 4),)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The operands of one linear: ours, and the peer's in the dtype of x."""
+
+    stream: int
+    x: torch.Tensor
+    weight: torch.Tensor
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    seeds: torch.Tensor
+    coeffs: torch.Tensor
+    peer_a: torch.Tensor
+    stack: torch.Tensor
+    stack_t: torch.Tensor
+
+    def mp_lora(self) -> torch.Tensor:
+        base = F.linear(self.x, self.weight)
+        directions = (self.seeds, self.coeffs, SCALING, self.stream)
+        return ops.mp_lora_(base, self.x, self.lora_a, self.lora_b, *directions)
+
+    def mp_lora_linear(self) -> torch.Tensor:
+        directions = (self.seeds, self.coeffs, SCALING, self.stream)
+        return ops.mp_lora_linear(self.x, self.weight, None, self.lora_a, self.lora_b, *directions)
+
+    def stacked(self) -> torch.Tensor:
+        return stacked_lora_linear(self.x, self.weight, self.peer_a, self.stack.mT, SCALING)
+
+    def stacked_t(self) -> torch.Tensor:
+        return stacked_lora_linear(self.x, self.weight, self.peer_a, self.stack_t, SCALING)
+
+
+def make_layer(
+    stream: int, rows: int, in_features: int, out_features: int, rank: int, groups: int, dtype: torch.dtype
+) -> Layer:
+    """Random operands; the peer's stack holds the directions of our seeds."""
+    lora_a = torch.randn(rank, in_features) / in_features**0.5
+    lora_b = torch.randn(out_features, rank) / rank**0.5
+    seeds = torch.arange(groups // 2).repeat(2)
+    coeffs = torch.tensor([EPS, -EPS]).repeat_interleave(groups // 2)
+    noise = [ops.noise([out_features, rank], seed, stream) for seed in seeds]
+    stack = torch.stack([lora_b + coeff * z for coeff, z in zip(coeffs, noise, strict=True)]).to(dtype)
+    return Layer(
+        stream=stream,
+        x=torch.randn(rows, in_features).to(dtype),
+        weight=(torch.randn(out_features, in_features) / in_features**0.5).to(dtype),
+        lora_a=lora_a,
+        lora_b=lora_b,
+        seeds=seeds,
+        coeffs=coeffs,
+        peer_a=lora_a.to(dtype),
+        stack=stack,
+        stack_t=stack.mT.contiguous(),
+    )
+
+
+def check(layer: Layer) -> None:
+    """Raise AssertionError unless all variants compute the same."""
+    expected = layer.mp_lora()
+    tolerance = 1e-4 if layer.x.dtype == torch.float32 else 5e-2
+    for result in (layer.mp_lora_linear(), layer.stacked(), layer.stacked_t()):
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
+
+
+def variants(layers: list[Layer]) -> dict[str, Variant]:
+    """By name; all of them take turns with the same layers."""
+    turns = cycle(layers)
+    peer_b = [layer.lora_b.mT.to(layer.x.dtype).contiguous() for layer in layers]
+    room = torch.empty_like(layers[0].stack_t)
+    noise = torch.empty_like(room[: len(room) // 2])
+
+    def bare() -> torch.Tensor:
+        layer = next(turns)
+        return F.linear(layer.x, layer.weight)
+
+    return {
+        "F.linear": bare,
+        "mp_lora_": lambda: next(turns).mp_lora(),
+        "mp_lora_linear": lambda: next(turns).mp_lora_linear(),
+        "stacked [G, out, r]": lambda: next(turns).stacked(),
+        "stacked [G, r, out]": lambda: next(turns).stacked_t(),
+        "make stack": lambda: make_stack_(room, noise, peer_b[next(turns).stream], EPS),
+    }
+
+
+def compare(report: Report, rounds: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    """Add one row."""
+    layers = [make_layer(stream, *shape, dtype) for stream in range(LAYERS)]
+    for layer in layers:
+        check(layer)
+    timings = time_variants(variants(layers), rounds)
+    limit = timings["F.linear"].p50
+    peer = timings[fastest(timings, ("stacked [G, out, r]", "stacked [G, r, out]"))].p50
+    rows, in_features, out_features, rank, groups = shape
+    report.add(
+        {
+            "dtype": dtype_name(dtype),
+            "rows": rows,
+            "in": in_features,
+            "out": out_features,
+            "r": rank,
+            "G": groups,
+        },
+        timings,
+        {
+            "F.linear ms": timings["F.linear"].show(1e3),
+            "mp_lora_ %": 100 * (timings["mp_lora_"].p50 / limit - 1),
+            "mp_lora_linear %": 100 * (timings["mp_lora_linear"].p50 / limit - 1),
+            "stacked %": 100 * (peer / limit - 1),
+            "stacked, made %": 100 * ((peer + timings["make stack"].p50) / limit - 1),
+        },
+    )
+
+
+@torch.no_grad()
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    report = Report("mp_lora", options)
+    shapes, rounds = (QUICK_SHAPES, 3) if options.quick else (SHAPES, 41)
+    for dtype, shape in product((torch.float32, torch.bfloat16), shapes):
+        compare(report, rounds, shape, dtype)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

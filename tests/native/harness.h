@@ -1,0 +1,155 @@
+// What the cases share: the instruction sets of this machine, guarded memory, reproducible random values, and the count of results.
+#pragma once
+
+#include <cinttypes>
+#include <cstdio>
+#include <initializer_list>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../../csrc/kernels/isa.h"
+#include "reference.h"
+
+namespace mobizo {
+
+// The kernels of every instruction set that this machine can run, best first.
+inline std::vector<const Kernels*> available_kernels() {
+  std::vector<const Kernels*> available;
+#if defined(__x86_64__)
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    available.push_back(&avx512::kernels);
+  if (has_avx2) available.push_back(&avx2::kernels);
+#elif defined(__aarch64__)
+  available.push_back(&neon::kernels);
+#endif
+  available.push_back(&scalar::kernels);
+  return available;
+}
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+inline const char* name_of(DType dtype) {
+  return dtype == DType::kFloat32 ? "float32" : dtype == DType::kBFloat16 ? "bfloat16" : "float16";
+}
+inline const char* name_of(Distribution d) { return d == Distribution::kGaussian ? "gaussian" : "rademacher"; }
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+constexpr Distribution kDistributions[] = {Distribution::kGaussian, Distribution::kRademacher};
+
+// Elements in memory, with a guard of a few more on either side that also shifts them off every vector boundary. All bits are set
+// at first, a NaN in each type that no kernel ever writes: what was forgotten, and what should have been left alone, shows.
+class Buffer {
+ public:
+  static constexpr int64_t kGuard = 3;
+
+  Buffer(DType dtype, int64_t size)
+      : dtype_(dtype),
+        size_(size),
+        width_(dtype == DType::kFloat32 ? 4 : 2),
+        bytes_(static_cast<size_t>((size + 2 * kGuard) * width_), 0xFF) {}
+
+  DType dtype() const { return dtype_; }
+  int64_t size() const { return size_; }
+  void* data() { return bytes_.data() + kGuard * width_; }
+
+  uint32_t bits(int64_t i) const {
+    uint32_t value = 0;
+    std::memcpy(&value, bytes_.data() + (i + kGuard) * width_, static_cast<size_t>(width_));
+    return value;
+  }
+  float operator[](int64_t i) const { return reference::widen(dtype_, bits(i)); }
+  void set_bits(int64_t i, uint32_t value) {
+    std::memcpy(bytes_.data() + (i + kGuard) * width_, &value, static_cast<size_t>(width_));
+  }
+  void set(int64_t i, float value) { set_bits(i, reference::narrow(dtype_, value)); }
+
+  bool poisoned(int64_t i) const { return bits(i) == (width_ == 4 ? 0xFFFFFFFFu : 0xFFFFu); }
+  bool guards_intact() const {
+    for (int64_t i = 1; i <= kGuard; ++i)
+      if (!poisoned(-i) || !poisoned(size_ - 1 + i)) return false;
+    return true;
+  }
+
+ private:
+  DType dtype_;
+  int64_t size_, width_;
+  std::vector<uint8_t> bytes_;
+};
+
+// The same sequence on every platform, which the distributions of <random> do not promise.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int64_t seed() { return static_cast<int64_t>(engine_()); }
+  float uniform() { return static_cast<float>(static_cast<int64_t>(engine_()) >> 40) * 0x1p-23f; }  // [-1, 1)
+  int64_t pick(std::initializer_list<int64_t> choices) { return choices.begin()[engine_() % choices.size()]; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+// FNV-1a.
+class Digest {
+ public:
+  void add(uint64_t value) {
+    for (int byte = 0; byte < 8; ++byte) value_ = (value_ ^ (value >> 8 * byte & 0xFF)) * 0x100000001B3u;
+  }
+  void add(const Buffer& buffer) {
+    for (int64_t i = 0; i < buffer.size(); ++i) add(buffer.bits(i));
+  }
+  uint64_t value() const { return value_; }
+
+ private:
+  uint64_t value_ = 0xCBF29CE484222325u;
+};
+
+// One instruction set under test, and a digest of the bits that it made.
+struct Target {
+  const Kernels& kernels;
+  Digest digest{};
+};
+using Targets = std::vector<Target>;
+
+// Counts checks; a check is its name and what is wrong, nothing if nothing is.
+class Report {
+ public:
+  void check(const std::string& name, const std::string& problem) {
+    ++(problem.empty() ? passed_ : failed_);
+    if (!problem.empty()) std::printf("FAILED %s: %s\n", name.c_str(), problem.c_str());
+  }
+  int finish() const {
+    std::printf("%d passed, %d failed\n", passed_, failed_);
+    return failed_ > 0 || passed_ == 0;
+  }
+
+ private:
+  int passed_ = 0, failed_ = 0;
+};
+
+// Where the elements of `got` are not those bits, or its guards were written to.
+inline std::string difference(const Buffer& got, const std::vector<uint32_t>& expected) {
+  for (int64_t i = 0; i < got.size(); ++i) {
+    const uint32_t bits = expected[static_cast<size_t>(i)];
+    if (got.bits(i) != bits)
+      return text("element ", i, " is ", std::hex, "0x", got.bits(i), ", expected 0x", bits);
+  }
+  return got.guards_intact() ? "" : "wrote outside of the output";
+}
+
+// Runs tasks [begin, end) at once, or one at a time from the last.
+template <typename Args>
+void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t begin, int64_t end, bool piecewise) {
+  if (!piecewise) return kernel(args, begin, end);
+  for (int64_t task = end - 1; task >= begin; --task) kernel(args, task, task + 1);
+}
+
+}  // namespace mobizo
