@@ -127,12 +127,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--json", type=_new_file, metavar="FILE", help="write all timings to FILE")
-    result.add_argument("--threads", type=_count, default=torch.get_num_threads(), help="of all variants")
+    result.add_argument("--threads", type=count, default=torch.get_num_threads(), help="of all variants")
     result.add_argument("--quick", action="store_true", help="small sizes, few repetitions: a smoke test")
     return result
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option that is a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)

@@ -1,0 +1,122 @@
+"""A whole step of training against the bare forward of the same rows, stacked P-RGE and sequential MeZO.
+
+    python -m benchmarks.bench_step [--json FILE] [--threads N] [--quick] [--dtype bfloat16] [--queries 4] ...
+
+What is compared is in benchmarks/steps.py. All variants see the same G = 2q copies of a batch with one label
+per row; none caches keys and values. The limit computes logits at the labelled position only, with the loss
+of the same rows. The peers compute logits [rows, T, vocabulary], as their public codes do, and are otherwise
+at their best. "full-logits forward" tells what that alone costs them.
+
+Every variant has a process and a model of its own; the processes make their steps in turns, so that a change
+in the machine's speed meets all alike while memory is counted apart. Peak memory is that of the whole process
+while it steps, the loading of the model not counted; "grown" is what it takes over the loaded model.
+
+Columns: seconds per step; peak and grown memory in MB (10^6 bytes); the loss, which all variants have to agree
+about but for their random directions; time and peak memory relative to the bare forward and to ours. Goals:
+ours at most 1.08 x the time and 1.05 x the memory of the bare forward.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Report, count, parser, time_variants
+from benchmarks.steps import STEPS, StepSettings
+from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
+from mobizo_kernels.data import DTYPES, SMOLLM2
+
+QUICK = {"queries": 1, "batch_size": 1, "length": 8}
+
+
+class Worker:
+    """A process that holds one model and makes one kind of step on it, when told to.
+
+    Attributes:
+        loaded_mb: memory before the first step.
+        loss: of the latest step.
+    """
+
+    def __init__(self, name: str, settings: StepSettings, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")  # fresh: a fork would share pages with this process
+        self._name, (self._pipe, end) = name, context.Pipe()
+        process = context.Process(target=serve, args=(name, settings, threads, end), daemon=True)
+        process.start()
+        end.close()
+        self.loaded_mb: float = self._receive()
+        self.loss = float("nan")
+
+    def step(self) -> None:
+        """Make a step."""
+        self._pipe.send("step")
+        self.loss = self._receive()
+
+    def finish(self) -> float:
+        """End the process; its peak memory in MB since it had loaded."""
+        self._pipe.send("finish")
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"bench_step: {self._name} failed; its own error is above") from None
+
+
+@torch.no_grad()
+def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> None:
+    """The other end of a `Worker`."""
+    torch.set_num_threads(threads)
+    step = STEPS[name](settings)
+    gc.collect()
+    reset_peak_rss()
+    pipe.send(peak_rss_mb())
+    while pipe.recv() == "step":
+        pipe.send(step())
+    pipe.send(peak_rss_mb())
+
+
+def main() -> None:
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--model", default=SMOLLM2, help="smollm2, a directory or a hub name")
+    options_parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the model")
+    options_parser.add_argument("--queries", type=count, default=4, help="q")
+    options_parser.add_argument("--batch-size", type=count, default=4, help="B; a forward has 2 q B rows")
+    options_parser.add_argument("--length", type=count, default=64, help="tokens before the label")
+    options_parser.add_argument("--rank", type=count, default=16, help="of the adapters")
+    options_parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"], help="linears to adapt")
+    options_parser.add_argument("--rounds", type=count, default=11, help="steps of each variant to time")
+    options = options_parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK, rounds=2)
+    settings = StepSettings(**{field.name: getattr(options, field.name) for field in fields(StepSettings)})
+
+    report = Report("step", options)
+    workers = {name: Worker(name, settings, options.threads) for name in STEPS}
+    timings = time_variants({name: worker.step for name, worker in workers.items()}, options.rounds)
+    peaks = {name: worker.finish() for name, worker in workers.items()}
+    for name, worker in workers.items():
+        report.add(
+            {"variant": name},
+            {name: timings[name]},
+            {
+                "s per step": timings[name].show(1.0),
+                "peak MB": peaks[name],
+                "grown MB": peaks[name] - worker.loaded_mb,
+                "loss": worker.loss,
+                "time / bare": timings[name].p50 / timings["bare forward"].p50,
+                "peak / bare": peaks[name] / peaks["bare forward"],
+                "time / ours": timings[name].p50 / timings["ours"].p50,
+                "peak / ours": peaks[name] / peaks["ours"],
+            },
+        )
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""One step of training by ours and by its peers, and the bare forwards that bound it, on one model and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import peft
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+import mobizo_kernels as mobizo
+from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
+from mobizo_kernels.data import load_model
+
+EPS, LR = 1e-2, 1e-5
+IGNORED = -100  # the label of a token without a loss, as in transformers
+
+Step = Callable[[], float]
+"""Makes a step and returns its loss."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The model and the step: q two-sided queries on a batch of B rows, each `length` tokens and a label."""
+
+    model: str
+    dtype: str
+    queries: int
+    batch_size: int
+    length: int
+    rank: int
+    targets: list[str]
+
+    @property
+    def groups(self) -> int:
+        return 2 * self.queries
+
+    @property
+    def alpha(self) -> int:
+        return 2 * self.rank
+
+    def load(self) -> PreTrainedModel:
+        return load_model(self.model, self.dtype)[0]
+
+    def tokens(self) -> torch.Tensor:
+        """int64 [B, length + 1]; the last one is the label. Any tokens will do: nothing depends on them."""
+        random = torch.Generator().manual_seed(0)
+        return torch.randint(1000, 10000, (self.batch_size, self.length + 1), generator=random)
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a forward of all groups sees, int64 [G * B, length], and the label of each row, [G * B]."""
+        tokens = self.tokens().repeat(self.groups, 1)
+        return tokens[:, :-1], tokens[:, -1]
+
+
+def bare_forward(settings: StepSettings) -> Step:
+    """The limit: the same rows through the un-adapted model, its LM head at the labelled position only."""
+    model, (inputs, labels) = settings.load(), settings.rows()
+    mask = torch.ones_like(inputs)
+
+    def step() -> float:
+        logits = model(inputs, attention_mask=mask, use_cache=False, logits_to_keep=1).logits
+        losses = F.cross_entropy(logits[:, 0].float(), labels, reduction="none")
+        return losses.view(settings.groups, -1).mean(dim=1).mean().item()
+
+    return step
+
+
+def full_logits_forward(settings: StepSettings) -> Step:
+    """The same rows with logits of every token, as a causal LM of transformers gives them by default."""
+    model, (inputs, labels) = settings.load(), settings.rows()
+    return lambda: full_logits_losses(model, inputs, labels, settings.groups).mean().item()
+
+
+def ours(settings: StepSettings) -> Step:
+    """ZerothOrder.step on a wrapped model."""
+    model, tokens = settings.load(), settings.tokens()
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
+    mobizo.wrap(model, config)
+    zo = mobizo.ZerothOrder(model, queries=settings.queries, eps=EPS, lr=LR)
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, -1] = tokens[:, -1]
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    return lambda: zo.step(batch).loss
+
+
+def stacked_prge(settings: StepSettings) -> Step:
+    """P-RGE (arXiv 2409.15520) with a stack of 2q perturbed B in every layer, and logits of every token.
+
+    At its best: adapters by one batched product added in place, noise drawn once in a step (the public code
+    draws it three times, to perturb, restore and update), and no shifted copy of the logits.
+    """
+    model, (inputs, labels) = settings.load(), settings.rows()
+    layers = []
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in settings.targets:
+            layers.append(StackedLoRALinear(module, settings))
+            model.set_submodule(name, layers[-1])
+
+    def step() -> float:
+        for layer in layers:
+            layer.perturb()
+        plus, minus = full_logits_losses(model, inputs, labels, settings.groups).chunk(2)
+        for layer in layers:
+            layer.update((plus - minus) / (2 * EPS))
+        return torch.cat([plus, minus]).mean().item()
+
+    return step
+
+
+def sequential_mezo(settings: StepSettings) -> Step:
+    """MeZO (arXiv 2305.17333, Algorithm 1; q queries in turn) over PEFT LoRA, and logits of every token.
+
+    B alone is perturbed, as by the others, and the noise is made anew from its seed in all four passes. The
+    adapters have the model's dtype: the float32 that PEFT would choose over bfloat16 is slower.
+    """
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
+    model = peft.get_peft_model(settings.load(), config, autocast_adapter_dtype=False)
+    params = [param for name, param in model.named_parameters() if "lora_B" in name]
+    tokens = settings.tokens()
+
+    def perturb(seed: int, coeff: float) -> None:
+        torch.manual_seed(seed)
+        mezo_perturb_(params, coeff)
+
+    def loss() -> float:
+        return full_logits_losses(model, tokens[:, :-1], tokens[:, -1], groups=1).item()
+
+    def step() -> float:
+        losses, gradients = [], []
+        for seed in range(settings.queries):
+            for coeff in (EPS, -2 * EPS):
+                perturb(seed, coeff)
+                losses.append(loss())
+            perturb(seed, EPS)
+            gradients.append((losses[-2] - losses[-1]) / (2 * EPS))
+        for seed, gradient in enumerate(gradients):
+            perturb(seed, -LR / settings.queries * gradient)
+        return sum(losses) / len(losses)
+
+    return step
+
+
+class StackedLoRALinear(nn.Module):
+    """A linear with frozen A, central B [r, out] and the stack [2q, r, out] of its perturbed copies."""
+
+    def __init__(self, base: nn.Linear, settings: StepSettings) -> None:
+        super().__init__()
+        self.weight, self.scaling = base.weight, settings.alpha / settings.rank
+        like = {"dtype": base.weight.dtype}
+        self.lora_a = torch.randn(settings.rank, base.in_features, **like) / base.in_features**0.5
+        self.lora_b = torch.zeros(settings.rank, base.out_features, **like)
+        self.stack = torch.zeros(settings.groups, settings.rank, base.out_features, **like)
+
+    def perturb(self) -> None:
+        """New directions."""
+        make_stack_(self.stack, torch.empty_like(self.stack[: len(self.stack) // 2]), self.lora_b, EPS)
+
+    def update(self, gradients: torch.Tensor) -> None:
+        """B -= lr * mean_k g_k z_k, with z out of the difference of the two halves; gradients is [q]."""
+        plus, minus = self.stack.chunk(2)
+        coeffs = (LR / len(gradients) * gradients / (2 * EPS)).to(plus.dtype)
+        self.lora_b -= torch.tensordot(coeffs, plus - minus, dims=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, -2)
+        out = stacked_lora_linear(rows, self.weight, self.lora_a, self.stack, self.scaling)
+        return out.unflatten(0, x.shape[:-1])
+
+
+def full_logits_losses(
+    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, groups: int
+) -> torch.Tensor:
+    """The loss of each group, float32 [groups], from logits [rows, T, vocabulary]: what public code does."""
+    targets = torch.full_like(inputs, IGNORED)
+    targets[:, -1] = labels
+    logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits
+    losses = [
+        F.cross_entropy(part.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORED)
+        for part, target in zip(logits.chunk(groups), targets.chunk(groups), strict=True)
+    ]
+    return torch.stack(losses)
+
+
+STEPS: dict[str, Callable[[StepSettings], Step]] = {
+    "bare forward": bare_forward,
+    "ours": ours,
+    "full-logits forward": full_logits_forward,
+    "stacked P-RGE": stacked_prge,
+    "sequential MeZO": sequential_mezo,
+}
