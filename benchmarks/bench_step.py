@@ -5,15 +5,15 @@
 What is compared is in benchmarks/steps.py. All variants see the same G = 2q copies of a batch with one label
 per row; none caches keys and values. The limit computes logits at the labelled position only, with the loss
 of the same rows. The peers compute logits [rows, T, vocabulary], as their public codes do, and are otherwise
-at their best. "full-logits forward" tells what that alone costs them.
+at their best. "full logits" is the bare forward with them: it tells what that alone costs the peers.
 
 Every variant has a process and a model of its own; the processes make their steps in turns, so that a change
 in the machine's speed meets all alike while memory is counted apart. Peak memory is that of the whole process
 while it steps, the loading of the model not counted; "grown" is what it takes over the loaded model.
 
-Columns: seconds per step; peak and grown memory in MB (10^6 bytes); the loss, which all variants have to agree
-about but for their random directions; time and peak memory relative to the bare forward and to ours. Goals:
-ours at most 1.08 x the time and 1.05 x the memory of the bare forward.
+Columns: seconds per step; peak and grown memory in MB (10^6 bytes); the loss, the same for all variants but
+for the effect of their random directions; time and peak memory relative to the bare forward and to ours.
+Goals: ours at most 1.08 x the time and 1.05 x the memory of the bare forward.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import Report, count, parser, time_variants
 from benchmarks.steps import STEPS, StepSettings
@@ -45,8 +46,8 @@ class Worker:
     def __init__(self, name: str, settings: StepSettings, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # fresh: a fork would share pages with this process
         self._name, (self._pipe, end) = name, context.Pipe()
-        process = context.Process(target=serve, args=(name, settings, threads, end), daemon=True)
-        process.start()
+        self._process = context.Process(target=serve, args=(name, settings, threads, end), daemon=True)
+        self._process.start()
         end.close()
         self.loaded_mb: float = self._receive()
         self.loss = float("nan")
@@ -59,7 +60,9 @@ class Worker:
     def finish(self) -> float:
         """End the process; its peak memory in MB since it had loaded."""
         self._pipe.send("finish")
-        return self._receive()
+        peak: float = self._receive()
+        self._process.join()
+        return peak
 
     def _receive(self) -> Any:
         try:
@@ -72,6 +75,7 @@ class Worker:
 def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> None:
     """The other end of a `Worker`."""
     torch.set_num_threads(threads)
+    disable_progress_bar()
     step = STEPS[name](settings)
     gc.collect()
     reset_peak_rss()

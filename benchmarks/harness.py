@@ -105,13 +105,14 @@ class Report:
     ) -> None:
         """Print one row, `case` and `results`; the JSON file holds the timings, in seconds per call, as well.
 
-        A column with a % in its name is printed as a signed percentage.
+        All rows of a report have the same columns; those with a % in their name are signed percentages.
         """
-        cells = {name: _cell(name, value) for name, value in {**case, **results}.items()}
-        if cells.keys() != self._widths.keys():
-            self._widths = {name: max(len(name), len(cell), 8) for name, cell in cells.items()}
+        row = {**case, **results}
+        if not self._rows:
+            self._widths = {n: max(len(n), 15 if isinstance(value, str) else 6) for n, value in row.items()}
             print("\n" + "  ".join(name.rjust(width) for name, width in self._widths.items()))
-        print("  ".join(cell.rjust(self._widths[name]) for name, cell in cells.items()), flush=True)
+        cells = (_cell(name, value).rjust(self._widths[name]) for name, value in row.items())
+        print("  ".join(cells), flush=True)
         seconds = {name: asdict(timing) for name, timing in timings.items()}
         self._rows.append({"case": dict(case), "seconds": seconds, "results": dict(results)})
 

@@ -1,4 +1,4 @@
-"""One step of training by ours and by its peers, and the bare forwards that bound it, on one model and batch."""
+"""One step of training, ours and the peers', and the bare forwards that bound it, on one model and batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class StepSettings:
         return 2 * self.rank
 
     def load(self) -> PreTrainedModel:
-        return load_model(self.model, self.dtype)[0]
+        model = load_model(self.model, self.dtype)[0]
+        for parameter in model.parameters():
+            parameter.sum()  # weights are mapped from their file: read them in before memory is measured
+        return model
 
     def tokens(self) -> torch.Tensor:
         """int64 [B, length + 1]; the last one is the label. Any tokens will do: nothing depends on them."""
@@ -150,10 +153,10 @@ class StackedLoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, settings: StepSettings) -> None:
         super().__init__()
         self.weight, self.scaling = base.weight, settings.alpha / settings.rank
-        like = {"dtype": base.weight.dtype}
-        self.lora_a = torch.randn(settings.rank, base.in_features, **like) / base.in_features**0.5
-        self.lora_b = torch.zeros(settings.rank, base.out_features, **like)
-        self.stack = torch.zeros(settings.groups, settings.rank, base.out_features, **like)
+        dtype, size_of_b = base.weight.dtype, (settings.rank, base.out_features)
+        self.lora_a = torch.randn(settings.rank, base.in_features, dtype=dtype) / base.in_features**0.5
+        self.lora_b = torch.zeros(size_of_b, dtype=dtype)
+        self.stack = torch.zeros(settings.groups, *size_of_b, dtype=dtype)
 
     def perturb(self) -> None:
         """New directions."""
@@ -188,7 +191,7 @@ def full_logits_losses(
 STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "bare forward": bare_forward,
     "ours": ours,
-    "full-logits forward": full_logits_forward,
+    "full logits": full_logits_forward,
     "stacked P-RGE": stacked_prge,
     "sequential MeZO": sequential_mezo,
 }
