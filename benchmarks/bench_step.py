@@ -7,9 +7,11 @@ per row; none caches keys and values. The limit computes logits at the labelled 
 of the same rows. The peers compute logits [rows, T, vocabulary], as their public codes do, and are otherwise
 at their best. "full logits" is the bare forward with them: it tells what that alone costs the peers.
 
-Every variant has a process and a model of its own; the processes make their steps in turns, so that a change
-in the machine's speed meets all alike while memory is counted apart. Peak memory is that of the whole process
-while it steps, the loading of the model not counted; "grown" is what it takes over the loaded model.
+Every variant has a process and a model of its own, and the processes make their steps in turns, so that a
+change in the machine's speed meets all alike. Memory is taken from another process for each variant, in which
+the C library gives freed tensors back at once (MALLOC_MMAP_THRESHOLD_): the peak is then what the step needs.
+By default it is that plus the fragments of the heap, of another size in every run of the same program. "peak"
+is that of the whole process while it steps, loading not counted; "grown" is over the loaded model.
 
 Columns: seconds per step; peak and grown memory in MB (10^6 bytes); the loss, the same for all variants but
 for the effect of their random directions; time and peak memory relative to the bare forward and to ours.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
@@ -32,6 +35,7 @@ from benchmarks.steps import STEPS, StepSettings
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.data import DTYPES, SMOLLM2
 
+SMALLEST_MAPPED = "65536"  # bytes; what the C library maps, it returns to the system when it is freed
 QUICK = {"queries": 1, "batch_size": 1, "length": 8}
 
 
@@ -39,7 +43,7 @@ class Worker:
     """A process that holds one model and makes one kind of step on it, when told to.
 
     Attributes:
-        loaded_mb: memory before the first step.
+        loaded_mb: memory before the first step, in MB.
         loss: of the latest step.
     """
 
@@ -85,6 +89,18 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     pipe.send(peak_rss_mb())
 
 
+def memory(name: str, settings: StepSettings, threads: int, steps: int = 3) -> tuple[float, float]:
+    """Memory in MB before the first step, and at its peak in a few of them."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = SMALLEST_MAPPED
+    try:
+        worker = Worker(name, settings, threads)
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    for _ in range(steps):
+        worker.step()
+    return worker.loaded_mb, worker.finish()
+
+
 def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--model", default=SMOLLM2, help="smollm2, a directory or a hub name")
@@ -96,27 +112,32 @@ def main() -> None:
     options_parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"], help="linears to adapt")
     options_parser.add_argument("--rounds", type=count, default=11, help="steps of each variant to time")
     options = options_parser.parse_args()
+    if options.rounds < 2:
+        options_parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
     if options.quick:
         vars(options).update(QUICK, rounds=2)
     settings = StepSettings(**{field.name: getattr(options, field.name) for field in fields(StepSettings)})
 
     report = Report("step", options)
+    loaded, peak = {}, {}
+    for name in STEPS:
+        loaded[name], peak[name] = memory(name, settings, options.threads)
     workers = {name: Worker(name, settings, options.threads) for name in STEPS}
     timings = time_variants({name: worker.step for name, worker in workers.items()}, options.rounds)
-    peaks = {name: worker.finish() for name, worker in workers.items()}
     for name, worker in workers.items():
+        worker.finish()
         report.add(
             {"variant": name},
             {name: timings[name]},
             {
                 "s per step": timings[name].show(1.0),
-                "peak MB": peaks[name],
-                "grown MB": peaks[name] - worker.loaded_mb,
+                "peak MB": peak[name],
+                "grown MB": peak[name] - loaded[name],
                 "loss": worker.loss,
                 "time / bare": timings[name].p50 / timings["bare forward"].p50,
-                "peak / bare": peaks[name] / peaks["bare forward"],
+                "peak / bare": peak[name] / peak["bare forward"],
                 "time / ours": timings[name].p50 / timings["ours"].p50,
-                "peak / ours": peaks[name] / peaks["ours"],
+                "peak / ours": peak[name] / peak["ours"],
             },
         )
     report.finish()

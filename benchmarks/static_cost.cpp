@@ -8,7 +8,7 @@ namespace mobizo::MOBIZO_ISA {
 extern "C" {
 
 extern const int32_t gaussian_elements, rademacher_words_elements, rademacher_signs_elements;
-const int32_t gaussian_elements = kGaussianBlock;            // that one turn of each loop makes
+const int32_t gaussian_elements = kGaussianBlock;  // that one turn of each loop makes
 const int32_t rademacher_words_elements = kRademacherBlock;
 const int32_t rademacher_signs_elements = 4 * kLanes;
 

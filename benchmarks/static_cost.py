@@ -3,13 +3,17 @@
     python -m benchmarks.static_cost [--json FILE]
 
 Compiles the loops with the build's own flags, finds them in the assembly and asks llvm-mca for the cycles of
-one turn, all data in the first-level cache. Beside them the measured time of the op on this machine, one
-thread, data in the second-level cache. Needs an x86-64 machine with cmake, g++, Debian's
-g++-aarch64-linux-gnu, and an llvm-mca, the newer the better: LLVM knows Neoverse V2 (Cortex-X3's server form)
-from 17 on and falls back on Cortex-A57's model before 16.
+one turn when all data is in the first-level cache. Below them stands the measured time of ops.noise on this
+machine: one thread, the output in the second-level cache.
 
-Elements are values of noise, or multiply-adds of mp_lora: `dot` is the inner loop of x A^T, `expand` that of
-the product with the perturbed B.
+An element is a value of noise, or a multiply-add of mp_lora: `dot` is the inner loop of x A^T, `expand` that
+of the product with the perturbed B. One Rademacher value costs `words` and `signs` together.
+
+Neoverse V2 is the server form of Cortex-X3. LLVM 19 models it; LLVM 14 does not know it and takes Cortex-X2
+for a Cortex-A57. LLVM's Sapphire Rapids issues one 512-bit multiply-add in a cycle where the chip issues two, so
+that the AVX-512 costs are upper bounds and those of mp_lora about twice the true ones.
+
+Needs an x86-64 machine with cmake, g++, Debian's g++-aarch64-linux-gnu and llvm-mca, the newer the better.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.harness import time_variants
+from benchmarks.harness import Timing, Variant, time_variants
 from mobizo_kernels import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +39,7 @@ MEASURED_VALUES = 1 << 18  # 1 MiB of float32
 
 @dataclass(frozen=True)
 class Target:
-    """An instruction set, the float32 lanes of its registers, and the processors to model it on, best first."""
+    """An instruction set, the float32 lanes of a register, and the processors to model, best first."""
 
     isa: str
     lanes: int
@@ -45,7 +50,9 @@ class Target:
 
 X86 = ("x86_64", ("sapphirerapids", "icelake-server"))
 TARGETS = (
-    Target("neon", 4, "aarch64", ("neoverse-v2", "neoverse-n2"), ("--toolchain", "cmake/aarch64-linux-gnu.cmake")),
+    Target(
+        "neon", 4, "aarch64", ("neoverse-v2", "cortex-x2"), ("--toolchain", "cmake/aarch64-linux-gnu.cmake")
+    ),
     Target("avx2", 8, *X86),
     Target("avx512", 16, *X86),
 )
@@ -83,9 +90,10 @@ def assembly(target: Target, source: Path) -> str:
 
 
 def inner_loops(text: str, function: str) -> list[list[str]]:
-    """The instructions of every loop without a loop or a label inside, in functions with that in their name."""
-    loops = []
-    name, label, body = "", "", list[str]()
+    """The instructions of the loops without a label inside, in functions with `function` in their name."""
+    loops: list[list[str]] = []
+    name, label = "", ""
+    body: list[str] = []
     for line in text.splitlines():
         if match := re.match(r"([\w.]+):", line):
             label, body = match[1], []
@@ -130,28 +138,30 @@ def newest_mca() -> str:
 
 
 def costs(target: Target, mca: str) -> list[Cost]:
-    known = subprocess.run(
-        [mca, f"-mtriple={target.triple}", "-mcpu=help"], input="", capture_output=True, text=True
-    ).stderr
-    processor = next(name for name in (*target.processors, "generic") if re.search(rf"^\s*{name}\b", known, re.MULTILINE))
+    command = (mca, f"-mtriple={target.triple}")
+    listed = subprocess.run([*command, "-mcpu=help"], input="", capture_output=True, text=True).stderr.split()
+    processor = next(name for name in (*target.processors, "generic") if name in listed)
     turns = 200
     result = []
     for name, (body, elements) in loops_of(target).items():
-        report = output_of(
-            mca, f"-mtriple={target.triple}", f"-mcpu={processor}", f"-iterations={turns}", stdin="\n".join(body)
-        )
+        options = (f"-mcpu={processor}", f"-iterations={turns}")
+        report = output_of(*command, *options, stdin="\n".join(body))
         total = re.search(r"Total Cycles:\s+(\d+)", report)
         assert total is not None
-        result.append(Cost(name, target.isa, processor, len(body) / elements, int(total[1]) / turns / elements))
+        result.append(
+            Cost(name, target.isa, processor, len(body) / elements, int(total[1]) / turns / elements)
+        )
     return result
 
 
-def measured() -> dict[str, float]:
-    """Nanoseconds per value of ops.noise on one thread, by distribution."""
+def measured() -> dict[str, Timing]:
+    """Seconds of a call of ops.noise on one thread, by distribution."""
     torch.set_num_threads(1)
     seed = torch.tensor(1)
-    calls = {d: lambda d=d: ops.noise([MEASURED_VALUES], seed, 2, d) for d in ("gaussian", "rademacher")}
-    return {d: timing.p50 * 1e9 / MEASURED_VALUES for d, timing in time_variants(calls, rounds=20).items()}
+    calls: dict[str, Variant] = {
+        name: partial(ops.noise, [MEASURED_VALUES], seed, 2, name) for name in ("gaussian", "rademacher")
+    }
+    return time_variants(calls, rounds=50)
 
 
 def main() -> None:
@@ -159,21 +169,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
     options = parser.parse_args()
     mca = newest_mca()
-    version = re.search(r"LLVM version \S+", output_of(mca, "--version"))
+    version = next(line.strip() for line in output_of(mca, "--version").splitlines() if "version" in line)
     table = [cost for target in TARGETS for cost in costs(target, mca)]
-    times = measured()
-    print(mca, version[0] if version else "", "- cycles per element (instructions per element)")
+    print(f"cycles per element (instructions per element), by llvm-mca, {version}")
     columns = {cost.isa: cost.processor for cost in table}
     print(f"{'':18}" + "".join(f"{f'{isa}, {processor}':>26}" for isa, processor in columns.items()))
     for loop in dict.fromkeys(cost.loop for cost in table):
         row = [cost for cost in table if cost.loop == loop]
         print(f"{loop:18}" + "".join(f"{f'{c.cycles:.3f} ({c.instructions:.3f})':>26}" for c in row))
-    for distribution, ns in times.items():
-        print(f"measured here, {torch.ops.mobizo.cpu_capability()}: {distribution} {ns:.3f} ns per value")
+    times = measured()
+    for distribution, timing in times.items():
+        ns = timing.show(1e9 / MEASURED_VALUES)
+        print(f"measured, {torch.ops.mobizo.cpu_capability()}, {distribution}: {ns} ns per value")
     if options.json:
-        options.json.write_text(
-            json.dumps({"mca": version and version[0], "costs": [asdict(c) for c in table], "ns_per_value": times}, indent=2)
-        )
+        seconds = {name: asdict(timing) for name, timing in times.items()}
+        numbers = {"costs": [asdict(cost) for cost in table], "values": MEASURED_VALUES, "seconds": seconds}
+        options.json.write_text(json.dumps({"llvm_mca": version, **numbers}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

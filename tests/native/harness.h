@@ -1,4 +1,5 @@
-// What the cases share: the instruction sets of this machine, guarded memory, reproducible random values, and the count of results.
+// What the cases share: the instruction sets of this machine, guarded memory, reproducible random values, and the count of
+// results.
 #pragma once
 
 #include <cinttypes>
@@ -18,8 +19,7 @@ namespace mobizo {
 inline std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> available;
 #if defined(__x86_64__)
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     available.push_back(&avx512::kernels);
@@ -45,8 +45,8 @@ inline const char* name_of(Distribution d) { return d == Distribution::kGaussian
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr Distribution kDistributions[] = {Distribution::kGaussian, Distribution::kRademacher};
 
-// Elements in memory, with a guard of a few more on either side that also shifts them off every vector boundary. All bits are set
-// at first, a NaN in each type that no kernel ever writes: what was forgotten, and what should have been left alone, shows.
+// Elements in memory, with a guard of a few more on either side that also shifts them off every vector boundary. All bits are
+// set at first, a NaN in each type that no kernel ever writes: what was forgotten, and what should have been left alone, shows.
 class Buffer {
  public:
   static constexpr int64_t kGuard = 3;
@@ -139,8 +139,7 @@ class Report {
 inline std::string difference(const Buffer& got, const std::vector<uint32_t>& expected) {
   for (int64_t i = 0; i < got.size(); ++i) {
     const uint32_t bits = expected[static_cast<size_t>(i)];
-    if (got.bits(i) != bits)
-      return text("element ", i, " is ", std::hex, "0x", got.bits(i), ", expected 0x", bits);
+    if (got.bits(i) != bits) return text("element ", i, " is ", std::hex, "0x", got.bits(i), ", expected 0x", bits);
   }
   return got.guards_intact() ? "" : "wrote outside of the output";
 }

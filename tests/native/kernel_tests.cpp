@@ -2,8 +2,8 @@
 //
 //   kernel_tests tests/data/noise_vectors.json
 //
-// Prints one line for each failed check, a digest of everything that noise and perturb wrote (the same on every platform), and the
-// count. Exit status 0 if nothing failed.
+// Prints one line for each failed check, a digest of everything that noise and perturb wrote (the same on every platform), and
+// the count. Exit status 0 if nothing failed.
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -47,12 +47,13 @@ void known_answers(const std::string& json, const Targets& targets, Report& repo
     report.check(text("known ", name_of(distribution)), values.empty() ? "none found" : "");
     for (const auto& row : values) {  // seed, stream, element, float32
       const int64_t element = std::strtoll(row[2].c_str(), nullptr, 10);
-      const NoiseArgs args{nullptr, DType::kFloat32, element + 1, static_cast<int64_t>(hex(row[0])),
-                           static_cast<int64_t>(hex(row[1])), distribution};
+      const NoiseArgs args{
+          nullptr,     DType::kFloat32, element + 1, static_cast<int64_t>(hex(row[0])), static_cast<int64_t>(hex(row[1])),
+          distribution};
       for (const Target& target : targets) {
         const Buffer out = make_noise(target.kernels, args, element / kTaskElements);
-        report.check(text(target.kernels.name, " known ", name_of(distribution), " seed ", row[0], " stream ", row[1], " element ",
-                          element),
+        report.check(text(target.kernels.name, " known ", name_of(distribution), " seed ", row[0], " stream ", row[1],
+                          " element ", element),
                      out.bits(out.size() - 1) == hex(row[3]) ? "" : text("expected ", row[3]));
       }
     }
@@ -91,7 +92,8 @@ int main(int argc, char** argv) {
   storage_cases(targets, report);
   mp_lora_cases(targets, report);
   for (const Target& target : targets)
-    report.check(text(target.kernels.name, " digest"), target.digest.value() == targets.front().digest.value() ? "" : "differs");
+    report.check(text(target.kernels.name, " digest"),
+                 target.digest.value() == targets.front().digest.value() ? "" : "differs");
   std::printf("digest %016" PRIx64 "\n", targets.front().digest.value());
   return report.finish();
 }

@@ -53,7 +53,8 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
   args.distribution = c.distribution;
   const std::vector<reference::Bounded> expected = reference::mp_lora(
       args, [&](int64_t row, int64_t n) { return base[row * base_stride + n]; },
-      [&](int64_t row, int64_t k) { return x[row * x_stride + k]; }, [&](int64_t n, int64_t j) { return lora_b[n * c.rank + j]; });
+      [&](int64_t row, int64_t k) { return x[row * x_stride + k]; },
+      [&](int64_t n, int64_t j) { return lora_b[n * c.rank + j]; });
 
   for (const Target& target : targets) {
     const auto output = [&](int64_t tile_columns, bool piecewise) {
@@ -97,20 +98,21 @@ inline void mp_lora_cases(const Targets& targets, Report& report) {
       for (const DType lora_b_dtype : kDTypes) {
         const Distribution distribution = kDistributions[turn % 2];
         mp_lora_case({dtype, lora_b_dtype, distribution, random.pick({1, 2, 3}), random.pick({1, 2, 3, 5, 7, 11, 13}),
-                      random.pick({1, 7, 33, 64, 131}), random.pick({1, 9, 15, 31, 64, 65, 130, 201}), rank, random.pick({0, 1, 5}),
-                      random.pick({1, 2, 8}), turn++ % 3 == 0},
+                      random.pick({1, 7, 33, 64, 131}), random.pick({1, 9, 15, 31, 64, 65, 130, 201}), rank,
+                      random.pick({0, 1, 5}), random.pick({1, 2, 8}), turn++ % 3 == 0},
                      targets, random, report);
       }
   for (const DType dtype : kDTypes) {
     const auto shape = [&](int64_t groups, int64_t group_rows, int64_t in_features, int64_t out_features, int64_t rank) {
-      mp_lora_case({dtype, DType::kFloat32, Distribution::kGaussian, groups, group_rows, in_features, out_features, rank, 0, 1, false},
-                   targets, random, report);
+      mp_lora_case(
+          {dtype, DType::kFloat32, Distribution::kGaussian, groups, group_rows, in_features, out_features, rank, 0, 1, false},
+          targets, random, report);
     };
-    shape(256, 1, 5, 3, 2);      // the most groups
-    shape(2, 3, 0, 20, 4);       // no columns of x: base comes back
-    shape(2, 7, 1024, 33, 4);    // one whole stretch of columns of x,
-    shape(2, 7, 2051, 33, 6);    // two and a rest
-    shape(1, 5, 12, 1100, 16);   // several tiles of columns of the output
+    shape(256, 1, 5, 3, 2);     // the most groups
+    shape(2, 3, 0, 20, 4);      // no columns of x: base comes back
+    shape(2, 7, 1024, 33, 4);   // one whole stretch of columns of x,
+    shape(2, 7, 2051, 33, 6);   // two and a rest
+    shape(1, 5, 12, 1100, 16);  // several tiles of columns of the output
   }
 }
 

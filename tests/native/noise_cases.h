@@ -28,8 +28,8 @@ inline void noise_cases(Targets& targets, Report& report) {
             expected.push_back(reference::narrow(dtype, reference::noise(distribution, seed, stream, e)));
           const NoiseArgs args{nullptr, dtype, first + count, seed, stream, distribution};
           for (Target& target : targets) {
-            const std::string name = text(target.kernels.name, " noise ", name_of(distribution), " ", name_of(dtype), ", ", count,
-                                          " elements from ", first, ", seed ", seed, ", stream ", stream);
+            const std::string name = text(target.kernels.name, " noise ", name_of(distribution), " ", name_of(dtype), ", ",
+                                          count, " elements from ", first, ", seed ", seed, ", stream ", stream);
             const Buffer out = make_noise(target.kernels, args, first_task);
             report.check(name, difference(out, expected));
             report.check(name + ", task by task", difference(make_noise(target.kernels, args, first_task, true), expected));

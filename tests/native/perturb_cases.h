@@ -15,7 +15,8 @@ inline void perturb_cases(Targets& targets, Report& report) {
         for (const float decay : {1.0f, 0.9f, 0.0f}) {
           Buffer before(dtype, numel);
           for (int64_t i = 0; i < numel; ++i) before.set(i, 3.0f * random.uniform());
-          PerturbArgs args{nullptr, dtype, numel, seeds, coeffs, random.pick({1, 2, 6}), random.seed(), decay, distribution, nullptr};
+          PerturbArgs args{nullptr,       dtype, numel,        seeds,  coeffs, random.pick({1, 2, 6}),
+                           random.seed(), decay, distribution, nullptr};
           const int64_t tasks = flat_tasks(numel);
           std::vector<uint32_t> expected;
           std::vector<double> change(static_cast<size_t>(tasks));
@@ -25,8 +26,8 @@ inline void perturb_cases(Targets& targets, Report& report) {
             change[static_cast<size_t>(e / kTaskElements)] += double{difference} * difference;
           }
           for (Target& target : targets) {
-            const std::string name = text(target.kernels.name, " perturb ", name_of(distribution), " ", name_of(dtype), ", ", numel,
-                                          " elements, ", args.count, " seeds, decay ", decay, ", stream ", args.stream);
+            const std::string name = text(target.kernels.name, " perturb ", name_of(distribution), " ", name_of(dtype), ", ",
+                                          numel, " elements, ", args.count, " seeds, decay ", decay, ", stream ", args.stream);
             Buffer whole = before, pieces = before;
             std::vector<double> got(change.size(), -1.0);
             args.param = whole.data();

@@ -1,5 +1,5 @@
-// What the kernels must compute, one value at a time, straight from the noise contract and from the formulas. Shares no code with
-// csrc but the names of the types and distributions.
+// What the kernels must compute, one value at a time, straight from the noise contract and from the formulas. Shares no code
+// with csrc but the names of the types and distributions.
 #pragma once
 
 #include <algorithm>
@@ -72,8 +72,7 @@ inline std::pair<float, float> cos_sin(uint32_t b) {
 inline float noise(Distribution distribution, int64_t seed, int64_t stream, int64_t e) {
   const bool gaussian = distribution == Distribution::kGaussian;
   const auto element = static_cast<uint64_t>(e), per_counter = uint64_t{gaussian ? 4u : 128u};
-  const std::array<uint32_t, 4> w =
-      philox(static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), element / per_counter);
+  const std::array<uint32_t, 4> w = philox(static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), element / per_counter);
   const uint64_t value = element % per_counter;
   if (!gaussian) return w[value / 32] >> value % 32 & 1 ? -1.0f : 1.0f;
   const auto [cosine, sine] = cos_sin(w[value / 2 * 2 + 1]);
@@ -164,8 +163,9 @@ std::vector<Bounded> mp_lora(const MpLoraArgs& args, Base base, X x, LoraB lora_
   return result;
 }
 
-// What float32 sums in any order may be off by (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1): in_features
-// roundings in x A^T, rank in the second sum, 5 around them; then one rounding into storage, of a subnormal perhaps.
+// What float32 sums in any order may be off by (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1):
+// in_features roundings in x A^T, rank in the second sum, 5 around them; then one rounding into storage, of a subnormal
+// perhaps.
 inline double mp_lora_error(const MpLoraArgs& args, const Bounded& expected) {
   const double roundings = static_cast<double>(args.in_features + args.rank + 5) * 0x1p-24;
   const double error = roundings / (1.0 - roundings) * expected.magnitude;
