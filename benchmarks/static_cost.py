@@ -10,8 +10,8 @@ An element is a value of noise, or a multiply-add of mp_lora: `dot` is the inner
 of the product with the perturbed B. One Rademacher value costs `words` and `signs` together.
 
 Neoverse V2 is the server form of Cortex-X3. LLVM 19 models it; LLVM 14 does not know it and takes Cortex-X2
-for a Cortex-A57. LLVM's Sapphire Rapids issues one 512-bit multiply-add in a cycle where the chip issues two, so
-that the AVX-512 costs are upper bounds and those of mp_lora about twice the true ones.
+for a Cortex-A57. LLVM's Sapphire Rapids issues one 512-bit multiply-add a cycle where the chip issues two:
+the AVX-512 costs of mp_lora are about twice the true ones.
 
 Needs an x86-64 machine with cmake, g++, Debian's g++-aarch64-linux-gnu and llvm-mca, the newer the better.
 """

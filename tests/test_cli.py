@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_texts import reviews, save_model, write_csv
+from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
 import mobizo_kernels
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.train import layer_range
 from mobizo_kernels.data import Example, InputError
 
+PROMPT = [f"--template={TEMPLATE}", f"--verbalizer={json.dumps(WORDS)}"]
 SHORT = [
+    *PROMPT,
     "--steps=2",
     "--queries=2",
     "--batch-size=4",
@@ -116,16 +118,17 @@ def test_out_is_not_overwritten_unasked(
 
 
 def test_adapter_of_another_model(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(inputs, tmp_path / "out") == 0
+    assert train(inputs, tmp_path / "out", "--rank=4") == 0
     capsys.readouterr()
     adapter = f"--adapter={tmp_path / 'out' / 'adapter'}"
-    assert run("eval", f"--model={inputs / 'wider'}", f"--data={inputs / 'data.csv'}", adapter) == 2
+    assert run("eval", f"--model={inputs / 'wider'}", f"--data={inputs / 'data.csv'}", adapter, *PROMPT) == 2
     assert "mobizo: adapter: " in (err := capsys.readouterr().err)
-    assert "lora_A.weight should be [16, 64] and is [16, 32]" in err
+    assert "lora_A.weight should be [4, 64] and is [4, 32]" in err
 
 
 def test_missing_adapter(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", f"--adapter={tmp_path}"]
+    model = f"--model={inputs / 'model'}"
+    options = [model, f"--data={inputs / 'data.csv'}", f"--adapter={tmp_path}", *PROMPT]
     assert run("eval", *options) == 2
     assert "holds no adapter_config.json" in capsys.readouterr().err
 

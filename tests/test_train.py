@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from matplotlib.image import imread
-from tiny_texts import reviews, save_model, write_csv
+from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
 from mobizo_kernels.cli import main
@@ -52,6 +52,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": str(save_model(directory / "model")),
         "data": str(write_csv(directory / "data.csv", reviews())),
         "dtype": "float32",
+        "template": TEMPLATE,
+        "verbalizer": json.dumps(WORDS),
     }
 
 
@@ -180,6 +182,8 @@ def test_learning_rate_schedule(schedule: Any, expected: list[float], tmp_path: 
 def test_a_real_model_learns(tmp_path: Path) -> None:
     settings = TrainSettings(
         **RECIPE,
+        template=TEMPLATE,
+        verbalizer=json.dumps(WORDS),
         out=tmp_path,
         steps=24,
         rank=16,

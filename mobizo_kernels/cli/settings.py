@@ -27,9 +27,11 @@ class TaskSettings:
     data: Annotated[str, _task(help=f"{ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
     text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
     label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
-    template: Annotated[str, _task(help="The prompt; {text} stands for the text.")] = "{text} It was"
+    template: Annotated[str, _task(help="The prompt; {text} stands for the text.")] = (
+        "Movie review: {text}\nRating:"
+    )
     verbalizer: Annotated[str, _task(help="JSON: the word that answers the prompt, for each label.")] = (
-        '{"0": " terrible", "1": " great"}'
+        '{"0": " bad", "1": " good"}'
     )
     max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
@@ -52,26 +54,24 @@ class TrainSettings(TaskSettings):
 
     out: Annotated[Path, _run(help="Directory for the adapter, the metrics and the plot.")]
     overwrite: Annotated[bool, _run("--overwrite", help="Replace the files of a run in --out.")] = False
-    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 200
-    queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 4
+    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 240
+    queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
     eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
-    lr: Annotated[float, _tune(help="Learning rate.")] = 1e-3
+    lr: Annotated[float, _tune(help="Learning rate.")] = 0.12
     lr_schedule: Annotated[
         Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
-    ] = "constant"
+    ] = "linear"
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
     )
     distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
-    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = False
+    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
     momentum: Annotated[float, _tune(help="Of the updates, in [0, 1).")] = 0.0
     weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
-    rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 16
+    rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
-    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = (
-        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-    )
+    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
     layers: Annotated[
         str | None, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or top-N.", show_default="all")
     ] = None
