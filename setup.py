@@ -34,8 +34,10 @@ def torch_directory() -> Path:
 
 
 def tool(name: str, why: str) -> str:
-    path = shutil.which(name)
-    require(path, f"building needs {name}, {why}; none was found on PATH")
+    """The program of the environment that runs this file, which need not be activated, or else of PATH."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    path = shutil.which(name, path=os.pathsep.join(places))
+    require(path, f"building needs {name}, {why}; none was found")
     return str(path)
 
 

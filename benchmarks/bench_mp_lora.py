@@ -9,8 +9,8 @@ faster of two layouts, [G, out, r] as P-RGE keeps it and [G, r, out]. What a ste
 q directions, add and subtract them) is a column of its own. With bfloat16, x, W and the peer's A and B are
 bfloat16, its fastest form, which rounds eps z into B; ours keep A and B float32.
 
-The limit is `F.linear` alone. A sample goes through 8 layers, each with its own operands, as in a model: no variant
-finds its weights in the cache because it has just used them. Times are per layer.
+The limit is `F.linear` alone. A sample goes through 8 layers, each with its own operands, as in a model: no
+variant finds its weights in the cache because it has just used them. Times are per layer.
 
 Columns: ms of F.linear; how much longer than it the others take, in %; the same for F.linear with the peer
 and the making of its stack. Goals for mp_lora_ in float32 on 2 threads: at most +8 %, +6 %, +3 % and +15 % in
