@@ -58,7 +58,7 @@ class TrainSettings(TaskSettings):
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
     eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
-    lr: Annotated[float, _tune(help="Learning rate.")] = 0.12
+    lr: Annotated[float, _tune(help="Learning rate.")] = 0.1
     lr_schedule: Annotated[
         Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
     ] = "linear"
@@ -73,8 +73,8 @@ class TrainSettings(TaskSettings):
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
     targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
     layers: Annotated[
-        str | None, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or top-N.", show_default="all")
-    ] = None
+        str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
+    ] = "top-67%"
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
     eval_every: Annotated[

@@ -171,23 +171,28 @@ def lora_config(settings: TrainSettings, model: PreTrainedModel) -> LoraConfig:
         r=settings.rank,
         lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
         target_modules="all-linear" if names == ["all-linear"] else names,
-        layers_to_transform=None if settings.layers is None else layer_range(settings.layers, layers),
+        layers_to_transform=layer_range(settings.layers, layers),
         task_type="CAUSAL_LM",
     )
 
 
 def layer_range(text: str, layers: int) -> list[int]:
-    """The layers meant by "FIRST:LAST" (from 0, both included) or "top-N", of a model that has `layers` of
-    them.
+    """The layers meant by "FIRST:LAST" (from 0, both included), "top-N" or "top-N%" (one at least), of a model
+    that has `layers` of them.
 
     Raises:
-        InputError: neither form, or beyond the model.
+        InputError: none of these forms, or beyond the model.
     """
-    form, _, number = text.partition("-") if text.startswith("top-") else text.partition(":")
     try:
-        first, last = (layers - int(number), layers - 1) if form == "top" else (int(form), int(number))
+        if text.startswith("top-"):
+            number = text.removeprefix("top-")
+            share = number.endswith("%")
+            count = max(1, round(layers * int(number[:-1]) / 100)) if share else int(number)
+            first, last = layers - count, layers - 1
+        else:
+            first, last = map(int, text.split(":"))
     except ValueError:
-        raise InputError(f"layers: expected FIRST:LAST or top-N, got {text!r}") from None
+        raise InputError(f"layers: expected FIRST:LAST, top-N or top-N%, got {text!r}") from None
     if not 0 <= first <= last < layers:
         raise InputError(f"layers: expected layers of the model, within 0:{layers - 1}, got {text!r}")
     return list(range(first, last + 1))
