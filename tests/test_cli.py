@@ -154,14 +154,21 @@ def test_demo_is_training_with_the_defaults(
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0:3", [0, 1, 2, 3]), ("2:2", [2]), ("top-1", [3]), ("top-4", [0, 1, 2, 3])],
+    [
+        ("0:3", [0, 1, 2, 3]),
+        ("2:2", [2]),
+        ("top-1", [3]),
+        ("top-4", [0, 1, 2, 3]),
+        ("top-67%", [1, 2, 3]),
+        ("top-1%", [3]),
+    ],
 )
 def test_layer_range(text: str, expected: list[int]) -> None:
     assert layer_range(text, 4) == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "a:b", "1:4", "2:1", "-1:2", "top-0", "top-5", "top-x", "bottom-2"]
+    "text", ["", "3", "a:b", "1:4", "2:1", "-1:2", "top-0", "top-5", "top-x", "bottom-2", "top-200%", "top-%"]
 )
 def test_bad_layer_range(text: str) -> None:
     with pytest.raises(InputError, match="^layers: expected"):

@@ -177,8 +177,8 @@ def lora_config(settings: TrainSettings, model: PreTrainedModel) -> LoraConfig:
 
 
 def layer_range(text: str, layers: int) -> list[int]:
-    """The layers meant by "FIRST:LAST" (from 0, both included), "top-N" or "top-N%" (one at least), of a model
-    that has `layers` of them.
+    """The layers meant by "FIRST:LAST" (from 0, both included), "top-N" or "top-N%" (one at least), of a
+    model that has `layers` of them.
 
     Raises:
         InputError: none of these forms, or beyond the model.
