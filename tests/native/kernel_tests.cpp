@@ -63,7 +63,9 @@ void known_answers(const std::string& json, const Targets& targets, Report& repo
 void selection_case(const Targets& targets, Report& report) {
   unsetenv("MOBIZO_CPU");
   const char* error = "";
-  report.check("the best instruction set is selected", select_kernels(&error) == &targets.front().kernels ? "" : error);
+  const Kernels* selected = select_kernels(&error);
+  report.check("the best instruction set is selected",
+               selected == &targets.front().kernels ? "" : text("got ", selected ? selected->name : error));
 }
 
 }  // namespace
