@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
 from mobizo_kernels.data import load_model
+from mobizo_kernels.zo.loss import IGNORED
 
 EPS, LR = 1e-2, 1e-5
-IGNORED = -100  # the label of a token without a loss, as in transformers
 
 Step = Callable[[], float]
 """Makes a step and returns its loss."""

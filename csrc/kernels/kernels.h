@@ -24,7 +24,7 @@ struct NoiseArgs {
   Distribution distribution;
 };
 
-// param = decay * param + sum_i coeffs[i] * z(seeds[i], stream), rounded once; tasks as in perturb_tasks.
+// param = decay * param + sum_i coeffs[i] * z(seeds[i], stream), rounded once.
 struct PerturbArgs {
   void* param;
   DType dtype;
@@ -60,7 +60,7 @@ struct MpLoraArgs {
   float* shrunk;
 };
 
-// Elements of a flat tensor that one task of noise or perturb covers.
+// Elements of a flat tensor that one task of noise or perturb covers; flat_tasks counts the tasks.
 constexpr int64_t kTaskElements = 2048;
 constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
 
