@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/kernels.h"
+#include "../kernels/run.h"
 
 namespace mobizo {
 
@@ -46,6 +46,14 @@ void check_cpu(const Tensor& t, const char* op, const char* argument);
 
 // The selected kernels; throws if MOBIZO_CPU asks for what this machine lacks.
 const Kernels& kernels();
+
+// torch's threads, as csrc/kernels/run.h takes them.
+struct ParallelFor {
+  template <typename F>
+  void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
+    torch::stable::parallel_for(begin, end, grain, f);
+  }
+};
 
 // seeds [n] int64 and coeffs [n] float32, checked and contiguous.
 struct Directions {

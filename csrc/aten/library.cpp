@@ -7,6 +7,9 @@
 STABLE_TORCH_LIBRARY(mobizo, m) {
   m.def("noise(SymInt[] size, Tensor seed, int stream, str distribution=\"gaussian\", *, ScalarType? dtype=None) -> Tensor");
   m.def(
+      "noise.out(SymInt[] size, Tensor seed, int stream, str distribution=\"gaussian\", *, ScalarType? dtype=None,"
+      " Tensor(a!) out) -> Tensor(a!)");
+  m.def(
       "perturb_(Tensor(a!) self, Tensor seeds, Tensor coeffs, int stream, float decay=1.0, str distribution=\"gaussian\")"
       " -> Tensor(a!)");
   m.def(

@@ -6,8 +6,6 @@
 namespace mobizo {
 namespace {
 
-constexpr int64_t kShrinkGrain = 24;  // rows per thread at least
-
 // The arguments that mp_lora, mp_lora_ and mp_lora_linear share, checked against x and the sizes of the output.
 struct Adapter {
   Tensor lora_a, lora_b;
@@ -89,25 +87,8 @@ void run(const Adapter& adapter, const Tensor& base, const Tensor& x, const Tens
   args.scaling = adapter.scaling;
   args.stream = adapter.stream;
   args.distribution = adapter.distribution;
-  const int64_t threads = torch::stable::get_num_threads();
-  args.tile_columns = mp_lora_tile_columns(adapter.out_features, rank, groups, threads);
   args.shrunk = shrunk.get();
-  const Kernels& k = kernels();
-  const int64_t tiles = mp_lora_tiles_per_group(args.out_features, args.tile_columns);
-  if (groups % threads == 0 || groups >= 4 * threads) {
-    // Whole groups keep every thread busy: one parallel region, and what shrink made is still in cache when expand reads it.
-    const int64_t group_rows = args.rows / groups;
-    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
-        k.mp_lora_shrink(args, group * group_rows, (group + 1) * group_rows);
-        k.mp_lora_expand(args, group * tiles, (group + 1) * tiles);
-      }
-    });
-  } else {
-    torch::stable::parallel_for(0, args.rows, kShrinkGrain,
-                                [&](int64_t begin, int64_t end) { k.mp_lora_shrink(args, begin, end); });
-    torch::stable::parallel_for(0, groups * tiles, 1, [&](int64_t begin, int64_t end) { k.mp_lora_expand(args, begin, end); });
-  }
+  run_mp_lora(kernels(), args, torch::stable::get_num_threads(), ParallelFor{});
 }
 
 // The same for an output of any strides.

@@ -3,32 +3,59 @@
 namespace mobizo {
 namespace {
 
-Tensor noise(std::vector<int64_t> size, const Tensor& seed, int64_t stream, std::string distribution,
-             std::optional<ScalarType> dtype) {
+NoiseArgs noise_args(const std::vector<int64_t>& size, const Tensor& seed, int64_t stream, const std::string& distribution,
+                     ScalarType type) {
   constexpr const char* op = "noise";
   check_cpu(seed, op, "seed");
   MOBIZO_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, op, "seed must be one int64 value, got ",
                name_of(seed.scalar_type()), " of shape ", shape_of(seed));
-  int64_t numel = 1;
+  NoiseArgs args{};
+  args.numel = 1;
   for (const int64_t extent : size) {
     MOBIZO_CHECK(extent >= 0, op, "size must not be negative, got ", extent);
-    numel *= extent;
+    args.numel *= extent;
   }
-  const ScalarType type = dtype.value_or(ScalarType::Float);
-  NoiseArgs args{};
   args.dtype = dtype_of(type, op, "dtype");
   args.distribution = distribution_of(distribution, op);
-  args.numel = numel;
   args.seed = *static_cast<const int64_t*>(seed.const_data_ptr());
   args.stream = stream;
+  return args;
+}
+
+Tensor noise(std::vector<int64_t> size, const Tensor& seed, int64_t stream, std::string distribution,
+             std::optional<ScalarType> dtype) {
+  const ScalarType type = dtype.value_or(ScalarType::Float);
+  NoiseArgs args = noise_args(size, seed, stream, distribution, type);
   const Kernels& k = kernels();
   Tensor out = torch::stable::empty(size, type, std::nullopt, seed.device());
   args.out = out.mutable_data_ptr();
-  torch::stable::parallel_for(0, flat_tasks(numel), 8, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
+  run_noise(k, args, ParallelFor{});
+  return out;
+}
+
+Tensor noise_out(std::vector<int64_t> size, const Tensor& seed, int64_t stream, std::string distribution,
+                 std::optional<ScalarType> dtype, Tensor out) {
+  constexpr const char* op = "noise";
+  const ScalarType type = dtype.value_or(ScalarType::Float);
+  NoiseArgs args = noise_args(size, seed, stream, distribution, type);
+  check_cpu(out, op, "out");
+  check_no_overlap(out, op, "out");
+  bool same = out.dim() == static_cast<int64_t>(size.size());
+  for (int64_t d = 0; same && d < out.dim(); ++d) same = out.size(d) == size[d];
+  MOBIZO_CHECK(same, op, "out must have shape size, which has ", args.numel, " elements, got shape ", shape_of(out));
+  MOBIZO_CHECK(out.scalar_type() == type, op, "out must be ", name_of(type), ", got ", name_of(out.scalar_type()));
+  const Kernels& k = kernels();
+  ContiguousUpdate update(out);
+  args.out = update.data();
+  run_noise(k, args, ParallelFor{});
+  update.finish();
   return out;
 }
 
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) { m.impl("noise", TORCH_BOX(&mobizo::noise)); }
+STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+  m.impl("noise", TORCH_BOX(&mobizo::noise));
+  m.impl("noise.out", TORCH_BOX(&mobizo::noise_out));
+}

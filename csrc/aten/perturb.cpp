@@ -31,8 +31,7 @@ Tensor perturb_(Tensor self, const Tensor& seeds, const Tensor& coeffs, int64_t 
   const Kernels& k = kernels();
   ContiguousUpdate update(self);
   args.param = update.data();
-  torch::stable::parallel_for(0, flat_tasks(args.numel), kPerturbGrain,
-                              [&](int64_t begin, int64_t end) { k.perturb(args, begin, end); });
+  run_perturb(k, args, ParallelFor{});
   update.finish();
   return self;
 }
@@ -67,7 +66,7 @@ void foreach_perturb_(std::vector<Tensor> self, const Tensor& seeds, const Tenso
   std::vector<ContiguousUpdate> updates;
   updates.reserve(self.size());
   for (size_t i = 0; i < self.size(); ++i) args[i].param = updates.emplace_back(self[i]).data();
-  torch::stable::parallel_for(0, first_task.back(), kPerturbGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, first_task.back(), kNoiseGrain, [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_task[i + 1]);

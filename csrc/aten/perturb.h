@@ -5,8 +5,6 @@
 
 namespace mobizo {
 
-constexpr int64_t kPerturbGrain = 8;  // tasks per thread at least: about 10 us of Gaussian noise
-
 // Everything but `param`, which the caller sets once nothing can fail any more.
 PerturbArgs perturb_args(const Tensor& param, const Directions& directions, int64_t stream, double decay,
                          const std::string& distribution, const char* op, const char* argument);

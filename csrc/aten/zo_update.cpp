@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "perturb.h"
 
 namespace mobizo {
@@ -18,12 +16,9 @@ Tensor zo_update_out(Tensor param, const Tensor& seeds, const Tensor& coeffs, in
   std::vector<double> squared_change(flat_tasks(args.numel));
   args.param = update.data();
   args.squared_change = squared_change.data();
-  torch::stable::parallel_for(0, flat_tasks(args.numel), kPerturbGrain,
-                              [&](int64_t begin, int64_t end) { k.perturb(args, begin, end); });
+  run_perturb(k, args, ParallelFor{});
   update.finish();
-  double sum = 0.0;  // in the order of the tasks: the same bits for any number of threads
-  for (const double s : squared_change) sum += s;
-  *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(std::sqrt(sum));
+  *static_cast<float*>(out.mutable_data_ptr()) = norm_of_change(args);
   return out;
 }
 

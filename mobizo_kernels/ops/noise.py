@@ -38,6 +38,13 @@ def noise(
     return torch.ops.mobizo.noise(size, seed, stream, distribution, dtype=dtype)
 
 
+def _check_noise(seed: torch.Tensor, distribution: str) -> None:
+    is_seed = seed.dtype == torch.int64 and seed.numel() == 1
+    got = f"{dtype_name(seed)} of shape {shape_of(seed)}"
+    check("noise", is_seed, f"seed must be one int64 value, got {got}")
+    check_distribution("noise", distribution)
+
+
 @torch.library.register_fake("mobizo::noise")
 def _(
     size: Sequence[int],
@@ -47,10 +54,25 @@ def _(
     *,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    is_seed = seed.dtype == torch.int64 and seed.numel() == 1
-    got = f"{dtype_name(seed)} of shape {shape_of(seed)}"
-    check("noise", is_seed, f"seed must be one int64 value, got {got}")
-    check_distribution("noise", distribution)
+    _check_noise(seed, distribution)
     out = seed.new_empty(size, dtype=dtype or torch.float32)
     check_storage_dtype("noise", "dtype", out)
+    return out
+
+
+@torch.library.register_fake("mobizo::noise.out")
+def _(
+    size: Sequence[int],
+    seed: torch.Tensor,
+    stream: int,
+    distribution: str = "gaussian",
+    *,
+    dtype: torch.dtype | None = None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    _check_noise(seed, distribution)
+    check_storage_dtype("noise", "out", out)
+    wanted = dtype or torch.float32
+    check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")
+    check("noise", list(out.shape) == list(size), f"out must have shape {list(size)}, got {shape_of(out)}")
     return out
