@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,19 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def on_device(arguments: dict[str, Any], device: str) -> dict[str, Any]:
     """The same keyword arguments with every tensor on `device`."""
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes inside the block."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def gamma(operations: int, unit: float = UNIT_ROUNDOFF[torch.float32]) -> float:

@@ -129,7 +129,7 @@ def test_a_failed_save_leaves_what_was_there(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    owners: list[tuple[object, str]] = [(peft_io, "save_file"), (LoraConfig, "save_pretrained")]
+    owners: list[tuple[object, str]] = [(peft_io, "save_file"), (Path, "write_text")]
     for owner, name in owners:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(owner, name, fail)

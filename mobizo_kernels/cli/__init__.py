@@ -1,1 +1,1 @@
-"""The command line: `mobizo train`, `eval`, `demo` and `env`."""
+"""The command line: `mobizo train`, `eval`, `tokenize`, `adapter`, `demo` and `env`."""

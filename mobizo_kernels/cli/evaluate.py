@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
-from mobizo_kernels.cli.settings import EvalSettings, TaskSettings, as_json
+from mobizo_kernels.cli.settings import EvalSettings, PromptSettings, TaskSettings, as_json
 from mobizo_kernels.data import (
     EncodedExample,
     InputError,
@@ -49,14 +49,24 @@ def load_task(settings: TaskSettings) -> Task:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    splits, verbalizer = load_texts(settings)
+    model, tokenizer = load_model(settings.model, settings.dtype)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    return Task(model, tokenizer.pad_token_id, encoder, splits)
+
+
+def load_texts(settings: PromptSettings) -> tuple[Splits, dict[str, str]]:
+    """The texts and the verbalizer, which has a word for each of their labels.
+
+    Raises:
+        InputError: one of them cannot be read, or they do not fit each other.
+    """
     verbalizer = parse_verbalizer(settings.verbalizer)
     splits = load_splits(settings.data, settings.text_column, settings.label_column)
     if set(verbalizer) != set(splits.labels):
         expected, got = (", ".join(map(repr, labels)) for labels in (splits.labels, verbalizer))
         raise InputError(f"verbalizer: expected one word for each label of the data ({expected}), got {got}")
-    model, tokenizer = load_model(settings.model, settings.dtype)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    return Task(model, tokenizer.pad_token_id, encoder, splits)
+    return splits, verbalizer
 
 
 def label_scores(

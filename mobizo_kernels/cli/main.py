@@ -10,10 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
+from mobizo_kernels.cli.adapter import convert_adapter
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import evaluate
-from mobizo_kernels.cli.report import environment_table, evaluation_table, training_table
-from mobizo_kernels.cli.settings import EvalSettings, Json, TrainSettings, takes
+from mobizo_kernels.cli.report import environment_table, evaluation_table, plain_table, training_table
+from mobizo_kernels.cli.settings import (
+    AdapterSettings,
+    EvalSettings,
+    Json,
+    TokenizeSettings,
+    TrainSettings,
+    takes,
+)
+from mobizo_kernels.cli.tokenize import tokenize
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.data import InputError
 
@@ -37,6 +46,20 @@ def train_command(settings: TrainSettings, print_json: bool) -> None:
 def eval_command(settings: EvalSettings, print_json: bool) -> None:
     """Score a model, with an adapter or without, on the test split of the data."""
     _print(evaluate(settings), evaluation_table, print_json)
+
+
+@app.command("tokenize")
+@takes(TokenizeSettings)
+def tokenize_command(settings: TokenizeSettings, print_json: bool) -> None:
+    """Make the data set file that the native trainer reads: the texts as tokens, in the order of training."""
+    _print(tokenize(settings), plain_table, print_json)
+
+
+@app.command("adapter")
+@takes(AdapterSettings)
+def adapter_command(settings: AdapterSettings, print_json: bool) -> None:
+    """Turn an adapter file of the native trainer into a PEFT directory, or such a directory into a file."""
+    _print(convert_adapter(settings), plain_table, print_json)
 
 
 @app.command("demo")

@@ -22,7 +22,7 @@ def training_table(summary: dict[str, Any]) -> str:
             *(f"  {name:<22}{accuracy:>10}{balanced:>10}{auc:>8}" for name, accuracy, balanced, auc in rows),
             *_aligned(
                 {
-                    "step time (median)": f"{summary['step_ms_median']:.0f} ms",
+                    "step time (median)": _milliseconds(summary["step_ms_median"]),
                     "steps": f"{summary['steps']} ({summary['skipped_steps']} skipped, "
                     f"adapter kept from step {summary['best_step']})",
                     "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
@@ -55,6 +55,12 @@ def environment_table(environment: dict[str, Any]) -> str:
     return "\n".join(_aligned({name: "-" if value is None else value for name, value in environment.items()}))
 
 
+def plain_table(values: dict[str, Any]) -> str:
+    """Names and values, one a line, but for the settings."""
+    shown = {name.replace("_", " "): value for name, value in values.items() if name != "settings"}
+    return "\n".join(_aligned(shown))
+
+
 def _aligned(values: dict[str, Any]) -> list[str]:
     return [f"  {name:<22}{value}" for name, value in values.items()]
 
@@ -66,6 +72,10 @@ def _quality(summary: dict[str, Any], when: str) -> tuple[str, str, str]:
         _percent(summary[f"balanced_accuracy_{when}"]),
         "-" if auc is None else f"{auc:.3f}",
     )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"
 
 
 def _percent(share: float) -> str:

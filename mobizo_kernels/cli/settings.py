@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from typer import Option
+from typer import Argument, Option
 
 from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2
 
@@ -20,7 +20,7 @@ _run = partial(Option, rich_help_panel="Run")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSettings:
+class PromptSettings:
     """A model, labelled texts, and how the one is asked about the other."""
 
     model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
@@ -35,6 +35,12 @@ class TaskSettings:
     )
     max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(PromptSettings):
+    """The same, to be computed by torch."""
+
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], _task(help="Type of the base model's weights.")
     ] = "bfloat16"
@@ -80,9 +86,41 @@ class TrainSettings(TaskSettings):
     eval_every: Annotated[
         int | None, _run(min=1, help="Steps between validations.", show_default="a tenth of --steps")
     ] = None
+    journal: Annotated[
+        Path | None, _run(help="File that records each step, so that a run that is cut off can go on.")
+    ] = None
+    resume: Annotated[bool, _run("--resume", help="Go on with the run that --journal records.")] = False
 
 
-Settings = TypeVar("Settings", bound=TaskSettings)
+@dataclass(frozen=True, kw_only=True)
+class TokenizeSettings(PromptSettings):
+    """What `mobizo tokenize` can be told."""
+
+    out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
+    steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 240
+    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 4
+    seed: Annotated[int, _run(help="Of the batches.")] = 0
+    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """What `mobizo adapter` can be told."""
+
+    source: Annotated[Path, Argument(metavar="FROM", help="The file or directory to convert.")]
+    target: Annotated[Path, Argument(metavar="TO", help="The directory or file to make of it.")]
+    model: Annotated[
+        str | None,
+        Option(help=f"Base model of FROM, if that is a directory: {SMOLLM2}, a directory, or a hub name."),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Option(help="Type of the base model's weights; the device's program was made from the same."),
+    ] = "float32"
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False
+
+
+Settings = TypeVar("Settings", bound=PromptSettings | AdapterSettings)
 Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -112,7 +150,7 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None
     return decorate
 
 
-def as_json(settings: TaskSettings) -> dict[str, Any]:
+def as_json(settings: PromptSettings | AdapterSettings) -> dict[str, Any]:
     """The settings as JSON can hold them."""
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,10 +27,10 @@ from mobizo_kernels.cli.evaluate import label_scores, label_targets, load_task, 
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
-from mobizo_kernels.data import EncodedExample, InputError, collate, training_batches
+from mobizo_kernels.data import EncodedExample, InputError, collate, examples_fingerprint, training_batches
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
-from mobizo_kernels.zo import ZerothOrder
+from mobizo_kernels.zo import StepOutput, ZerothOrder
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
@@ -37,7 +39,7 @@ PLOT_FILE = "learning_curve.png"
 
 @dataclass
 class Curve:
-    """What was seen on the way. A loss that was not finite is None."""
+    """What was seen on the way. A loss is None if it was not finite, or of a step repeated from a journal."""
 
     losses: list[float | None] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
@@ -58,7 +60,10 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     Raises:
         InputError: something the user gave does not exist or does not fit; nothing has been written then.
     """
-    check_output(settings.out, settings.overwrite)
+    if settings.resume and settings.journal is None:
+        raise InputError("resume: expected --journal FILE with it, the record of the run to go on with")
+    # A run that was cut off may have left a part of its results.
+    check_output(settings.out, settings.overwrite or settings.resume)
     task = load_task(settings)
     examples = task.encoder.encode(task.splits.train)
     validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
@@ -80,6 +85,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             weight_decay=settings.weight_decay,
             candidate_tokens=task.encoder.candidate_tokens,
         )
+    recorded = open_journal(zo, examples, settings)
 
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
     targets = label_targets(test)
@@ -87,7 +93,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     before = quality(scores, targets)
     known = examples[: settings.eval_rows]
     bias = metrics.fit_bias(label_scores(zo.loss, known, task.pad_token), label_targets(known))
-    curve = tune(zo, batches, validation, task.pad_token, settings)
+    with zo.journal or nullcontext():
+        curve = tune(zo, batches, validation, task.pad_token, settings, recorded)
     after = quality(label_scores(zo.loss, test, task.pad_token), targets)
 
     summary = {
@@ -102,7 +109,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         "steps": zo.steps,
         "skipped_steps": zo.skipped_steps,
         "best_step": curve.best_step,
-        "step_ms_median": round(median(curve.step_ms), 2),
+        "step_ms_median": round(median(curve.step_ms), 2) if curve.step_ms else None,
         "peak_rss_mb": round(peak_rss_mb(), 1),
     }
     return write_results(settings, task.model, summary, curve)
@@ -114,9 +121,14 @@ def tune(
     validation: list[EncodedExample],
     pad_token: int,
     settings: TrainSettings,
+    recorded: torch.Tensor,
 ) -> Curve:
-    """Make `settings.steps` steps and leave the model with the adapter that validated best."""
-    scheduler = learning_rate_schedule(zo.optimizer, settings)
+    """Make `settings.steps` steps and leave the model with the adapter that validated best.
+
+    The steps `recorded` in a journal, float32 [n, q], come first and are repeated without a forward;
+    validations are made again, so that the adapter is that of a run in one go.
+    """
+    scheduler = learning_rate_schedule(zo.optimizer, settings, first=len(recorded))
     every = settings.eval_every or math.ceil(settings.steps / 10)
     layers = adapter_layers(zo.model)
     targets = label_targets(validation)
@@ -139,28 +151,59 @@ def tune(
 
     validate(0)
     with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
-        for step in range(1, settings.steps + 1):
-            batch = collate(next(batches), pad_token)
-            started = perf_counter()
-            output = zo.step(batch)
-            seconds = perf_counter() - started
-            scheduler.step()
-            curve.losses.append(_finite(output.loss))
-            curve.step_ms.append(1e3 * seconds)
-            if step % every == 0 or step == settings.steps:
-                validate(step)
-            progress.set_postfix(
-                {
-                    "loss": f"{output.loss:.3f}",
-                    "examples/s": f"{settings.batch_size / seconds:.1f}",
-                    "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
-                }
-            )
+        for step, rows in enumerate(itertools.islice(batches, settings.steps)):
+            if step < len(recorded):
+                zo.redo(recorded[step : step + 1])
+                curve.losses.append(None)
+            else:
+                started = perf_counter()
+                output = take_step(zo, collate(rows, pad_token))
+                seconds = perf_counter() - started
+                scheduler.step()
+                curve.losses.append(_finite(output.loss))
+                curve.step_ms.append(1e3 * seconds)
+                progress.set_postfix(
+                    {
+                        "loss": f"{output.loss:.3f}",
+                        "examples/s": f"{settings.batch_size / seconds:.1f}",
+                        "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
+                    }
+                )
+            if (step + 1) % every == 0 or step + 1 == settings.steps:
+                validate(step + 1)
             progress.update()
     with torch.no_grad():
         for name, b in best.items():
             layers[name].lora_b.copy_(b)
     return curve
+
+
+def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: TrainSettings) -> torch.Tensor:
+    """Record the run in `settings.journal`, if that is given; the steps in it so far, float32 [n, q].
+
+    Raises:
+        InputError: the journal is there without `settings.resume`, is that of another run, or cannot be
+            written.
+    """
+    if settings.journal is None:
+        return torch.empty(0, settings.queries)
+    with blame_input("journal"):
+        return zo.open_journal(
+            settings.journal,
+            resume=settings.resume,
+            lr_schedule=settings.lr_schedule,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            data=examples_fingerprint(examples),
+        )
+
+
+def take_step(zo: ZerothOrder, batch: dict[str, torch.Tensor]) -> StepOutput:
+    """One step. Raises InputError if the journal cannot be written: what is in it can be resumed."""
+    try:
+        return zo.step(batch)
+    except OSError as error:
+        raise InputError(f"journal: {error}; make room and go on with --resume") from error
 
 
 def lora_config(settings: TrainSettings, model: PreTrainedModel) -> LoraConfig:
@@ -199,14 +242,19 @@ def layer_range(text: str, layers: int) -> list[int]:
 
 
 def learning_rate_schedule(
-    optimizer: torch.optim.Optimizer, settings: TrainSettings
-) -> lr_scheduler.LRScheduler:
-    """torch's scheduler for `settings.lr_schedule`, over `settings.steps` steps."""
-    if settings.lr_schedule == "linear":
-        return lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=settings.steps)
-    if settings.lr_schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.steps)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    optimizer: torch.optim.Optimizer, settings: TrainSettings, first: int = 0
+) -> lr_scheduler.LambdaLR:
+    """Sets lr * factor(t) for steps t from `first`; linear and cosine reach 0 after `settings.steps` steps.
+
+    The factor is a function of t alone, so that a resumed run goes on with exactly the same rates.
+    """
+    factors: dict[str, Callable[[float], float]] = {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: 1.0 - done,
+        "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
+    }
+    factor = factors[settings.lr_schedule]
+    return lr_scheduler.LambdaLR(optimizer, lambda step: factor((first + step) / settings.steps))
 
 
 def check_output(directory: Path, overwrite: bool) -> None:

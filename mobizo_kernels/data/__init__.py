@@ -1,10 +1,17 @@
 """Models, labelled texts and prompts for the command line: everything between a name and a batch."""
 
-from mobizo_kernels.data.batches import collate, training_batches
+from mobizo_kernels.data.batches import collate, training_batches, training_order
 from mobizo_kernels.data.datasets import ROTTEN_TOMATOES, Example, Splits, load_splits
 from mobizo_kernels.data.errors import InputError
-from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model
+from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
+from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model, load_tokenizer
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer
+from mobizo_kernels.data.tokenized import (
+    TokenizedDataset,
+    examples_fingerprint,
+    read_dataset,
+    write_dataset,
+)
 
 __all__ = [
     "DTYPES",
@@ -15,9 +22,16 @@ __all__ = [
     "InputError",
     "PromptEncoder",
     "Splits",
+    "TokenizedDataset",
     "collate",
+    "examples_fingerprint",
     "load_model",
     "load_splits",
+    "load_tokenizer",
     "parse_verbalizer",
+    "read_dataset",
+    "tokenizer_fingerprint",
     "training_batches",
+    "training_order",
+    "write_dataset",
 ]

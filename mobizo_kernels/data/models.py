@@ -10,6 +10,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,23 +57,29 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    source = str(smollm2_directory()) if spec == SMOLLM2 else _existing_source(spec)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(spec)
+    with _blame_model(spec):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], output_loading_info=True
+            _source(spec), dtype=DTYPES[dtype], output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {spec!r} cannot be loaded: expected {SMOLLM2!r}, a directory with a transformers causal "
-            f"language model, or the name of one on the hub ({first_line(error)})"
-        ) from error
     model, report = loaded  # the stubs know of the model alone
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
         raise InputError(
             f"model {spec!r} lacks {len(missing)} weights of {type(model).__name__}, one being {missing[0]!r}"
         )
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model `spec` as `load_model` gives it, without the model.
+
+    Raises:
+        InputError: it cannot be found or read, or has neither a pad nor an end-of-sequence token.
+    """
+    source = _source(spec)
+    with _blame_model(spec):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -79,7 +87,22 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
                 f"model {spec!r}: its tokenizer has neither a pad token nor an end-of-sequence token"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    return tokenizer
+
+
+def _source(spec: str) -> str:
+    return str(smollm2_directory()) if spec == SMOLLM2 else _existing_source(spec)
+
+
+@contextmanager
+def _blame_model(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {spec!r} cannot be loaded: expected {SMOLLM2!r}, a directory with a transformers causal "
+            f"language model, or the name of one on the hub ({first_line(error)})"
+        ) from error
 
 
 def cache_directory() -> Path:

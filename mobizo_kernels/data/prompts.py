@@ -23,10 +23,17 @@ _SLOT = "{text}"
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """A prompt in tokens, its label word last, and the index of its label in `PromptEncoder.labels`."""
+    """A prompt and its answer in tokens.
+
+    Attributes:
+        input_ids: the prompt, then the answer: of a `PromptEncoder` the label word.
+        label: the index of the label, in `PromptEncoder.labels`; -1 if there is none.
+        targets: how many tokens at the end are the answer, at least 1.
+    """
 
     input_ids: list[int]
     label: int
+    targets: int = 1
 
 
 class PromptEncoder:

@@ -1,7 +1,9 @@
 """LoRA adapters whose B is perturbed per group of rows, inside the forward pass."""
 
+from mobizo_kernels.lora.device_adapter import device_from_peft, peft_from_device, save_device_adapter
+from mobizo_kernels.lora.fingerprint import model_fingerprint
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
-from mobizo_kernels.lora.peft_io import load_adapter, save_adapter
+from mobizo_kernels.lora.peft_io import adapter_config, load_adapter, save_adapter
 from mobizo_kernels.lora.targets import plain_name
 from mobizo_kernels.lora.wrapping import Adapter, adapter_layers, adapter_of, is_wrapped, unwrap, wrap
 
@@ -9,12 +11,17 @@ __all__ = [
     "Adapter",
     "Directions",
     "MPLoRALinear",
+    "adapter_config",
     "adapter_layers",
     "adapter_of",
+    "device_from_peft",
     "is_wrapped",
     "load_adapter",
+    "model_fingerprint",
+    "peft_from_device",
     "plain_name",
     "save_adapter",
+    "save_device_adapter",
     "unwrap",
     "wrap",
 ]

@@ -7,9 +7,13 @@ computes, and any tool that takes PEFT adapters takes these.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -42,21 +46,47 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         ValueError: if the model is not wrapped.
         OSError: if `directory` is a file or cannot be written.
     """
+    config, tensors = adapter_config(model), adapter_tensors(model)
+    with files_of_adapter(directory) as scratch:
+        save_file(tensors, scratch / WEIGHTS_FILE, metadata={"format": "pt"})
+        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+@contextmanager
+def files_of_adapter(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A scratch directory to write both files of a PEFT adapter to; then they are moved to `directory`."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
+        yield Path(scratch)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(Path(scratch, name), directory / name)
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any]:
+    """PEFT's configuration of a wrapped model's adapter as adapter_config.json holds it.
+
+    Raises:
+        ValueError: if the model is not wrapped.
+    """
     config = copy.copy(adapter_of(model).config)
     config.inference_mode = True  # as PEFT saves it: loading freezes the adapter unless asked to train it
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
-    # Without a task type, AutoPeftModel finds the class of the base model here.
-    auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    if not config.task_type:
+        # Without a task type, AutoPeftModel finds the class of the base model here.
+        config.auto_mapping = {
+            "base_model_class": type(model).__name__,
+            "parent_library": type(model).__module__,
+        }
+    values = config.to_dict()
+    # Sets, which JSON does not know, in an order that does not depend on the process.
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
-        save_file(tensors, Path(scratch, WEIGHTS_FILE), metadata={"format": "pt"})
-        config.save_pretrained(scratch, auto_mapping_dict=None if config.task_type else auto_mapping)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(scratch, name), directory / name)
+
+def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A and B, float32 on the CPU, of a wrapped model by PEFT's names."""
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
 
 
 def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:

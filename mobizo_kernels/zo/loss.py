@@ -139,11 +139,11 @@ class LabelledLoss:
         """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype."""
         head, candidates = self.model.get_output_embeddings(), self.candidates
         if candidates is None:
-            return _after_head(self.model, head(hidden))
+            return after_head(self.model, head(hidden))
         if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
             bias = None if head.bias is None else head.bias[candidates]
-            return _after_head(self.model, F.linear(hidden, head.weight[candidates], bias))
-        return _after_head(self.model, head(hidden))[:, candidates]
+            return after_head(self.model, F.linear(hidden, head.weight[candidates], bias))
+        return after_head(self.model, head(hidden))[:, candidates]
 
     def _checked_candidates(self, tokens: Sequence[int]) -> torch.Tensor:
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -182,7 +182,7 @@ def _checked_causal_lm(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def _after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     """What some architectures do to the logits of their LM head, by the names in their configurations."""
     config = model.config.get_text_config()
     for multiplier in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1

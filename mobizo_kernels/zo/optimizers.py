@@ -90,14 +90,29 @@ class ZOSGD(torch.optim.Optimizer):
             standing: float32 [q] or None; what of each direction is still on the parameters from the trials
                 of this step. It is taken off in the same pass.
         """
-        gradient = projected_grads.cpu().double() / len(seeds)
-        rest = torch.zeros_like(gradient) if standing is None else standing.cpu().double()
+        slopes = projected_grads.cpu().double()
+        rest = torch.zeros_like(slopes) if standing is None else standing.cpu().double()
         for group in self.param_groups:
             decay = 1.0 - group["lr"] * group["weight_decay"]
             if group["momentum"]:
-                self._momentum_step(group, seeds, gradient, rest, decay)
+                self._momentum_step(group, seeds, slopes / len(seeds), rest, decay)
             else:
-                self._perturb(group, group["params"], seeds, -decay * rest - group["lr"] * gradient, decay)
+                coeffs = self._descent(group, slopes) - decay * rest
+                self._perturb(group, group["params"], seeds, coeffs, decay)
+
+    def coefficients(self, projected_grads: torch.Tensor) -> torch.Tensor:
+        """What :meth:`step` is about to add along each direction: -lr / q * g_k, rounded once to float32 [q].
+
+        It is all that a plain step does, without momentum and weight decay; so it is what a journal keeps.
+
+        Args:
+            projected_grads: float32 [q].
+        """
+        return self._descent(self.param_groups[0], projected_grads.cpu().double()).float()
+
+    @staticmethod
+    def _descent(group: dict[str, Any], slopes: torch.Tensor) -> torch.Tensor:
+        return -group["lr"] / len(slopes) * slopes
 
     def _momentum_step(
         self,

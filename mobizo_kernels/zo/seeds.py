@@ -17,8 +17,12 @@ def query_seed(run_seed: int, n: int) -> int:
     z = (run_seed + (n + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    z ^= z >> 31
-    return z - (1 << 64) if z >> 63 else z
+    return signed_seed(z ^ (z >> 31))
+
+
+def signed_seed(seed: int) -> int:
+    """The 64-bit pattern of `seed` as the signed number that an int64 tensor and a journal hold."""
+    return seed - (1 << 64) if seed >> 63 == 1 else seed
 
 
 def query_seeds(run_seed: int, step: int, queries: int) -> torch.Tensor:

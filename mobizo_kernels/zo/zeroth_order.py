@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, model_fingerprint, plain_name
 from mobizo_kernels.zo.estimators import make_estimator
+from mobizo_kernels.zo.journal import JournalHeader, JournalWriter, PathLike
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import ZOSGD
-from mobizo_kernels.zo.seeds import check_run_seed, query_seeds
+from mobizo_kernels.zo.replay import tuned_adapters
+from mobizo_kernels.zo.seeds import check_run_seed, query_seeds, signed_seed
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,19 @@ class ZerothOrder:
         momentum: in [0, 1).
         weight_decay: decoupled.
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
+        journal: file that gets a record of each step, see :meth:`open_journal`.
+        resume: go on with `journal` if there is such a file: its steps are repeated on the model, which must
+            be as it was before the first of them.
 
     Attributes:
         optimizer: the :class:`ZOSGD` that updates the parameters; give it to a scheduler of torch.
-        skipped_steps: number of steps without an update because a loss was not finite.
+        steps: number of steps made or repeated.
+        skipped_steps: number of steps made without an update because a loss was not finite.
+        journal: the open :class:`JournalWriter`, or None.
 
     Raises:
         ValueError: naming the argument, if one is out of range or the model cannot be tuned.
+        OSError: if `journal` exists without `resume`, or cannot be read or written.
     """
 
     def __init__(
@@ -85,6 +94,8 @@ class ZerothOrder:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         candidate_tokens: Sequence[int] | None = None,
+        journal: PathLike | None = None,
+        resume: bool = False,
     ) -> None:
         check_run_seed(run_seed)
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
@@ -99,6 +110,7 @@ class ZerothOrder:
         self.model = model
         self.steps = 0
         self.skipped_steps = 0
+        self.journal: JournalWriter | None = None
         # What decides, together with the step's number, on the directions and on what is made of them.
         self._settings: dict[str, Any] = {
             "run_seed": run_seed,
@@ -108,6 +120,84 @@ class ZerothOrder:
             "normalize": normalize,
             "distribution": distribution,
         }
+        if journal is not None:
+            self.redo(self.open_journal(journal, resume=resume))
+
+    def open_journal(
+        self,
+        path: PathLike,
+        *,
+        resume: bool = False,
+        lr_schedule: str | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        data: str | None = None,
+        sync_every: int = 1,
+    ) -> torch.Tensor:
+        """Record every step from now on in `path`, before it is applied: replaying the file gives this run's
+        adapter bit for bit (:func:`mobizo_kernels.zo.replay`), and a run that was cut off can go on from it.
+
+        Args:
+            path: of the journal; must not exist unless `resume`.
+            resume: go on with `path` if it exists; a torn last record is cut off.
+            lr_schedule: as the caller drives :attr:`optimizer`, for the header, like the next three.
+            steps: planned.
+            batch_size: rows in each step.
+            data: a hash of the training rows.
+            sync_every: steps between two fsync.
+
+        Returns:
+            The coefficients of the steps recorded so far, float32 [n, q]. They are yet to be repeated by
+            :meth:`redo`, at once or with evaluations in between.
+
+        Raises:
+            ValueError: naming the argument, if momentum, weight decay or full parameters are tuned (a replay
+                would not give the same bits), if steps were made already, or if the journal is damaged or
+                its header differs from this run's; it names the field then.
+            OSError: if the journal exists without `resume`, or cannot be read or written.
+        """
+        if not is_wrapped(self.model):
+            raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap, not full parameters")
+        group = self.optimizer.param_groups[0]
+        for name in ("momentum", "weight_decay"):
+            if group[name]:
+                raise ValueError(f"journal needs {name}=0, got {group[name]}: a replay could not repeat it")
+        if self.steps:
+            raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
+        header = JournalHeader(
+            run_seed=signed_seed(self._settings["run_seed"]),
+            queries=self.estimator.queries,
+            eps=float(self.estimator.eps),
+            lr=float(group.get("initial_lr", group["lr"])),  # a scheduler may have set the first rate
+            lr_schedule=lr_schedule,
+            steps=steps,
+            normalize=self.estimator.normalize,
+            distribution=self._settings["distribution"],
+            estimator=self._settings["estimator"],
+            batch_size=batch_size,
+            base_fingerprint=model_fingerprint(self.model),
+            data=data,
+            parameters=tuned_adapters(self.model),
+        )
+        if resume and Path(path).exists():
+            self.journal, recorded = JournalWriter.resume(path, header, sync_every=sync_every)
+            return recorded
+        self.journal = JournalWriter.create(path, header, sync_every=sync_every)
+        return torch.empty(0, header.queries)
+
+    def redo(self, coeffs: torch.Tensor) -> None:
+        """Take steps whose coefficients are known, in one pass over the parameters and without any forward.
+
+        Args:
+            coeffs: float32 [n, q], of the next n steps, as :meth:`open_journal` returns them.
+        """
+        queries = self.estimator.queries
+        if len(coeffs):
+            # Two steps in a row are one chain of fused multiply-adds, so their seeds are simply lined up.
+            steps = range(self.steps, self.steps + len(coeffs))
+            seeds = [query_seeds(self._settings["run_seed"], step, queries) for step in steps]
+            self.optimizer.perturb(torch.cat(seeds), coeffs.flatten())
+        self.steps += len(coeffs)
 
     @torch.no_grad()
     def step(self, batch: Mapping[str, torch.Tensor]) -> StepOutput:
@@ -122,6 +212,7 @@ class ZerothOrder:
 
         Raises:
             ValueError: if the batch has nothing to predict. The step can be tried again.
+            OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
         """
         seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)
         if is_wrapped(self.model):
@@ -131,10 +222,14 @@ class ZerothOrder:
         skipped = not bool(losses.isfinite().all())
         if skipped:
             projected_grads = torch.full((len(seeds),), float("nan"))
+            self._record(nothing := torch.zeros(len(seeds)))
             self._take_off(seeds, standing)
+            if self.journal is not None:
+                self.optimizer.perturb(seeds, nothing)  # as its replay does: -0 + 0 is 0
             self.skipped_steps += 1
         else:
             projected_grads = self.estimator.projected_gradients(losses)
+            self._record(self.optimizer.coefficients(projected_grads))
             self.optimizer.step(seeds, projected_grads, standing)
         output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
         self.steps += 1
@@ -162,6 +257,10 @@ class ZerothOrder:
                 )
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
+
+    def _record(self, coeffs: torch.Tensor) -> None:
+        if self.journal is not None:
+            self.journal.append(self.steps, coeffs)
 
     def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
         """losses [G] of a wrapped model, from one forward."""

@@ -1,0 +1,44 @@
+"""What `mobizo adapter` does: bring an adapter from the native trainer to PEFT, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mobizo_kernels.cli.settings import AdapterSettings, as_json
+from mobizo_kernels.cli.train import check_output
+from mobizo_kernels.data import InputError, load_model
+from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.lora import device_from_peft, peft_from_device
+
+
+def convert_adapter(settings: AdapterSettings) -> dict[str, Any]:
+    """Turn a file into a directory or a directory into a file, whichever `settings.source` is not.
+
+    Returns:
+        What was made, and the settings.
+
+    Raises:
+        InputError: FROM is no adapter, TO is there already, or the base model is missing or another one;
+            nothing has been written then.
+    """
+    if settings.source.is_dir():
+        made = _to_device(settings)
+    else:
+        check_output(settings.target, settings.overwrite)
+        with blame_input("adapter"):
+            peft_from_device(settings.source, settings.target)
+        made = "PEFT directory"
+    return {"made": made, "written_to": str(settings.target), "settings": as_json(settings)}
+
+
+def _to_device(settings: AdapterSettings) -> str:
+    if settings.model is None:
+        raise InputError(
+            "model: expected --model, whose fingerprint goes into the file, with a PEFT directory"
+        )
+    if settings.target.exists() and not settings.overwrite:
+        raise InputError(f"out: {str(settings.target)!r} exists; name another file, or add --overwrite")
+    model, _ = load_model(settings.model, settings.dtype)
+    with blame_input("adapter"):
+        device_from_peft(model, settings.source, settings.target)
+    return "device adapter"

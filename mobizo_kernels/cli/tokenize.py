@@ -1,0 +1,60 @@
+"""What `mobizo tokenize` does: texts in, one file of tokens out, with the batches of training laid out."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from mobizo_kernels.cli.evaluate import load_texts
+from mobizo_kernels.cli.settings import TokenizeSettings, as_json
+from mobizo_kernels.data import (
+    PromptEncoder,
+    TokenizedDataset,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    training_order,
+    write_dataset,
+)
+from mobizo_kernels.data.errors import blame_input
+
+
+def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
+    """Encode all splits and write them to `settings.out`.
+
+    A native run over the file takes the batches of `mobizo train` with the same seed and batch size, and
+    uses the same validation and test rows.
+
+    Returns:
+        How many rows and tokens the file holds, and the settings.
+
+    Raises:
+        InputError: something the user gave does not exist or does not fit, or the file cannot be written.
+    """
+    splits, verbalizer = load_texts(settings)
+    tokenizer = load_tokenizer(settings.model)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    train = encoder.encode(splits.train)
+    batches = training_order(train, settings.batch_size, settings.seed)
+    dataset = TokenizedDataset(
+        train=train,
+        validation=encoder.encode(splits.validation[: settings.validation_rows]),
+        test=encoder.encode(splits.test[: settings.eval_rows]),
+        order=list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps))),
+        labels=encoder.labels,
+        candidate_tokens=encoder.candidate_tokens,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        template=settings.template,
+        source=settings.data,
+    )
+    with blame_input("out"):
+        write_dataset(settings.out, dataset)
+    examples = [*dataset.train, *dataset.validation, *dataset.test]
+    return {
+        "train_rows": len(dataset.train),
+        "validation_rows": len(dataset.validation),
+        "test_rows": len(dataset.test),
+        "longest_row": max(len(example.input_ids) for example in examples),
+        "tokens": sum(len(example.input_ids) for example in examples),
+        "bytes": settings.out.stat().st_size,
+        "settings": as_json(settings),
+    }

@@ -1,0 +1,51 @@
+"""Which base model an adapter belongs to, as one short hash."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import torch
+from torch import nn
+
+from mobizo_kernels.lora.linear import MPLoRALinear
+from mobizo_kernels.lora.targets import plain_name
+
+_CHUNK = 1 << 20  # values widened to float32 at a time
+
+
+@torch.no_grad()
+def model_fingerprint(model: nn.Module) -> str:
+    """blake2b (16 bytes, in hex) over the names, shapes and values of the base parameters.
+
+    The values count as float32, so a bfloat16 checkpoint has one fingerprint whichever of the two types it is
+    loaded in. Adapters of :func:`mobizo_kernels.wrap` do not count, tied parameters count once, and a wrapped
+    model has the fingerprint of the un-wrapped one. It takes about a second for each gigabyte.
+
+    Args:
+        model: any module, wrapped or not.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(_base_parameters(model).items()):
+        shape = ",".join(map(str, parameter.shape))
+        digest.update(f"{name}\0{shape}\0".encode())
+        for chunk in parameter.detach().flatten().split(_CHUNK):
+            values = chunk.float().cpu().contiguous().numpy()
+            digest.update(values if sys.byteorder == "little" else values.byteswap())
+    return digest.hexdigest()
+
+
+def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters but those of adapters, by their names in the un-wrapped model."""
+    bases = {f"{path}.": module for path, module in model.named_modules() if isinstance(module, MPLoRALinear)}
+    adapters = {id(tensor) for module in bases.values() for tensor in (module.lora_a, module.lora_b)}
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in adapters:
+            continue
+        for path in bases:
+            if name.startswith(f"{path}base_layer."):
+                name = path + name.removeprefix(f"{path}base_layer.")
+                break
+        parameters[plain_name(name)] = parameter
+    return parameters

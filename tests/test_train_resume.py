@@ -1,0 +1,123 @@
+"""`mobizo train` with a journal: cut off anywhere and resumed, it gives what a run in one go gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import full_disk
+from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
+
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.train import train
+from mobizo_kernels.data import InputError
+from mobizo_kernels.zo import JournalWriter, read_journal
+
+STEPS = 7
+RECORD = 12 + 4 * 2
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("task")
+    return {
+        "model": str(save_model(directory / "model")),
+        "data": str(write_csv(directory / "data.csv", reviews())),
+        "dtype": "float32",
+        "template": TEMPLATE,
+        "verbalizer": json.dumps(WORDS),
+        "steps": STEPS,
+        "queries": 2,
+        "lr": 0.4,
+        "eval_rows": 10,
+        "validation_rows": 8,
+        "eval_every": 2,
+    }
+
+
+def weights(out: Path) -> bytes:
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_cut_off_anywhere(schedule: str, task: dict[str, Any], tmp_path: Path) -> None:
+    task = {**task, "lr_schedule": schedule}
+    once = train(TrainSettings(**task, out=tmp_path / "once", journal=tmp_path / "journal"))
+    record = json.loads((tmp_path / "once" / "metrics.json").read_text())
+    content, expected = (tmp_path / "journal").read_bytes(), weights(tmp_path / "once")
+    header, coeffs = read_journal(tmp_path / "journal")
+    assert (header.lr_schedule, header.steps, header.batch_size) == (schedule, STEPS, 4)
+    assert len(coeffs) == STEPS
+    train(TrainSettings(**task, out=tmp_path / "plain"))
+    assert weights(tmp_path / "plain") == expected
+
+    start = len(content) - STEPS * RECORD
+    for size in (start, start + RECORD + 5, start + 4 * RECORD, len(content) - 1, len(content)):
+        out, journal = tmp_path / str(size) / "out", tmp_path / str(size) / "out" / "journal"
+        (out / ".writing-abc").mkdir(parents=True)  # as a run leaves it that ends while it writes its results
+        journal.write_bytes(content[:size])
+        summary = train(TrainSettings(**task, out=out, journal=journal, resume=True))
+        assert journal.read_bytes() == content
+        assert weights(out) == expected
+        same = ("best_step", "steps", "accuracy_after", "auc_before", "auc_after", "balanced_accuracy_after")
+        assert {name: summary[name] for name in same} == {name: once[name] for name in same}
+        resumed = json.loads((out / "metrics.json").read_text())
+        assert resumed["validation"] == record["validation"]
+        done = (size - start) // RECORD
+        assert resumed["losses"] == [None] * done + record["losses"][done:]
+        assert (summary["step_ms_median"] is None) == (done == STEPS)
+
+
+def test_resuming_what_never_began(task: dict[str, Any], tmp_path: Path) -> None:
+    train(TrainSettings(**task, out=tmp_path / "out", journal=tmp_path / "journal", resume=True))
+    assert len(read_journal(tmp_path / "journal")[1]) == STEPS
+
+
+def test_another_run_is_refused(task: dict[str, Any], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    train(TrainSettings(**task, out=tmp_path / "out", journal=journal))
+    content = journal.read_bytes()
+    with pytest.raises(InputError, match=f"journal: journal {journal} exists already"):
+        train(TrainSettings(**task, out=tmp_path / "again", journal=journal))
+    for change, message in (
+        ({"max_length": 10}, "data is '.*' there, but"),
+        ({"steps": STEPS + 1}, "steps is 7 there, but 8 in this run"),
+        ({"lr_schedule": "cosine"}, "lr_schedule is 'linear' there"),
+        ({"rank": 4}, "parameters is "),
+        ({"seed": 1}, "run_seed is 0 there"),
+    ):
+        with pytest.raises(InputError, match=f"journal: journal {journal}: {message}"):
+            train(TrainSettings(**{**task, **change}, out=tmp_path / "again", journal=journal, resume=True))
+    with pytest.raises(InputError, match="journal: journal needs momentum=0, got 0.5"):
+        train(TrainSettings(**task, out=tmp_path / "again", journal=tmp_path / "new", momentum=0.5))
+    with pytest.raises(InputError, match="resume: expected --journal FILE with it"):
+        train(TrainSettings(**task, out=tmp_path / "again", resume=True))
+    journal.write_bytes(content[:-RECORD] + b"x" + content[-RECORD:])
+    with pytest.raises(InputError, match="journal: journal .*: the record of step 6 is damaged"):
+        train(TrainSettings(**task, out=tmp_path / "again", journal=journal, resume=True))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_full_disk_loses_nothing(
+    task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(TrainSettings(**task, out=tmp_path / "once"))
+    settings = TrainSettings(**task, out=tmp_path / "out", journal=tmp_path / "journal", resume=True)
+    append = JournalWriter.append
+
+    def fail_at_step_3(self: JournalWriter, step: int, coeffs: Any) -> None:
+        with full_disk((tmp_path / "journal").stat().st_size + (9 if step == 3 else RECORD)):
+            append(self, step, coeffs)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="step 3 cannot be recorded") as caught,
+    ):
+        patch.setattr(JournalWriter, "append", fail_at_step_3)
+        train(settings)
+    assert "go on with --resume" in str(caught.value)
+    assert len(read_journal(tmp_path / "journal")[1]) == 3 and not (tmp_path / "out").exists()
+    train(settings)
+    assert weights(tmp_path / "out") == weights(tmp_path / "once")
