@@ -1,0 +1,57 @@
+#include "checks.h"
+
+namespace mobizo::executorch_ops {
+
+using executorch::runtime::toString;
+
+const Kernels* kernels() {
+  const char* error = nullptr;
+  const Kernels* selected = select_kernels(&error);
+  if (selected == nullptr) ET_LOG(Error, "%s", error);
+  return selected;
+}
+
+bool storage_dtype(const Tensor& t, const char* op, const char* argument, DType* dtype) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      *dtype = DType::kFloat32;
+      return true;
+    case ScalarType::BFloat16:
+      *dtype = DType::kBFloat16;
+      return true;
+    case ScalarType::Half:
+      *dtype = DType::kFloat16;
+      return true;
+    default:
+      ET_LOG(Error, "mobizo::%s: %s must be float32, bfloat16 or float16, got %s", op, argument, toString(t.scalar_type()));
+      return false;
+  }
+}
+
+bool check_contiguous(const Tensor& t, const char* op, const char* argument) {
+  ET_CHECK_OR_RETURN_FALSE(executorch::runtime::tensor_is_contiguous(t), "mobizo::%s: %s must be contiguous", op, argument);
+  return true;
+}
+
+bool check_directions(const Tensor& seeds, const Tensor& coeffs, const char* op) {
+  ET_CHECK_OR_RETURN_FALSE(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long,
+                           "mobizo::%s: seeds must be int64 of one dimension, got %s of %d dimensions", op,
+                           toString(seeds.scalar_type()), static_cast<int>(seeds.dim()));
+  ET_CHECK_OR_RETURN_FALSE(coeffs.dim() == 1 && coeffs.scalar_type() == ScalarType::Float,
+                           "mobizo::%s: coeffs must be float32 of one dimension, got %s of %d dimensions", op,
+                           toString(coeffs.scalar_type()), static_cast<int>(coeffs.dim()));
+  ET_CHECK_OR_RETURN_FALSE(coeffs.numel() == seeds.numel(), "mobizo::%s: coeffs must have the length of seeds, %d, got %d", op,
+                           static_cast<int>(seeds.numel()), static_cast<int>(coeffs.numel()));
+  return check_contiguous(seeds, op, "seeds") && check_contiguous(coeffs, op, "coeffs");
+}
+
+bool parse_distribution(std::string_view name, const char* op, Distribution* distribution) {
+  const bool gaussian = name == "gaussian";
+  ET_CHECK_OR_RETURN_FALSE(gaussian || name == "rademacher",
+                           "mobizo::%s: distribution must be 'gaussian' or 'rademacher', got '%.*s'", op,
+                           static_cast<int>(name.size()), name.data());
+  *distribution = gaussian ? Distribution::kGaussian : Distribution::kRademacher;
+  return true;
+}
+
+}  // namespace mobizo::executorch_ops

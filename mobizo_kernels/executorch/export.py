@@ -1,0 +1,313 @@
+"""From a causal LM to a .pte that trains itself: the methods, their lowering, and what the file says of itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from peft import LoraConfig
+from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import mobizo_kernels
+from mobizo_kernels._files import written_whole
+from mobizo_kernels.data import tokenizer_fingerprint
+from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, replace_norms
+from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
+from mobizo_kernels.executorch.program import (
+    Evaluate,
+    GetAdapter,
+    Method,
+    SetAdapter,
+    TrainingGraph,
+    TrainStep,
+    Update,
+)
+from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
+from mobizo_kernels.lora import adapter_config, adapter_layers, adapter_of, is_wrapped, model_fingerprint, wrap
+from mobizo_kernels.zo import LabelledLoss, make_estimator
+
+FORMAT = 1
+DESCRIPTION = "mobizo_description"
+MAX_QUERIES = 16
+MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
+
+# Where activations are rounded to 8 bits, a change in the last bit can move one to its neighbour.
+_TOLERANCE = {"none": 1e-4, "int8": 1e-4, "int4": 3e-2}
+
+_log = logging.getLogger(__name__)
+
+
+def export_training_program(
+    model: PreTrainedModel,
+    path: str | os.PathLike[str],
+    *,
+    queries: int = 4,
+    batch_size: int = 4,
+    max_length: int = 128,
+    targets: LoraConfig | Sequence[str] | None = None,
+    estimator: str = "two_sided",
+    distribution: str = "gaussian",
+    quantization: str = "none",
+    dynamic_length: bool = True,
+    targets_per_row: int = 1,
+    candidate_tokens: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write a program that trains LoRA-B of `model` by forward passes, and evaluates it, inside ExecuTorch.
+
+    The program holds the model, the loss and the update (MobiZO, arXiv 2409.15520). Its methods share the
+    LoRA-B buffers; docs/executorch.md lists them with their arguments. Seeds, coefficients and learning rate
+    are inputs, so one program serves any run. Base linears and the rest of the decoder go to XNNPACK, the
+    adapters and their update to this package's ops.
+
+    Args:
+        model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
+            precision become float32.
+        path: of the .pte; replaced only when the new one is complete.
+        queries: q, 1 to 16.
+        batch_size: B, rows of a step. The forward runs over G * B rows, G = 2q (two_sided) or q + 1.
+        max_length: most tokens of a row's input.
+        targets: what to adapt where the model is not wrapped yet: a LoraConfig, or names of linears, which
+            get rank 8 and alpha 16.
+        estimator: "two_sided" or "one_sided".
+        distribution: of the directions, "gaussian" or "rademacher".
+        quantization: of the base weights: "none" (float32), "int8" or "int4"; see docs/executorch.md.
+        dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
+        targets_per_row: K, most tokens to predict in a row.
+        candidate_tokens: restrict the softmax to these, as the loss on label words does.
+        tokenizer: its fingerprint goes into the program, which then refuses data of any other.
+        seed: of LoRA-A where the model is not wrapped yet.
+
+    Returns:
+        The description that the program carries.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range, or if the model cannot be exported: a check
+            against the model's own loss runs before anything is lowered.
+        OSError: if `path` cannot be written.
+    """
+    plan = make_estimator(estimator, queries=queries, eps=1.0)
+    _check(queries, batch_size, max_length, targets_per_row, quantization, distribution)
+    _check_writable(Path(path))
+    if not is_wrapped(model):
+        if targets is None:
+            raise ValueError("targets must be given for a model that is not wrapped")
+        config = targets if isinstance(targets, LoraConfig) else _default_config(targets)
+    elif targets is not None:
+        raise ValueError("targets must be None for a wrapped model: its adapter is exported")
+    model = copy.deepcopy(model).float().eval().requires_grad_(False)
+    if not is_wrapped(model):
+        wrap(model, config, seed=seed)
+    text = model.config.get_text_config()
+    description = {
+        "format": FORMAT,
+        "versions": {
+            "mobizo_kernels": mobizo_kernels.__version__,
+            **{name: version(name) for name in ("executorch", "torch", "transformers")},
+        },
+        "model": {
+            "name": str(model.name_or_path),
+            "architecture": type(model).__name__,
+            "fingerprint": model_fingerprint(model),
+        },
+        "quantization": quantization,
+        "queries": queries,
+        "batch_size": batch_size,
+        "groups": plan.groups,
+        "estimator": estimator,
+        "distribution": distribution,
+        "min_length": MIN_LENGTH if dynamic_length else max_length,
+        "max_length": max_length,
+        "dynamic_length": dynamic_length,
+        "targets_per_row": targets_per_row,
+        "candidate_tokens": None if candidate_tokens is None else list(candidate_tokens),
+        "vocabulary": text.vocab_size,
+        "pad_token": _pad_token(model, tokenizer),
+        "evaluation_rows": plan.groups * batch_size,
+        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        "adapter": {
+            "config": adapter_config(model),
+            "parameters": [
+                {
+                    "name": f"{name}.weight",
+                    "stream": layer.stream,
+                    "lora_a": list(layer.lora_a.shape),
+                    "lora_b": list(layer.lora_b.shape),
+                    "scaling": layer.scaling,
+                }
+                for name, layer in adapter_layers(model).items()
+            ],
+        },
+    }
+    with torch.no_grad(), ExitStack() as forms:
+        reference = LabelledLoss(model, candidate_tokens=candidate_tokens)
+        quantize(model, quantization, head=candidate_tokens is None)
+        batch = _random_batch(batch_size, max_length, text.vocab_size, candidate_tokens)
+        expected = _eager_losses(reference, model, batch, plan.groups, distribution)
+        attention = GroupedAttention(model, max_length)
+        forms.enter_context(attention.installed(model))
+        forms.enter_context(product_rotation(model))
+        replace_norms(model)
+        graph = TrainingGraph(
+            model,
+            groups=plan.groups,
+            distribution=distribution,
+            candidate_tokens=candidate_tokens,
+            attention=attention,
+        )
+        _compare(TrainStep(graph), batch, expected, queries, _TOLERANCE[quantization])
+        programs = _trace(graph, description)
+        lowered = _lower(programs, description)
+    _write(lowered, Path(path))
+    return description
+
+
+def _default_config(names: Sequence[str]) -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=16, target_modules=list(names), task_type="CAUSAL_LM")
+
+
+def _check(
+    queries: int, batch_size: int, max_length: int, targets_per_row: int, quantization: str, distribution: str
+) -> None:
+    if queries > MAX_QUERIES:
+        raise ValueError(f"queries must be from 1 to {MAX_QUERIES}, got {queries}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if max_length <= MIN_LENGTH:
+        raise ValueError(f"max_length must be above {MIN_LENGTH}, got {max_length}")
+    if not 1 <= targets_per_row <= max_length:
+        raise ValueError(f"targets_per_row must be from 1 to max_length ({max_length}), got {targets_per_row}")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    if distribution not in ("gaussian", "rademacher"):
+        raise ValueError(f"distribution must be gaussian or rademacher, got {distribution!r}")
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be that of a file, got the directory {str(path)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise OSError(f"path: {str(path.parent)!r} does not exist or cannot be written to")
+
+
+def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    config = model.config.get_text_config()
+    found = [getattr(source, "pad_token_id", None) for source in (tokenizer, model.generation_config, config)]
+    return next((token for token in found if token is not None), 0)
+
+
+def _random_batch(
+    rows: int, max_length: int, vocabulary: int, candidates: Sequence[int] | None
+) -> dict[str, torch.Tensor]:
+    """Rows of padded random tokens whose last token is the only label."""
+    rng = torch.Generator().manual_seed(0)
+    length = min(max_length, 11)
+    ids = torch.randint(vocabulary, (rows, length + 1), generator=rng)
+    if candidates is not None:
+        ids[:, -1] = torch.tensor(list(candidates))[torch.randint(len(candidates), (rows,), generator=rng)]
+    mask = torch.ones_like(ids)
+    mask[0, : length // 3] = 0
+    labels = torch.full_like(ids, -100)
+    labels[:, -1] = ids[:, -1]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _directions(groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(groups), torch.linspace(-0.02, 0.02, groups)
+
+
+def _eager_losses(
+    loss: LabelledLoss, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], groups: int, distribution: str
+) -> torch.Tensor:
+    with adapter_of(model).directions.use(*_directions(groups), distribution):
+        return loss(batch, groups)
+
+
+def _compare(
+    step: TrainStep,
+    batch: Mapping[str, torch.Tensor],
+    expected: torch.Tensor,
+    queries: int,
+    tolerance: float,
+) -> None:
+    """Raise ValueError unless the graph's losses are those of the model itself."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    width = ids.shape[1] - 1
+    got, _ = step(
+        ids[:, :-1], mask[:, :-1], torch.full((len(ids), 1), width - 1), ids[:, -1:], *_directions(len(expected)),
+        torch.arange(queries), torch.zeros(queries),
+    )  # fmt: skip
+    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
+        error = (got - expected).abs().max().item()
+        raise ValueError(f"{type(step.program.model).__name__} cannot be exported: its losses are off by {error:.1e}")
+
+
+def _trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:
+    groups, queries, length = graph.groups, description["queries"], description["max_length"]
+    directions = (torch.arange(groups), torch.zeros(groups))
+    update = (torch.arange(queries), torch.zeros(queries))
+    example = length - 1 if description["dynamic_length"] else length  # at a bound it would be taken for fixed
+    time = {1: Dim("length", min=MIN_LENGTH, max=length)} if description["dynamic_length"] else None
+
+    def tokens(rows: int) -> tuple[torch.Tensor, ...]:
+        ids = torch.ones(rows, example, dtype=torch.int64)
+        positions = torch.zeros(rows, description["targets_per_row"], dtype=torch.int64)
+        return ids, torch.ones_like(ids), positions
+
+    train, evaluate = tokens(description["batch_size"]), tokens(description["evaluation_rows"])
+    adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
+    methods: dict[str, tuple[Method, tuple[torch.Tensor, ...], Any]] = {
+        "train_step": (
+            TrainStep(graph),
+            (*train, torch.zeros_like(train[2]), *directions, *update),
+            (time, time, *[None] * 6),
+        ),
+        "evaluate": (Evaluate(graph), evaluate, (time, time, None)),
+        "update": (Update(graph), update, None),
+        "get_adapter": (GetAdapter(graph), (), None),
+        "set_adapter": (SetAdapter(graph), adapters, None),
+    }
+    programs = {}
+    for name, (method, arguments, shapes) in methods.items():
+        _log.info("tracing %s", name)
+        programs[name] = torch.export.export(method.eval(), arguments, dynamic_shapes=shapes, strict=False)
+    return programs
+
+
+def _lower(programs: dict[str, ExportedProgram], description: Mapping[str, Any]) -> EdgeProgramManager:
+    """The methods with delegates. Only those that hold the decoder have any: elsewhere a delegate would take a
+    LoRA-B for a constant.
+    """
+    _log.info("lowering")
+    delegated = {"train_step", "evaluate"}
+    return to_edge_transform_and_lower(
+        programs,
+        transform_passes=[InferViewSizes()],
+        partitioner={name: [LevelPartitioner()] if name in delegated else [] for name in programs},
+        constant_methods={DESCRIPTION: json.dumps(description)},
+    )
+
+
+def _write(lowered: EdgeProgramManager, path: Path) -> None:
+    program = lowered.to_executorch(
+        ExecutorchBackendConfig(
+            passes=[InitializedMutableBufferPass(["lora_b"])],
+            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+            emit_mutable_buffer_names=True,
+        )
+    )
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        program.write_to_file(file)

@@ -1,0 +1,146 @@
+"""Forms of a transformer's parts that XNNPACK takes whole, so that a layer is not cut into dozens of delegates.
+
+Each computes what the original computes, up to float32 rounding. A part that is not known is left as it is: the
+program is then slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_ATTENTION = "mobizo_grouped"
+BLOCKED = torch.finfo(torch.float32).min / 2  # twice it is still finite: a row that sees nothing is no NaN
+
+
+class LinearRMSNorm(nn.Module):
+    """Root-mean-square norm whose mean is a product with a constant row: XNNPACK has no mean over one dimension.
+
+    Args:
+        norm: one of transformers' RMS norms.
+        gain: its factor for each feature, [H].
+        epsilon: added to the mean of squares.
+    """
+
+    ones: torch.Tensor
+
+    def __init__(self, gain: torch.Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.gain, self.epsilon = nn.Parameter(gain.detach().clone(), requires_grad=False), epsilon
+        self.register_buffer("ones", torch.full((1, len(gain)), 1.0 / len(gain)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., H] -> the same shape."""
+        mean_square = F.linear(x * x, self.ones)
+        return self.gain * (x * torch.rsqrt(mean_square + self.epsilon))
+
+
+def replace_norms(model: nn.Module) -> None:
+    """Put :class:`LinearRMSNorm` in the place of every module that turns out to compute it."""
+    for name, module in list(model.named_modules()):
+        weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+        if epsilon is None:
+            epsilon = getattr(module, "eps", None)
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or not isinstance(epsilon, float):
+            continue
+        x = torch.linspace(-2.0, 3.0, 3 * weight.shape[0]).view(3, -1)
+        for gain in (weight, 1.0 + weight):  # Gemma keeps the gain less one
+            candidate = LinearRMSNorm(gain, epsilon)
+            if torch.allclose(candidate(x), module(x), rtol=1e-5, atol=1e-6):
+                model.set_submodule(name, candidate)
+                break
+
+
+@contextmanager
+def product_rotation(model: PreTrainedModel) -> Iterator[None]:
+    """Rotary embeddings by a product with a signed permutation: XNNPACK cuts no tensor of dynamic shape."""
+    home = sys.modules[type(model.base_model).__module__]
+    original: Callable[[torch.Tensor], torch.Tensor] | None = getattr(home, "rotate_half", None)
+    matrices: dict[int, torch.Tensor] = {}
+
+    def rotate_half(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.contiguous(), matrices[x.shape[-1]])
+
+    if original is None:
+        yield
+        return
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # Row i of the rotated identity says where input feature i goes; a linear wants it the other way round.
+    matrices[width] = original(torch.eye(width)).T.contiguous()
+    with patch.object(home, "rotate_half", rotate_half):
+        yield
+
+
+class GroupedAttention:
+    """Softmax attention of grouped queries without copies of keys and values, as three products of matrices.
+
+    The query heads of one key-value head stand below each other, so that scores are
+    [rows * key-value heads, heads per group * T, T] and no tensor but the scores has two dynamic sizes.
+
+    Args:
+        model: a decoder of transformers.
+        max_length: the longest sequence.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+        text = model.config.get_text_config()
+        self.heads = text.num_attention_heads
+        self.groups = getattr(text, "num_key_value_heads", None) or self.heads
+        self.causal = self.padding = torch.empty(0)
+        windows = [getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)]
+        cut = any(window is not None and window < max_length for window in windows)
+        special = any(getattr(text, name, None) for name in ("attn_logit_softcapping", "attention_sinks"))
+        self.applies = not cut and not special and "alibi" not in str(text.to_dict())
+
+    def masks(self, seen: torch.Tensor) -> torch.Tensor:
+        """Set the masks of a forward from seen bool [rows, T]; what to give the decoder as its mask, 4-D."""
+        rows, length = seen.shape
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        self.causal = torch.where(later, BLOCKED, 0.0).repeat(self.heads // self.groups, 1)[None]
+        padding = torch.where(seen, 0.0, BLOCKED)[:, None, :]
+        self.padding = padding.repeat(1, self.groups, 1).reshape(rows * self.groups, 1, length)
+        return self.padding[:, None]
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """query [rows, heads, T, D], key and value [rows, groups, T, D] -> [rows, T, heads, D]."""
+        rows, heads, length, width = query.shape
+        shared = rows * self.groups
+        scale = width**-0.5 if scaling is None else scaling
+        q = (query * scale).contiguous().view(shared, heads // self.groups * length, width)
+        k = key.contiguous().view(shared, length, width)
+        v = value.contiguous().view(shared, length, width)
+        scores = torch.bmm(q, k.transpose(1, 2)) + self.causal + self.padding
+        mixed = torch.bmm(F.softmax(scores, dim=-1), v)
+        mixed = mixed.unflatten(1, (heads // self.groups, length))
+        return mixed.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
+
+    @contextmanager
+    def installed(self, model: PreTrainedModel) -> Iterator[None]:
+        """Let the decoder use it; where it does not apply, transformers' own eager attention."""
+        before = model.config._attn_implementation
+        if self.applies:
+            ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, self)
+        model.set_attn_implementation(_ATTENTION if self.applies else "eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)

@@ -1,0 +1,105 @@
+"""Partitioning for XNNPACK in time linear in the graph, and the graph pass that lets views of it be partitioned."""
+
+from __future__ import annotations
+
+from graphlib import TopologicalSorter
+
+import torch
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir.dialects._ops import ops as exir_ops
+from executorch.exir.pass_base import ExportPass, PassResult
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.partitioner import Partition
+
+from mobizo_kernels.executorch.quantization import WeightOnlyLinearConfig
+
+_VIEW = exir_ops.edge.aten.view_copy.default
+_RESHAPING = {
+    exir_ops.edge.aten.unsqueeze_copy.default,
+    exir_ops.edge.aten.squeeze_copy.dims,
+    exir_ops.edge.aten.squeeze_copy.dim,
+}
+
+
+class InferViewSizes(ExportPass):
+    """Write the one dynamic size of a view as -1, and squeezes and unsqueezes as views: what XNNPACK takes."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        for node in graph_module.graph.nodes:
+            if node.op != "call_function" or node.target not in _RESHAPING | {_VIEW}:
+                continue
+            sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+            if sizes.count(-1) <= 1:
+                node.target, node.args, node.kwargs = _VIEW, (node.args[0], sizes), {}
+        graph_module.graph.eliminate_dead_code()
+        graph_module.recompile()
+        return PassResult(graph_module, True)
+
+
+class LevelPartitioner(XnnpackPartitioner):
+    """XNNPACK's partitioner with linears of quantised weights alone, and with another way of joining nodes.
+
+    A node's level is the largest number of nodes of ours that a path to it leaves behind, counting each
+    stretch of them once. Nodes of one level have no such path between them, so they form one partition without
+    a cycle. ExecuTorch's own way asks for every pair of partitions whether they may be joined.
+    """
+
+    def __init__(self) -> None:
+        configs = [WeightOnlyLinearConfig if c is LinearConfig else c for c in ALL_PARTITIONER_CONFIGS]
+        super().__init__(configs)
+
+    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+        """One partition for each level."""
+        owner: dict[Node, int] = {}  # the first group of a node that belongs together; others join it
+        groups: list[set[Node]] = []
+        for match in self.get_matched_nodes_from_configs(ep):
+            nodes = {node for node in match if node.op == "call_function"}
+            joined = {owner[node] for node in nodes if node in owner}
+            for group in joined:
+                nodes |= groups[group]
+                groups[group] = set()
+            groups.append(nodes)
+            owner.update(dict.fromkeys(nodes, len(groups) - 1))
+
+        def unit(node: Node) -> Node | int:
+            return owner.get(node, node)
+
+        inputs: dict[Node | int, set[Node | int]] = {}
+        for node in ep.graph.nodes:
+            before = inputs.setdefault(unit(node), set())
+            before |= {unit(source) for source in node.all_input_nodes} - {unit(node)}
+        levels: dict[Node | int, int] = {}
+        for item in TopologicalSorter(inputs).static_order():
+            mine = isinstance(item, int)
+            leaving = [levels[source] + (mine and _computes(source)) for source in inputs[item]]
+            levels[item] = max(leaving, default=0)
+
+        partitions: dict[int, Partition] = {}
+        for node, group in owner.items():
+            level = levels[group]
+            partitions.setdefault(level, Partition(id=level, nodes=[])).add_node(node)
+        constants = _constants(ep)
+        for node in ep.graph.nodes:
+            users = {levels[owner[user]] for user in node.users if user in owner}
+            if node in constants and len(users) == 1 and all(user in owner for user in node.users):
+                partitions[users.pop()].add_node(node)
+        return list(partitions.values())
+
+
+def _computes(item: Node | int) -> bool:
+    return isinstance(item, Node) and item.op == "call_function"
+
+
+def _constants(ep: ExportedProgram) -> set[Node]:
+    """Placeholders of parameters, buffers that no method changes, and lifted tensors."""
+    signature = ep.graph_signature
+    changed = set(signature.buffers_to_mutate.values())
+    names = {
+        **signature.inputs_to_parameters,
+        **{k: v for k, v in signature.inputs_to_buffers.items() if v not in changed},
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    return {node for node in ep.graph.nodes if node.op == "placeholder" and node.name in names}

@@ -1,0 +1,241 @@
+"""The methods of a training program as modules that torch.export can trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from mobizo_kernels import ops
+from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
+from mobizo_kernels.lora import MPLoRALinear, adapter_layers
+from mobizo_kernels.zo.loss import IGNORED, after_head
+
+_LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
+
+
+class TracedDirections:
+    """The seeds and coefficients that the adapters of a graph read: set while a method is traced.
+
+    No module with buffers as in eager: a traced method would write its inputs into them.
+    """
+
+    def __init__(self, distribution: str) -> None:
+        self.distribution = distribution
+        self.seeds = torch.zeros(1, dtype=torch.int64)
+        self.coeffs = torch.zeros(1)
+
+    def use(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
+        """seeds int64 [G] and coeffs float32 [G] of the forward that follows."""
+        self.seeds, self.coeffs = seeds, coeffs
+
+
+class TracedLinear(nn.Module):
+    """:class:`MPLoRALinear` with B as a buffer, which a program can keep and change.
+
+    B is read by our ops only: a delegate that were given it would bake its first value in.
+    """
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+
+    def __init__(self, layer: MPLoRALinear, directions: TracedDirections) -> None:
+        super().__init__()
+        self.base_layer, self.directions = layer.base_layer, directions
+        self.scaling, self.stream = layer.scaling, layer.stream
+        self.register_buffer("lora_a", layer.lora_a.detach().float().contiguous())
+        self.register_buffer("lora_b", layer.lora_b.detach().float().contiguous().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        d = self.directions
+        return ops.mp_lora(
+            self.base_layer(x), x, self.lora_a, self.lora_b, d.seeds, d.coeffs, self.scaling, self.stream,
+            d.distribution,
+        )  # fmt: skip
+
+    def update(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
+        """B += sum_k coeffs[k] z(seeds[k]) in place; the L2 norm of the change, [1]."""
+        return ops.zo_update(self.lora_b, seeds, coeffs, self.stream, 1.0, self.directions.distribution)
+
+
+class TrainingGraph(nn.Module):
+    """A wrapped model taken apart into what a program's methods need; the root module of all of them.
+
+    Args:
+        model: a wrapped causal LM in float32 or with quantised linears, changed in place: the adapted
+            linears become :class:`TracedLinear`.
+        groups: G.
+        distribution: of the directions.
+        candidate_tokens: restrict the softmax to these; None for the whole vocabulary.
+        attention: that of the decoder while a method is traced.
+    """
+
+    candidates: torch.Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        groups: int,
+        distribution: str,
+        candidate_tokens: Sequence[int] | None,
+        attention: GroupedAttention,
+    ) -> None:
+        super().__init__()
+        self.groups, self.attention = groups, attention
+        self.directions = TracedDirections(distribution)
+        for name, layer in adapter_layers(model).items():
+            model.set_submodule(name, TracedLinear(layer, self.directions))
+        self.model = model
+        self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
+        head = model.get_output_embeddings()
+        if candidate_tokens is not None:
+            tokens = torch.tensor(list(candidate_tokens))
+            self.register_buffer("candidates", tokens, persistent=False)
+            head = _rows_of(head, tokens)
+        self.restricted = candidate_tokens is not None
+        self.head = head
+
+    def update(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
+        """The update of every B; the L2 norm of the change of the whole adapter, float32 [1]."""
+        norms = torch.cat([linear.update(seeds, coeffs) for linear in self.linears])
+        return norms.square().sum(dim=0, keepdim=True).sqrt()
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        groups: int,
+    ) -> torch.Tensor:
+        """Last hidden states at positions [B, K] of every group's copy of the rows, [G * B, K, H]."""
+        tokens = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        states = self.model.base_model(
+            input_ids=input_ids.repeat(groups, 1),
+            attention_mask=self._mask(attention_mask != 0, groups),
+            position_ids=tokens.repeat(groups, 1),
+            use_cache=False,
+        ).last_hidden_state
+        index = positions.repeat(groups, 1)[:, :, None].expand(-1, -1, states.shape[-1])
+        return states.gather(1, index)
+
+    def _mask(self, seen: torch.Tensor, groups: int) -> torch.Tensor:
+        """What the decoder is to be given as its mask, from seen bool [B, T]."""
+        if self.attention.applies:
+            return self.attention.masks(seen.repeat(groups, 1))
+        length = seen.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        visible = causal[None, None] & seen[:, None, None, :]
+        return torch.where(visible, 0.0, BLOCKED).repeat(groups, 1, 1, 1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, K, H] -> logits [n, K, C] over the candidates, or over the vocabulary."""
+        return after_head(self.model, self.head(hidden))
+
+    def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the labelled tokens of each group, float32 [G].
+
+        Args:
+            hidden: [G * B, K, H].
+            targets: int64 [B, K], `IGNORED` where nothing is to be predicted. A target that is no candidate
+                makes the losses NaN.
+        """
+        labelled = targets != IGNORED
+        chunk = max(1, _LOGIT_ROWS // hidden.shape[0])
+        total = torch.zeros(self.groups)
+        for start in range(0, hidden.shape[1], chunk):
+            logits = self.logits(hidden[:, start : start + chunk])
+            part, wanted = targets[:, start : start + chunk], labelled[:, start : start + chunk]
+            surprise = -self._log_probability(logits, part.repeat(self.groups, 1))
+            kept = torch.where(wanted.repeat(self.groups, 1), surprise, 0.0)
+            total = total + kept.reshape(self.groups, -1).sum(dim=1)
+        return total / labelled.sum()
+
+    def _log_probability(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """[n, K, C], [n, K] -> [n, K]."""
+        log_softmax = F.log_softmax(logits, dim=-1)
+        if not self.restricted:
+            return log_softmax.gather(-1, targets.clamp(min=0)[:, :, None]).squeeze(-1)
+        match = (targets[:, :, None] == self.candidates).to(logits.dtype)
+        return (log_softmax * match).sum(dim=-1) / match.sum(dim=-1)
+
+
+class Method(nn.Module):
+    """One method of a program over the shared graph; buffers keep their names from method to method."""
+
+    def __init__(self, program: TrainingGraph) -> None:
+        super().__init__()
+        self.program = program
+
+
+class TrainStep(Method):
+    """The last step's update, then the batched forward of this one."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_ids: torch.Tensor,
+        seeds: torch.Tensor,
+        coeffs: torch.Tensor,
+        update_seeds: torch.Tensor,
+        update_coeffs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        program = self.program
+        norm = program.update(update_seeds, update_coeffs)
+        program.directions.use(seeds, coeffs)
+        hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
+        return program.losses(hidden, target_ids), norm
+
+
+class Evaluate(Method):
+    """The logits of the unperturbed model at the target positions."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, target_positions: torch.Tensor
+    ) -> torch.Tensor:
+        program = self.program
+        program.directions.use(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        return program.logits(program.hidden(input_ids, attention_mask, target_positions, 1))
+
+
+class Update(Method):
+    """An update alone."""
+
+    def forward(self, update_seeds: torch.Tensor, update_coeffs: torch.Tensor) -> torch.Tensor:
+        return self.program.update(update_seeds, update_coeffs)
+
+
+class GetAdapter(Method):
+    """Every A, then every B."""
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        linears = self.program.linears
+        return tuple([x.lora_a.clone() for x in linears] + [x.lora_b.clone() for x in linears])
+
+
+class SetAdapter(Method):
+    """Every B anew; returns their sum [1], for a method has to return something."""
+
+    def forward(self, *lora_b: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(1)
+        for linear, value in zip(self.program.linears, lora_b, strict=True):
+            linear.lora_b.copy_(value)
+            total = total + value.sum()
+        return total
+
+
+def _rows_of(head: Any, tokens: torch.Tensor) -> nn.Linear:
+    """A linear that computes only those rows of an LM head."""
+    bias = getattr(head, "bias", None)
+    rows = nn.Linear(head.weight.shape[1], len(tokens), bias=bias is not None)
+    with torch.no_grad():
+        rows.weight.copy_(head.weight[tokens])
+        if bias is not None:
+            rows.bias.copy_(bias[tokens])
+    return rows.requires_grad_(False)

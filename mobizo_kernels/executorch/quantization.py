@@ -1,0 +1,90 @@
+"""Base weights of 8 and 4 bits, through torchao, in the forms that XNNPACK has kernels for."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
+from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+from executorch.backends.xnnpack.utils.quant_utils import is_dequant
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerAxis, PerGroup
+from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
+
+QUANTIZATIONS = ("none", "int8", "int4")
+INT4_GROUP = 32  # weights that share a scale; XNNPACK asks for multiples of 32
+
+
+def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
+    """Quantise every linear of the decoder, its LM head and the token embedding, in place.
+
+    Args:
+        model: in float32; tied embeddings are untied.
+        kind: "none"; "int8": weights of 8 bits with a scale for each output, activations float32; "int4":
+            weights of 4 bits with a scale for every 32 inputs, activations rounded to 8 bits for each token,
+            as XNNPACK has no product of float32 with such weights. A linear whose width is no multiple of 32
+            gets 8 bits. The embedding has 8 bits in both, a scale for each token.
+        head: also the LM head.
+    """
+    if kind == "none":
+        return
+    embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    if lm_head.weight is embedding.weight:
+        lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    model.set_input_embeddings(Int8Embedding(embedding))
+    int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    int4 = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(INT4_GROUP))
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or (module is lm_head and not head):
+            continue
+        config: AOBaseConfig = int8
+        if kind == "int4":
+            if module.in_features % INT4_GROUP == 0:
+                config = int4
+            else:
+                _log.warning("%s has %d inputs, no multiple of 32: 8 bits", name, module.in_features)
+        quantize_(module, config)
+
+
+class Int8Embedding(nn.Module):
+    """A token embedding of 8 bits with a scale for each token; rows become float32 as they are looked up."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        weight = embedding.weight.detach()
+        scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.register_buffer("values", (weight / scales).round().to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [...] -> float32 [..., H]."""
+        return F.embedding(input_ids, self.values).float() * F.embedding(input_ids, self.scales)
+
+
+class WeightOnlyLinearConfig(LinearConfig):
+    """Lets XNNPACK have linears whose weight is quantised while the input is float32: it has kernels for them,
+    but ExecuTorch's own configuration offers it quantised inputs only.
+    """
+
+    def _detect_precision(self, node: Node) -> ConfigPrecisionType:
+        precision = super()._detect_precision(node)
+        weight_only = precision == ConfigPrecisionType.STATIC_QUANT and not is_dequant(node.all_input_nodes[0])
+        return ConfigPrecisionType.DYNAMIC_QUANT if weight_only else precision
+
+    def _get_act_deps(
+        self, node: Node, ep: ExportedProgram, precision: ConfigPrecisionType
+    ) -> tuple[bool, list[Node]]:
+        if not is_dequant(node.all_input_nodes[0]):
+            return True, []
+        return super()._get_act_deps(node, ep, precision)
