@@ -28,11 +28,11 @@ bool check_shapes(const Tensor& base, const Tensor& x, const Tensor& lora_a, con
   }
   args->in_features = x.size(x.dim() - 1);
   args->out_features = base.size(base.dim() - 1);
-  ET_CHECK_OR_RETURN_FALSE(lora_a.dim() == 2 && lora_a.size(1) == args->in_features &&
-                               lora_a.scalar_type() == ScalarType::Float,
-                           "mobizo::mp_lora: lora_a must be float32 of shape (rank, %d), got %s of shape (%d, %d)",
-                           as_int(args->in_features), toString(lora_a.scalar_type()), as_int(lora_a.dim() > 0 ? lora_a.size(0) : 0),
-                           as_int(lora_a.dim() > 1 ? lora_a.size(1) : 0));
+  ET_CHECK_OR_RETURN_FALSE(
+      lora_a.dim() == 2 && lora_a.size(1) == args->in_features && lora_a.scalar_type() == ScalarType::Float,
+      "mobizo::mp_lora: lora_a must be float32 of shape (rank, %d), got %s of shape (%d, %d)", as_int(args->in_features),
+      toString(lora_a.scalar_type()), as_int(lora_a.dim() > 0 ? lora_a.size(0) : 0),
+      as_int(lora_a.dim() > 1 ? lora_a.size(1) : 0));
   args->rank = lora_a.size(0);
   ET_CHECK_OR_RETURN_FALSE(args->rank >= 1 && args->rank <= kMaxRank, "mobizo::mp_lora: rank must be from 1 to %d, got %d",
                            as_int(kMaxRank), as_int(args->rank));

@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.utils.quant_utils import is_dequant
 from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.pass_base import ExportPass, PassResult
 from torch.export import ExportedProgram
@@ -15,6 +16,7 @@ from torch.fx.passes.infra.partitioner import Partition
 
 from mobizo_kernels.executorch.quantization import WeightOnlyLinearConfig
 
+_LINEAR = exir_ops.edge.aten.linear.default
 _VIEW = exir_ops.edge.aten.view_copy.default
 _RESHAPING = {
     exir_ops.edge.aten.unsqueeze_copy.default,
@@ -80,11 +82,10 @@ class LevelPartitioner(XnnpackPartitioner):
         for node, group in owner.items():
             level = levels[group]
             partitions.setdefault(level, Partition(id=level, nodes=[])).add_node(node)
-        constants = _constants(ep)
-        for node in ep.graph.nodes:
-            users = {levels[owner[user]] for user in node.users if user in owner}
-            if node in constants and len(users) == 1 and all(user in owner for user in node.users):
-                partitions[users.pop()].add_node(node)
+        for node in _constants(ep):
+            homes = {levels[owner[user]] for user in node.users if user in owner and _packs(user)}
+            if len(homes) == 1 and all(user in owner and _packs(user) for user in node.users):
+                partitions[homes.pop()].add_node(node)
         return list(partitions.values())
 
 
@@ -92,7 +93,14 @@ def _computes(item: Node | int) -> bool:
     return isinstance(item, Node) and item.op == "call_function"
 
 
-def _constants(ep: ExportedProgram) -> set[Node]:
+def _packs(node: Node) -> bool:
+    """Whether XNNPACK copies a constant operand into the order that its kernel reads. To any other it keeps a
+    pointer, even once its cache of packed weights has given the memory back: those stay outside.
+    """
+    return node.target == _LINEAR or is_dequant(node)
+
+
+def _constants(ep: ExportedProgram) -> list[Node]:
     """Placeholders of parameters, buffers that no method changes, and lifted tensors."""
     signature = ep.graph_signature
     changed = set(signature.buffers_to_mutate.values())
@@ -101,4 +109,4 @@ def _constants(ep: ExportedProgram) -> set[Node]:
         **{k: v for k, v in signature.inputs_to_buffers.items() if v not in changed},
         **signature.inputs_to_lifted_tensor_constants,
     }
-    return {node for node in ep.graph.nodes if node.op == "placeholder" and node.name in names}
+    return [node for node in ep.graph.nodes if node.op == "placeholder" and node.name in names]

@@ -1,0 +1,249 @@
+#include "commands.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "adapter.h"
+#include "errors.h"
+#include "options.h"
+#include "safetensors.h"
+#include "trainer.h"
+
+namespace mobizo::trainer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+double peak_rss_mb() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / 1024;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+Json as_json(const EvaluationReport& report) {
+  return Json::Object{{"step", report.step},
+                      {"loss", report.loss},
+                      {"accuracy", report.accuracy},
+                      {"balanced_accuracy", report.balanced_accuracy}};
+}
+
+Json as_json(const StepReport& report) {
+  return Json::Object{{"step", report.step},
+                      {"loss", report.loss},
+                      {"losses", Json::list(report.losses)},
+                      {"projected_gradients", Json::list(report.projected_gradients)},
+                      {"update_norm", double{report.update_norm}},
+                      {"lr", report.lr},
+                      {"seconds", report.seconds},
+                      {"skipped", report.skipped}};
+}
+
+void print_json(bool wanted, const Json& json) {
+  if (wanted) std::printf("%s\n", json.dump().c_str());
+}
+
+// What the run says while it goes on: lines to read, and a log to parse.
+class Progress {
+ public:
+  Progress(int64_t steps, int64_t print_every, bool quiet, const std::string& log)
+      : steps_(steps), print_every_(print_every), quiet_(quiet) {
+    if (!log.empty()) log_ = std::make_unique<File>(log, O_WRONLY | O_CREAT | O_APPEND);
+  }
+
+  Observer observer() {
+    return {[this](const StepReport& report) { step(report); }, [this](const EvaluationReport& report) { evaluation(report); }};
+  }
+  double median_step_ms() const { return 1e3 * median(seconds_); }
+
+ private:
+  void step(const StepReport& report) {
+    seconds_.push_back(report.seconds);
+    record("step", as_json(report));
+    if (quiet_ || (report.step + 1) % print_every_ != 0) return;
+    std::printf("step %lld/%lld: loss %.4f, %.0f ms%s\n", static_cast<long long>(report.step + 1),
+                static_cast<long long>(steps_), report.loss, 1e3 * report.seconds, report.skipped ? ", skipped" : "");
+    std::fflush(stdout);
+  }
+
+  void evaluation(const EvaluationReport& report) {
+    record("evaluation", as_json(report));
+    if (quiet_) return;
+    std::printf("after %lld steps: validation loss %.4f, accuracy %.1f %%\n", static_cast<long long>(report.step), report.loss,
+                100 * report.accuracy);
+    std::fflush(stdout);
+  }
+
+  void record(const char* kind, const Json& json) {
+    if (!log_) return;
+    const std::string line = Json(Json::Object{{kind, json}}).dump() + "\n";
+    log_->append(line.data(), line.size());
+  }
+
+  int64_t steps_, print_every_;
+  bool quiet_;
+  std::unique_ptr<File> log_;
+  std::vector<double> seconds_;
+};
+
+Json program_info(const std::string& path) {
+  return Json::Object{{"kind", "program"}, {"description", parse_json(read_description(path).text)}};
+}
+
+Json journal_info(const std::string& path) {
+  const Journal journal = read_journal(path);
+  const File file(path, O_RDONLY);
+  return Json::Object{{"kind", "journal"},
+                      {"steps", static_cast<int64_t>(journal.records.size())},
+                      {"torn_bytes", file.size() - journal.valid_bytes},
+                      {"header", journal.header}};
+}
+
+Json safetensors_info(const std::string& path) {
+  const SafetensorsFile file(path);
+  const bool dataset = file.has("train.tokens") || file.has("test.tokens") || file.has("validation.tokens");
+  Json::Object tensors;
+  for (const auto& [name, tensor] : file.tensors())
+    tensors.emplace_back(name, Json::Object{{"dtype", tensor.dtype}, {"shape", Json::list(tensor.shape)}});
+  Json::Object metadata;
+  for (const auto& [name, value] : file.all_metadata()) metadata.emplace_back(name, value);
+  return Json::Object{
+      {"kind", dataset ? "data set" : "adapter"}, {"metadata", std::move(metadata)}, {"tensors", std::move(tensors)}};
+}
+
+}  // namespace
+
+void train_command(int argc, char** argv) {
+  TrainOptions train_options;
+  std::string adapter_in, adapter_out, log;
+  int64_t threads = 0, print_every = 10;
+  bool quiet = false, json = false;
+  Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]", "Tune the adapter of a program on a data set.");
+  options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
+  options.text("adapter-in", "FILE", adapter_in, "the adapter to begin with [that of the program]");
+  options.whole("steps", train_options.steps, 1, "number of steps");
+  options.number("eps", train_options.eps, "size of a perturbation");
+  options.number("lr", train_options.lr, "learning rate");
+  options.choice("lr-schedule", "constant|linear|cosine", train_options.lr_schedule, "how it goes on [linear]");
+  options.flag("normalize", train_options.normalize, "divide by the spread of the losses [the default]");
+  options.flag("no-normalize", train_options.normalize, "divide by eps", false);
+  options.seed("run-seed", train_options.run_seed, "seed of all directions");
+  options.text("journal", "FILE", train_options.journal, "record every step, so that the run can be resumed");
+  options.whole("sync-every", train_options.sync_every, 1, "steps between syncs of the journal to the disk");
+  options.flag("resume", train_options.resume, "go on with the journal if there is one");
+  options.whole("eval-every", train_options.eval_every, 0, "steps between validations, 0 for none [a tenth of steps]");
+  options.whole("validation-rows", train_options.validation_rows, 1, "most rows of the validation split to use");
+  options.choice("keep", "best|last", train_options.keep, "the adapter to keep [best]");
+  options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
+  options.text("log", "FILE", log, "append a line of JSON for each step and validation");
+  options.whole("print-every", print_every, 1, "steps between lines of progress");
+  options.flag("quiet", quiet, "no lines of progress");
+  options.flag("json", json, "print one JSON object as the last line");
+  const auto files = options.parse(argc, argv, 2);
+  if (!files) return;
+  if (adapter_out.empty()) fail("--adapter-out is needed");
+  check_output("--adapter-out", adapter_out);
+
+  const auto start = Clock::now();
+  const Dataset dataset((*files)[1]);
+  Program program((*files)[0], threads);
+  if (!adapter_in.empty()) load_adapter(adapter_in, program);
+  Progress progress(train_options.steps, print_every, quiet, log);
+  const double load_seconds = seconds_since(start);
+  const TrainResult result = train(program, dataset, train_options, progress.observer());
+  save_adapter(adapter_out, program.description(), program.adapter());
+  if (!quiet) std::printf("kept the adapter of step %lld: %s\n", static_cast<long long>(result.best_step), adapter_out.c_str());
+  Json::Array evaluations;
+  for (const EvaluationReport& report : result.evaluations) evaluations.push_back(as_json(report));
+  print_json(json, Json::Object{{"steps", result.steps},
+                                {"resumed_steps", result.resumed_steps},
+                                {"skipped_steps", result.skipped_steps},
+                                {"best_step", result.best_step},
+                                {"evaluations", std::move(evaluations)},
+                                {"adapter", adapter_out},
+                                {"step_ms_median", progress.median_step_ms()},
+                                {"load_seconds", load_seconds},
+                                {"seconds", seconds_since(start)},
+                                {"peak_rss_mb", peak_rss_mb()}});
+}
+
+void evaluate_command(int argc, char** argv) {
+  std::string split = "test", adapter;
+  int64_t rows = 0, threads = 0;
+  bool json = false;
+  Options options("evaluate PROGRAM DATASET [OPTION...]", "Score the rows of a split.");
+  options.choice("split", "train|validation|test", split, "the rows to score [test]");
+  options.whole("rows", rows, 0, "most rows to score, 0 for all");
+  options.text("adapter", "FILE", adapter, "the adapter to score [that of the program]");
+  options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
+  options.flag("json", json, "print one JSON object as the last line");
+  const auto files = options.parse(argc, argv, 2);
+  if (!files) return;
+
+  const auto start = Clock::now();
+  const Dataset dataset((*files)[1]);
+  const Split& chosen = dataset.split(split);
+  Program program((*files)[0], threads);
+  dataset.check(program.description());
+  if (!adapter.empty()) load_adapter(adapter, program);
+  const Evaluation evaluation = evaluate(program, chosen, rows);
+  std::printf("%lld rows: loss %.4f, accuracy %.2f %%, balanced accuracy %.2f %%\n", static_cast<long long>(evaluation.rows),
+              evaluation.loss, 100 * evaluation.accuracy, 100 * evaluation.balanced_accuracy);
+  print_json(json, Json::Object{{"split", split},
+                                {"rows", evaluation.rows},
+                                {"loss", evaluation.loss},
+                                {"accuracy", evaluation.accuracy},
+                                {"balanced_accuracy", evaluation.balanced_accuracy},
+                                {"seconds", seconds_since(start)},
+                                {"peak_rss_mb", peak_rss_mb()}});
+}
+
+void replay_command(int argc, char** argv) {
+  std::string adapter_in, adapter_out;
+  std::optional<int64_t> until;
+  int64_t threads = 0;
+  bool json = false;
+  Options options("replay PROGRAM JOURNAL --adapter-out FILE [OPTION...]", "Rebuild an adapter from the journal of its run.");
+  options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
+  options.text("adapter-in", "FILE", adapter_in, "the adapter with which the run began [that of the program]");
+  options.whole("until", until, 0, "steps to replay [all]");
+  options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
+  options.flag("json", json, "print one JSON object as the last line");
+  const auto files = options.parse(argc, argv, 2);
+  if (!files) return;
+  if (adapter_out.empty()) fail("--adapter-out is needed");
+  check_output("--adapter-out", adapter_out);
+
+  Program program((*files)[0], threads);
+  if (!adapter_in.empty()) load_adapter(adapter_in, program);
+  const int64_t steps = replay(program, (*files)[1], until);
+  save_adapter(adapter_out, program.description(), program.adapter());
+  std::printf("replayed %lld steps: %s\n", static_cast<long long>(steps), adapter_out.c_str());
+  print_json(json, Json::Object{{"steps", steps}, {"adapter", adapter_out}});
+}
+
+void info_command(int argc, char** argv) {
+  Options options("info FILE", "Print what a program, a data set, an adapter or a journal says of itself, as JSON.");
+  const auto files = options.parse(argc, argv, 1);
+  if (!files) return;
+  const std::string& path = files->front();
+  std::string start(8, '\0');
+  const File file(path, O_RDONLY);
+  file.read(start.data(), static_cast<size_t>(std::min<int64_t>(file.size(), 8)), 0);
+  const bool program = start.compare(4, 2, "ET") == 0;
+  print_json(true, is_journal(start) ? journal_info(path) : program ? program_info(path) : safetensors_info(path));
+}
+
+}  // namespace mobizo::trainer

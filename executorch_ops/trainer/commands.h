@@ -1,0 +1,11 @@
+// The commands of mobizo_runner. Each parses what follows its name, and throws Error.
+#pragma once
+
+namespace mobizo::trainer {
+
+void train_command(int argc, char** argv);
+void evaluate_command(int argc, char** argv);
+void replay_command(int argc, char** argv);
+void info_command(int argc, char** argv);
+
+}  // namespace mobizo::trainer

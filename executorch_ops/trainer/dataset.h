@@ -1,0 +1,69 @@
+// A tokenized data set and the batches a program takes of it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "description.h"
+
+namespace mobizo::trainer {
+
+// The rows of one split: row i holds tokens[offsets[i]] .. tokens[offsets[i + 1] - 1], its answer of targets[i] tokens last.
+struct Split {
+  std::string name;
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> offsets;
+  std::vector<int32_t> targets, labels;  // a label is -1 if the row has none
+
+  int64_t rows() const { return static_cast<int64_t>(targets.size()); }
+  int64_t length(int64_t row) const { return offsets[static_cast<size_t>(row) + 1] - offsets[static_cast<size_t>(row)]; }
+  // Token i of a row; negative i counts from the end.
+  int64_t token(int64_t row, int64_t i) const {
+    return tokens[static_cast<size_t>(offsets[static_cast<size_t>(row) + (i < 0)] + i)];
+  }
+};
+
+// The inputs of some rows, padded on the left. A row's input is its tokens but the last; target k is predicted by the logits at
+// the position before it.
+struct Batch {
+  int64_t rows, length, targets_per_row;
+  std::vector<int64_t> input_ids, attention_mask;     // [rows, length]
+  std::vector<int64_t> target_positions, target_ids;  // [rows, targets_per_row]; 0 and kNoTarget where a row has fewer
+};
+constexpr int64_t kNoTarget = -100;
+
+class Dataset {
+ public:
+  // Throws Error, naming the tensor or the row, unless the file is a data set.
+  explicit Dataset(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::string& tokenizer() const { return tokenizer_; }
+  const std::vector<std::string>& labels() const { return labels_; }
+  // crc32 of the file, 8 hexadecimal digits.
+  const std::string& checksum() const { return checksum_; }
+  const std::map<std::string, Split>& splits() const { return splits_; }
+  // Throws Error unless the split is there and has a row.
+  const Split& split(const std::string& name) const;
+  const std::vector<int32_t>& order() const { return order_; }
+  // The rows of the training split that step `step` takes.
+  std::vector<int64_t> training_rows(int64_t step, int64_t batch_size) const;
+  // Throws Error, naming the row, unless every row fits the program.
+  void check(const Description& description) const;
+
+ private:
+  void check_row(const Split& split, int64_t row, const Description& description) const;
+
+  std::string path_, tokenizer_, checksum_;
+  std::vector<std::string> labels_;
+  std::optional<std::vector<int64_t>> candidate_tokens_;
+  std::map<std::string, Split> splits_;
+  std::vector<int32_t> order_;
+};
+
+Batch make_batch(const Split& split, const std::vector<int64_t>& rows, const Description& description);
+
+}  // namespace mobizo::trainer

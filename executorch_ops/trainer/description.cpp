@@ -1,0 +1,101 @@
+#include "description.h"
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace mobizo::trainer {
+namespace {
+
+constexpr int64_t kFormat = 1;
+
+// The member called `name`, converted by `convert`, whose errors get the name in front.
+template <typename Convert>
+auto field(const Json& json, const std::string& name, Convert convert) {
+  const Json& value = json[name];
+  return blaming(name, [&] { return convert(value); });
+}
+
+std::string string_field(const Json& json, const std::string& name) {
+  return field(json, name, [](const Json& value) { return value.as_string(); });
+}
+
+int64_t int_field(const Json& json, const std::string& name, int64_t least) {
+  return field(json, name, [&](const Json& value) {
+    if (value.as_int() < least) fail("expected at least ", least, ", got ", value.as_int());
+    return value.as_int();
+  });
+}
+
+std::vector<int64_t> shape_field(const Json& json, const std::string& name) {
+  return field(json, name, [](const Json& value) {
+    std::vector<int64_t> shape = value.as_ints();
+    if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) fail("expected two sizes, got ", value.dump());
+    return shape;
+  });
+}
+
+AdapterParameter parse_parameter(const Json& json) {
+  AdapterParameter parameter{};
+  parameter.name = string_field(json, "name");
+  blaming(parameter.name, [&] {
+    parameter.stream = field(json, "stream", [](const Json& value) { return value.as_int(); });
+    parameter.lora_a = shape_field(json, "lora_a");
+    parameter.lora_b = shape_field(json, "lora_b");
+    parameter.scaling = field(json, "scaling", [](const Json& value) { return value.as_double(); });
+    if (parameter.lora_a[0] != parameter.lora_b[1]) fail("lora_a and lora_b are of different rank");
+  });
+  return parameter;
+}
+
+void check(const Description& d) {
+  const bool two_sided = d.estimator == "two_sided";
+  if (!two_sided && d.estimator != "one_sided") fail("estimator must be two_sided or one_sided, got '", d.estimator, "'");
+  const int64_t groups = two_sided ? 2 * d.queries : d.queries + 1;
+  if (d.groups != groups) fail("groups must be ", groups, " for ", d.queries, " queries ", d.estimator, ", got ", d.groups);
+  if (d.max_length < d.min_length) fail("max_length must be at least ", d.min_length, ", got ", d.max_length);
+  if (d.pad_token >= d.vocabulary) fail("pad_token must be below ", d.vocabulary, ", got ", d.pad_token);
+  if (d.candidate_tokens && d.candidate_tokens->size() < 2) fail("candidate_tokens must be at least 2");
+  if (d.parameters.empty()) fail("the adapter has no parameters");
+}
+
+}  // namespace
+
+int64_t Description::padded_length(int64_t length) const { return dynamic_length ? std::max(length, min_length) : max_length; }
+
+Description parse_description(const std::string& text) {
+  const Json json = parse_json(text);
+  const int64_t format = int_field(json, "format", 1);
+  if (format != kFormat) fail("expected a program of format ", kFormat, ", got ", format);
+  Description d{};
+  d.text = text;
+  field(json, "model", [&](const Json& model) {
+    d.model_name = string_field(model, "name");
+    d.architecture = string_field(model, "architecture");
+    d.fingerprint = string_field(model, "fingerprint");
+  });
+  d.quantization = string_field(json, "quantization");
+  d.queries = int_field(json, "queries", 1);
+  d.batch_size = int_field(json, "batch_size", 1);
+  d.groups = int_field(json, "groups", 1);
+  d.estimator = string_field(json, "estimator");
+  d.distribution = string_field(json, "distribution");
+  d.min_length = int_field(json, "min_length", 1);
+  d.max_length = int_field(json, "max_length", 1);
+  d.dynamic_length = field(json, "dynamic_length", [](const Json& value) { return value.as_bool(); });
+  d.targets_per_row = int_field(json, "targets_per_row", 1);
+  if (!json["candidate_tokens"].is_null())
+    d.candidate_tokens = field(json, "candidate_tokens", [](const Json& value) { return value.as_ints(); });
+  d.vocabulary = int_field(json, "vocabulary", 1);
+  d.pad_token = int_field(json, "pad_token", 0);
+  d.evaluation_rows = int_field(json, "evaluation_rows", 1);
+  if (!json["tokenizer"].is_null()) d.tokenizer = string_field(json, "tokenizer");
+  field(json, "adapter", [&](const Json& adapter) {
+    d.adapter_config = field(adapter, "config", [](const Json& config) { return Json(config.as_object()).dump(); });
+    for (const Json& parameter : adapter["parameters"].as_array()) d.parameters.push_back(parse_parameter(parameter));
+  });
+  check(d);
+  return d;
+}
+
+}  // namespace mobizo::trainer

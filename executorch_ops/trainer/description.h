@@ -1,0 +1,44 @@
+// What a training program says of itself: the JSON that its method mobizo_description returns.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "json.h"
+
+namespace mobizo::trainer {
+
+// A LoRA: x -> scaling * (x A^T) B^T.
+struct AdapterParameter {
+  std::string name;  // of the weight that it adapts, in the model without adapters
+  int64_t stream;
+  std::vector<int64_t> lora_a, lora_b;  // shapes, (r, in) and (out, r)
+  double scaling;
+};
+
+struct Description {
+  std::string text;  // the JSON itself
+  std::string model_name, architecture, fingerprint, quantization;
+  int64_t queries, batch_size, groups;
+  std::string estimator, distribution;
+  int64_t min_length, max_length;  // of the model's input, in tokens
+  bool dynamic_length;
+  int64_t targets_per_row;
+  std::optional<std::vector<int64_t>> candidate_tokens;
+  int64_t vocabulary, pad_token, evaluation_rows;
+  std::optional<std::string> tokenizer;  // hash; not checked if there is none
+  std::string adapter_config;            // PEFT's, JSON
+  std::vector<AdapterParameter> parameters;
+
+  // C, columns of the logits.
+  int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }
+  // The columns T that inputs of up to `length` tokens take.
+  int64_t padded_length(int64_t length) const;
+};
+
+// Throws Error, naming the field, if something is missing, of the wrong type, or contradicts the rest.
+Description parse_description(const std::string& text);
+
+}  // namespace mobizo::trainer

@@ -1,0 +1,128 @@
+#include "journal.h"
+
+#include <fcntl.h>
+
+#include <cstring>
+#include <string_view>
+
+#include "crc32.h"
+#include "errors.h"
+
+namespace mobizo::trainer {
+namespace {
+
+constexpr std::string_view kMagic = "MOBIZOJN";
+constexpr uint32_t kVersion = 1;
+constexpr size_t kPreamble = 16, kCrc = 4;
+
+template <typename T>
+T load(const char* bytes) {
+  T value;
+  std::memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+template <typename T>
+void store(std::string& bytes, T value) {
+  bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+
+size_t record_bytes(int64_t queries) { return 12 + 4 * static_cast<size_t>(queries); }
+
+void read_header(std::string_view bytes, Journal& journal) {
+  if (bytes.substr(0, kMagic.size()) != kMagic) fail("not a journal");
+  if (bytes.size() < kPreamble) fail("the header is cut short");
+  const auto version = load<uint32_t>(&bytes[8]), length = load<uint32_t>(&bytes[12]);
+  if (version != kVersion) fail("expected journal version ", kVersion, ", got ", version);
+  if (bytes.size() - kPreamble < length + kCrc) fail("the header is cut short");
+  const size_t end = kPreamble + length;
+  if (crc32(bytes.data(), end) != load<uint32_t>(&bytes[end])) fail("the header is damaged: its checksum is wrong");
+  journal.header = parse_json(bytes.substr(kPreamble, length));
+  journal.queries = journal.header["queries"].as_int();
+  journal.run_seed = journal.header["run_seed"].as_int();
+  if (journal.queries < 1 || journal.queries > 1 << 20) fail("queries must be at least 1, got ", journal.queries);
+  journal.valid_bytes = static_cast<int64_t>(end + kCrc);
+}
+
+void read_records(std::string_view bytes, Journal& journal) {
+  const size_t first = static_cast<size_t>(journal.valid_bytes), size = record_bytes(journal.queries);
+  for (size_t at = first; at + size <= bytes.size(); at += size) {
+    const char* record = &bytes[at];
+    const auto step = static_cast<int64_t>(journal.records.size());
+    if (crc32(record, size - kCrc) != load<uint32_t>(record + size - kCrc)) {
+      if (at + size == bytes.size()) break;
+      fail("the record of step ", step, " is damaged: its checksum is wrong");
+    }
+    if (load<int64_t>(record) != step)
+      fail("the record of step ", step, " is damaged: it says that it is of step ", load<int64_t>(record));
+    std::vector<float> coeffs(static_cast<size_t>(journal.queries));
+    std::memcpy(coeffs.data(), record + 8, 4 * coeffs.size());
+    journal.records.push_back(std::move(coeffs));
+    journal.valid_bytes += static_cast<int64_t>(size);
+  }
+}
+
+}  // namespace
+
+bool is_journal(const std::string& bytes) { return std::string_view(bytes).substr(0, kMagic.size()) == kMagic; }
+
+Journal read_journal(const std::string& path) {
+  const std::string bytes = read_file(path);
+  return blaming(path, [&] {
+    Journal journal;
+    read_header(bytes, journal);
+    read_records(bytes, journal);
+    return journal;
+  });
+}
+
+void check_journal_header(const std::string& path, const Json& header, const Json& expected) {
+  for (const auto& [name, value] : expected.as_object()) {
+    const Json* got = header.find(name);
+    if (got == nullptr) fail(path, ": the journal's header has no ", name);
+    if (*got == value) continue;
+    if (name == "parameters") fail(path, ": the journal is of other parameters: their names, shapes or streams differ");
+    fail(path, ": ", name, " is ", value.dump(), " here, but the journal has ", got->dump());
+  }
+}
+
+void JournalWriter::create(const std::string& path, const Json& header) {
+  if (exists(path)) fail(path, ": the journal exists already; resume it, or name another file");
+  const std::string text = header.dump();
+  std::string bytes(kMagic);
+  store(bytes, kVersion);
+  store(bytes, static_cast<uint32_t>(text.size()));
+  bytes += text;
+  store(bytes, crc32(bytes.data(), bytes.size()));
+  write_atomically(path, {bytes});
+}
+
+JournalWriter::JournalWriter(const std::string& path, int64_t sync_every)
+    : file_(path, O_WRONLY | O_APPEND), sync_every_(sync_every) {
+  if (sync_every < 1) fail("sync_every must be at least 1, got ", sync_every);
+  file_.lock();
+  journal_ = read_journal(path);
+  if (file_.size() != journal_.valid_bytes) file_.truncate(journal_.valid_bytes);
+}
+
+void JournalWriter::append(int64_t step, const std::vector<float>& coeffs) {
+  std::string record;
+  store(record, step);
+  record.append(reinterpret_cast<const char*>(coeffs.data()), 4 * coeffs.size());
+  store(record, crc32(record.data(), record.size()));
+  try {
+    file_.append(record.data(), record.size());
+    if ((step + 1) % sync_every_ == 0) file_.sync();
+  } catch (const SystemError& error) {
+    try {
+      file_.truncate(journal_.valid_bytes);
+    } catch (const SystemError&) {  // what is left is a torn record, which the next to open the journal cuts off
+    }
+    throw SystemError(error.code(),
+                      message("the journal cannot take the record of step ", step, ": cannot write ", file_.path()));
+  }
+  journal_.valid_bytes += static_cast<int64_t>(record.size());
+  journal_.records.push_back(coeffs);
+}
+
+}  // namespace mobizo::trainer

@@ -1,0 +1,199 @@
+#include "program.h"
+
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+
+#include <iterator>
+#include <utility>
+
+#include "errors.h"
+#include "mapped_loader.h"
+#include "runtime.h"
+#include "safetensors.h"
+
+namespace mobizo::trainer {
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::extension::from_blob;
+using executorch::extension::Module;
+using executorch::extension::TensorPtr;
+using executorch::runtime::EValue;
+
+constexpr const char* kDescribe = "mobizo_description";
+
+template <typename T>
+constexpr ScalarType kScalarType = ScalarType::Float;
+template <>
+constexpr ScalarType kScalarType<int64_t> = ScalarType::Long;
+
+// The arguments of a call. They refer to the caller's vectors, whose sizes are checked against the shapes.
+class Arguments {
+ public:
+  template <typename T>
+  Arguments& add(const char* name, const std::vector<T>& values, const std::vector<int64_t>& shape) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    if (static_cast<int64_t>(values.size()) != count)
+      fail(name, " must have shape ", shape_text(shape), ", got ", values.size(), " elements");
+    const std::vector<executorch::aten::SizesType> sizes(shape.begin(), shape.end());
+    // The methods only read their inputs.
+    tensors_.push_back(from_blob(const_cast<T*>(values.data()), sizes, kScalarType<T>));
+    values_.emplace_back(tensors_.back());
+    return *this;
+  }
+  const std::vector<EValue>& values() const { return values_; }
+
+ private:
+  std::vector<TensorPtr> tensors_;
+  std::vector<EValue> values_;
+};
+
+std::unique_ptr<Module> open_module(const std::string& path) {
+  auto loader = std::make_unique<MappedLoader>(path);
+  initialize_runtime();
+  const LogCapture log;
+  auto module = std::make_unique<Module>(std::move(loader), nullptr, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  const auto verification = executorch::runtime::Program::Verification::InternalConsistency;
+  log.check(module->load(verification), path + ": not a program of ExecuTorch, or cut short");
+  return module;
+}
+
+Description describe(Module& module, const std::string& path) {
+  const LogCapture log;
+  const auto names = module.method_names();
+  log.check(names.error(), path + ": the methods cannot be listed");
+  if (names->count(kDescribe) == 0) fail(path, ": not a training program: it has no method ", kDescribe);
+  const auto outputs = module.execute(kDescribe);
+  log.check(outputs.error(), path + ": " + kDescribe);
+  if (outputs->size() != 1 || !outputs->front().isString()) fail(path, ": ", kDescribe, " must return a string");
+  const auto text = outputs->front().toString();
+  return blaming(path + ": description", [&] { return parse_description({text.data(), text.size()}); });
+}
+
+}  // namespace
+
+struct Program::Methods {
+  Methods(const std::string& path, int64_t threads) : pool(threads), module(open_module(path)) {}
+
+  void load(const std::string& path, const char* name, size_t inputs, size_t outputs) {
+    const LogCapture log;
+    const std::string where = path + ": method " + name;
+    const auto meta = module->method_meta(name);
+    log.check(meta.error(), where);
+    if (meta->num_inputs() != inputs || meta->num_outputs() != outputs)
+      fail(where, " must have ", inputs, " inputs and ", outputs, " outputs, got ", meta->num_inputs(), " and ",
+           meta->num_outputs());
+    log.check(module->load_method(name), where + " cannot be loaded");
+  }
+
+  // Outputs lie in memory that the next call may overwrite.
+  std::vector<std::vector<float>> run(const std::string& path, const char* name, const Arguments& arguments) {
+    const LogCapture log;
+    const std::string where = path + ": method " + name;
+    const auto outputs = module->execute(name, arguments.values());
+    log.check(outputs.error(), where);
+    std::vector<std::vector<float>> copies;
+    for (const EValue& output : *outputs) {
+      if (!output.isTensor() || output.toTensor().scalar_type() != ScalarType::Float)
+        fail(where, " must return float32 tensors");
+      const executorch::aten::Tensor& tensor = output.toTensor();
+      const float* data = tensor.const_data_ptr<float>();
+      copies.emplace_back(data, data + tensor.numel());
+    }
+    return copies;
+  }
+
+  ThreadPoolUse pool;
+  std::unique_ptr<Module> module;
+};
+
+Program::Program(const std::string& path, int64_t threads) : path_(path), methods_(std::make_unique<Methods>(path, threads)) {
+  description_ = describe(*methods_->module, path);
+  // Loading a method after another has run would reset the adapter that they share.
+  const size_t parameters = description_.parameters.size();
+  methods_->load(path, "train_step", 8, 2);
+  methods_->load(path, "evaluate", 3, 1);
+  methods_->load(path, "update", 2, 1);
+  methods_->load(path, "get_adapter", 0, 2 * parameters);
+  methods_->load(path, "set_adapter", parameters, 1);
+}
+
+Program::~Program() = default;
+
+Description read_description(const std::string& path) { return describe(*open_module(path), path); }
+
+TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& seeds, const std::vector<float>& coeffs,
+                              const Update& update) {
+  const Description& d = description_;
+  const std::vector<int64_t> inputs{d.batch_size, batch.length}, targets{d.batch_size, d.targets_per_row};
+  check_length(batch.length);
+  Arguments arguments;
+  arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
+  arguments.add("target_positions", batch.target_positions, targets).add("target_ids", batch.target_ids, targets);
+  arguments.add("seeds", seeds, {d.groups}).add("coeffs", coeffs, {d.groups});
+  arguments.add("update_seeds", update.seeds, {d.queries}).add("update_coeffs", update.coeffs, {d.queries});
+  const auto outputs = methods_->run(path_, "train_step", arguments);
+  if (static_cast<int64_t>(outputs[0].size()) != d.groups || outputs[1].size() != 1)
+    fail(path_, ": train_step must return ", d.groups, " losses and a norm");
+  return {outputs[0], outputs[1][0]};
+}
+
+std::vector<float> Program::evaluate(const Batch& batch) {
+  const Description& d = description_;
+  check_length(batch.length);
+  const std::vector<int64_t> inputs{d.evaluation_rows, batch.length};
+  Arguments arguments;
+  arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
+  arguments.add("target_positions", batch.target_positions, {d.evaluation_rows, d.targets_per_row});
+  std::vector<float> logits = std::move(methods_->run(path_, "evaluate", arguments)[0]);
+  const int64_t expected = d.evaluation_rows * d.targets_per_row * d.classes();
+  if (static_cast<int64_t>(logits.size()) != expected)
+    fail(path_, ": evaluate must return ", expected, " logits, got ", logits.size());
+  return logits;
+}
+
+float Program::update(const Update& update) {
+  const int64_t queries = description_.queries;
+  Arguments arguments;
+  arguments.add("update_seeds", update.seeds, {queries}).add("update_coeffs", update.coeffs, {queries});
+  const auto outputs = methods_->run(path_, "update", arguments);
+  if (outputs[0].size() != 1) fail(path_, ": update must return a norm");
+  return outputs[0][0];
+}
+
+Update Program::no_update() const {
+  const auto queries = static_cast<size_t>(description_.queries);
+  return {std::vector<int64_t>(queries, 0), std::vector<float>(queries, 0.0f)};
+}
+
+Adapter Program::adapter() {
+  auto outputs = methods_->run(path_, "get_adapter", {});
+  const auto middle = outputs.begin() + static_cast<std::ptrdiff_t>(description_.parameters.size());
+  Adapter adapter{{std::make_move_iterator(outputs.begin()), std::make_move_iterator(middle)},
+                  {std::make_move_iterator(middle), std::make_move_iterator(outputs.end())}};
+  for (size_t i = 0; i < description_.parameters.size(); ++i) {
+    const AdapterParameter& p = description_.parameters[i];
+    if (static_cast<int64_t>(adapter.lora_a[i].size()) != p.lora_a[0] * p.lora_a[1] ||
+        static_cast<int64_t>(adapter.lora_b[i].size()) != p.lora_b[0] * p.lora_b[1])
+      fail(path_, ": get_adapter returns ", p.name, " in another shape than the description has");
+  }
+  return adapter;
+}
+
+void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
+  const auto& parameters = description_.parameters;
+  if (lora_b.size() != parameters.size()) fail("the adapter must have ", parameters.size(), " LoRA-B, got ", lora_b.size());
+  Arguments arguments;
+  for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);
+  methods_->run(path_, "set_adapter", arguments);
+}
+
+void Program::check_length(int64_t length) const {
+  const Description& d = description_;
+  const int64_t least = d.dynamic_length ? d.min_length : d.max_length;
+  if (length < least || length > d.max_length)
+    fail("input_ids must have from ", least, " to ", d.max_length, " columns, got ", length);
+}
+
+}  // namespace mobizo::trainer

@@ -1,0 +1,221 @@
+// The trainer as a Python module, _trainer. Arrays come in as numpy's, of exactly the dtype and shape that is documented for
+// the method of the program; Error becomes ValueError, SystemError OSError.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
+#include <mutex>
+
+#include "adapter.h"
+#include "errors.h"
+#include "safetensors.h"
+#include "trainer.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace mobizo::trainer {
+namespace {
+
+using Path = std::filesystem::path;
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values, const std::vector<int64_t>& shape) {
+  return py::array_t<T>(shape, values.data());
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return to_array(values, {static_cast<int64_t>(values.size())});
+}
+
+std::vector<int64_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+template <typename T>
+std::vector<T> to_vector(const char* name, const py::array& array, const std::vector<int64_t>& shape) {
+  if (!array.dtype().equal(py::dtype::of<T>()))
+    fail(name, " must be ", std::string(py::str(py::dtype::of<T>())), ", got ", std::string(py::str(array.dtype())));
+  if (shape_of(array) != shape) fail(name, " must have shape ", shape_text(shape), ", got ", shape_text(shape_of(array)));
+  const auto contiguous = py::array_t<T, py::array::c_style>::ensure(array);
+  return {contiguous.data(), contiguous.data() + contiguous.size()};
+}
+
+py::dict to_dict(const StepReport& report) {
+  return py::dict("step"_a = report.step, "loss"_a = report.loss, "losses"_a = to_array(report.losses),
+                  "projected_gradients"_a = to_array(report.projected_gradients), "update_norm"_a = report.update_norm,
+                  "lr"_a = report.lr, "seconds"_a = report.seconds, "skipped"_a = report.skipped);
+}
+
+py::dict to_dict(const EvaluationReport& report) {
+  return py::dict("step"_a = report.step, "loss"_a = report.loss, "accuracy"_a = report.accuracy,
+                  "balanced_accuracy"_a = report.balanced_accuracy);
+}
+
+// Calls a function of Python, if there is one, and raises what a signal's handler has raised since the last call.
+template <typename Report>
+std::function<void(const Report&)> calling(const py::object& function) {
+  return [&function](const Report& report) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!function.is_none()) function(to_dict(report));
+  };
+}
+
+class Trainer {
+ public:
+  Trainer(const Path& program, int64_t threads) : program_(program.string(), threads) {}
+
+  const std::string& description() const { return program_.description().text; }
+
+  py::dict train(const Path& dataset, const TrainOptions& options, const py::object& on_step, const py::object& on_evaluation) {
+    const Observer observer{calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation)};
+    const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
+    py::list evaluations;
+    for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
+    return py::dict("steps"_a = result.steps, "resumed_steps"_a = result.resumed_steps,
+                    "skipped_steps"_a = result.skipped_steps, "best_step"_a = result.best_step, "evaluations"_a = evaluations);
+  }
+
+  py::dict evaluate(const Path& path, const std::string& name, int64_t rows) {
+    if (rows < 0) fail("rows must be at least 0, got ", rows);
+    std::vector<int32_t> labels;
+    const Evaluation e = working([&] {
+      const Dataset dataset(path.string());
+      const Split& split = dataset.split(name);
+      dataset.check(program_.description());
+      Evaluation evaluation = trainer::evaluate(program_, split, rows, /*keep_scores=*/true);
+      labels.assign(split.labels.begin(), split.labels.begin() + evaluation.rows);
+      return evaluation;
+    });
+    return py::dict("rows"_a = e.rows, "loss"_a = e.loss, "accuracy"_a = e.accuracy,
+                    "balanced_accuracy"_a = e.balanced_accuracy, "labels"_a = to_array(labels),
+                    "scores"_a = to_array(e.scores, {e.rows, e.classes}));
+  }
+
+  py::tuple train_step(const py::array& input_ids, const py::array& attention_mask, const py::array& target_positions,
+                       const py::array& target_ids, const py::array& seeds, const py::array& coeffs,
+                       const py::array& update_seeds, const py::array& update_coeffs) {
+    const Description& d = program_.description();
+    Batch batch = to_batch(d.batch_size, input_ids, attention_mask, target_positions);
+    batch.target_ids = to_vector<int64_t>("target_ids", target_ids, {d.batch_size, d.targets_per_row});
+    const auto group_seeds = to_vector<int64_t>("seeds", seeds, {d.groups});
+    const auto group_coeffs = to_vector<float>("coeffs", coeffs, {d.groups});
+    const Update previous = to_update(update_seeds, update_coeffs);
+    const TrainStep step = working([&] { return program_.train_step(batch, group_seeds, group_coeffs, previous); });
+    return py::make_tuple(to_array(step.losses), step.update_norm);
+  }
+
+  py::array evaluate_batch(const py::array& input_ids, const py::array& attention_mask, const py::array& target_positions) {
+    const Description& d = program_.description();
+    const Batch batch = to_batch(d.evaluation_rows, input_ids, attention_mask, target_positions);
+    const std::vector<float> logits = working([&] { return program_.evaluate(batch); });
+    return to_array(logits, {d.evaluation_rows, d.targets_per_row, d.classes()});
+  }
+
+  float update(const py::array& update_seeds, const py::array& update_coeffs) {
+    const Update update = to_update(update_seeds, update_coeffs);
+    return working([&] { return program_.update(update); });
+  }
+
+  int64_t replay(const Path& journal, std::optional<int64_t> until) {
+    return working([&] { return trainer::replay(program_, journal.string(), until); });
+  }
+
+  py::dict adapter() {
+    const Adapter adapter = working([&] { return program_.adapter(); });
+    py::dict tensors;
+    for (size_t i = 0; i < adapter.lora_a.size(); ++i) {
+      const AdapterParameter& parameter = program_.description().parameters[i];
+      tensors[py::str(factor_name(parameter, "A"))] = to_array(adapter.lora_a[i], parameter.lora_a);
+      tensors[py::str(factor_name(parameter, "B"))] = to_array(adapter.lora_b[i], parameter.lora_b);
+    }
+    return tensors;
+  }
+
+  void save_adapter(const Path& path) {
+    working([&] { trainer::save_adapter(path.string(), program_.description(), program_.adapter()); });
+  }
+
+  void load_adapter(const Path& path) {
+    working([&] { trainer::load_adapter(path.string(), program_); });
+  }
+
+ private:
+  // Runs `work` without the interpreter's lock: other threads of Python go on, but may not use this trainer meanwhile.
+  template <typename Work>
+  auto working(Work work) -> decltype(work()) {
+    const py::gil_scoped_release release;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) fail("this trainer is at work: use it again when the call that it is in has returned");
+    return work();
+  }
+
+  Batch to_batch(int64_t rows, const py::array& input_ids, const py::array& attention_mask, const py::array& target_positions) {
+    if (input_ids.ndim() != 2) fail("input_ids must have two dimensions, got ", input_ids.ndim());
+    Batch batch{};
+    batch.rows = rows;
+    batch.length = input_ids.shape(1);
+    batch.targets_per_row = program_.description().targets_per_row;
+    batch.input_ids = to_vector<int64_t>("input_ids", input_ids, {rows, batch.length});
+    batch.attention_mask = to_vector<int64_t>("attention_mask", attention_mask, {rows, batch.length});
+    batch.target_positions = to_vector<int64_t>("target_positions", target_positions, {rows, batch.targets_per_row});
+    return batch;
+  }
+
+  Update to_update(const py::array& seeds, const py::array& coeffs) {
+    const int64_t queries = program_.description().queries;
+    return {to_vector<int64_t>("update_seeds", seeds, {queries}), to_vector<float>("update_coeffs", coeffs, {queries})};
+  }
+
+  Program program_;
+  std::mutex mutex_;
+};
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const SystemError& error) {
+    PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
+  } catch (const Error& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace mobizo::trainer
+
+PYBIND11_MODULE(_trainer, module) {
+  using namespace mobizo::trainer;
+  py::register_local_exception_translator(&translate);
+  const TrainOptions defaults;
+  py::class_<Trainer>(module, "Trainer")
+      .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
+      .def("description", &Trainer::description)
+      .def(
+          "train",
+          [](Trainer& trainer, const Path& dataset, int64_t steps, double eps, double lr, const std::string& lr_schedule,
+             bool normalize, int64_t run_seed, const std::optional<Path>& journal, int64_t sync_every, bool resume,
+             std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, const py::object& on_step,
+             const py::object& on_evaluation) {
+            const TrainOptions options{
+                steps,      eps,    lr,         lr_schedule,     normalize, run_seed, journal ? journal->string() : "",
+                sync_every, resume, eval_every, validation_rows, keep};
+            return trainer.train(dataset, options, on_step, on_evaluation);
+          },
+          "dataset"_a, py::kw_only(), "steps"_a = defaults.steps, "eps"_a = defaults.eps, "lr"_a = defaults.lr,
+          "lr_schedule"_a = defaults.lr_schedule, "normalize"_a = defaults.normalize, "run_seed"_a = defaults.run_seed,
+          "journal"_a = py::none(), "sync_every"_a = defaults.sync_every, "resume"_a = defaults.resume,
+          "eval_every"_a = py::none(), "validation_rows"_a = defaults.validation_rows, "keep"_a = defaults.keep,
+          "on_step"_a = py::none(), "on_evaluation"_a = py::none())
+      .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0)
+      .def("train_step", &Trainer::train_step, "input_ids"_a, "attention_mask"_a, "target_positions"_a, "target_ids"_a,
+           "seeds"_a, "coeffs"_a, "update_seeds"_a, "update_coeffs"_a)
+      .def("evaluate_batch", &Trainer::evaluate_batch, "input_ids"_a, "attention_mask"_a, "target_positions"_a)
+      .def("update", &Trainer::update, "update_seeds"_a, "update_coeffs"_a)
+      .def("replay", &Trainer::replay, "journal"_a, "until"_a = py::none())
+      .def("adapter", &Trainer::adapter)
+      .def("save_adapter", &Trainer::save_adapter, "path"_a)
+      .def("load_adapter", &Trainer::load_adapter, "path"_a);
+}

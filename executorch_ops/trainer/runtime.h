@@ -1,0 +1,36 @@
+// What the trainer needs of ExecuTorch beside its Module: the thread pool, backend options and the log.
+#pragma once
+
+#include <executorch/runtime/core/error.h>
+
+#include <cstdint>
+#include <string>
+
+namespace mobizo::trainer {
+
+// Prepares the runtime, once per process.
+void initialize_runtime();
+
+// Counts as a user of the process's thread pool while it lives. threads: 0 for the number the pool has. The pool cannot change
+// under a loaded program, so another number than that of a living user is an Error.
+class ThreadPoolUse {
+ public:
+  explicit ThreadPoolUse(int64_t threads);
+  ~ThreadPoolUse();
+  ThreadPoolUse(const ThreadPoolUse&) = delete;
+  ThreadPoolUse& operator=(const ThreadPoolUse&) = delete;
+};
+
+// While one lives, ExecuTorch's error messages are kept for explain() and none of its chatter is printed.
+class LogCapture {
+ public:
+  LogCapture();
+  ~LogCapture();
+  LogCapture(const LogCapture&) = delete;
+  LogCapture& operator=(const LogCapture&) = delete;
+
+  // Throws Error unless `error` is Ok: `what`, the error's name, and the first message that was logged.
+  void check(executorch::runtime::Error error, const std::string& what) const;
+};
+
+}  // namespace mobizo::trainer

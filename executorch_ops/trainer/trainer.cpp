@@ -1,0 +1,200 @@
+#include "trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "errors.h"
+#include "estimator.h"
+#include "schedule.h"
+#include "seeds.h"
+
+namespace mobizo::trainer {
+namespace {
+
+bool all_finite(const std::vector<float>& values) {
+  for (const float value : values)
+    if (!std::isfinite(value)) return false;
+  return true;
+}
+
+Json parameters_of(const Description& description) {
+  Json::Array parameters;
+  for (const AdapterParameter& p : description.parameters)
+    parameters.push_back(Json::Object{{"name", p.name}, {"shape", Json::list(p.lora_b)}, {"stream", p.stream}});
+  return parameters;
+}
+
+Json journal_header(const Description& description, const Dataset& dataset, const TrainOptions& options) {
+  return Json::Object{{"run_seed", options.run_seed},
+                      {"queries", description.queries},
+                      {"eps", options.eps},
+                      {"lr", options.lr},
+                      {"lr_schedule", options.lr_schedule},
+                      {"steps", options.steps},
+                      {"normalize", options.normalize},
+                      {"distribution", description.distribution},
+                      {"estimator", description.estimator},
+                      {"batch_size", description.batch_size},
+                      {"base_fingerprint", description.fingerprint},
+                      {"data", dataset.checksum()},
+                      {"parameters", parameters_of(description)}};
+}
+
+class Run {
+ public:
+  Run(Program& program, const Dataset& dataset, const TrainOptions& options, const Observer& observer)
+      : program_(program),
+        dataset_(dataset),
+        options_(options),
+        observer_(observer),
+        estimator_(program.description().estimator, program.description().queries, options.eps, options.normalize),
+        schedule_(options.lr_schedule, options.lr, options.steps),
+        eval_every_(options.eval_every.value_or((options.steps + 9) / 10)) {
+    const bool keep_best = options.keep == "best";
+    if (!keep_best && options.keep != "last") fail("keep must be best or last, got '", options.keep, "'");
+    if (eval_every_ < 0) fail("eval_every must be at least 0, got ", eval_every_);
+    if (keep_best && eval_every_ == 0) fail("keep must be last if eval_every is 0");
+    if (options.validation_rows < 1) fail("validation_rows must be at least 1, got ", options.validation_rows);
+    if (options.sync_every < 1) fail("sync_every must be at least 1, got ", options.sync_every);
+    dataset.check(program.description());
+    training_ = &dataset.split("train");
+    if (eval_every_ > 0) validation_ = &dataset.split("validation");
+    open_journal();
+  }
+
+  TrainResult make() {
+    result_.steps = options_.steps;
+    try {
+      validate(0);
+      repeat();
+      for (int64_t step = result_.resumed_steps; step < options_.steps; ++step) {
+        make_step(step);
+        validate(step + 1);
+      }
+    } catch (...) {
+      apply_pending();
+      throw;
+    }
+    apply_pending();
+    if (!best_.empty()) program_.set_lora_b(best_);
+    if (options_.keep == "last" || best_.empty()) result_.best_step = options_.steps;
+    if (journal_) journal_->sync();
+    return result_;
+  }
+
+ private:
+  void open_journal() {
+    if (options_.journal.empty()) {
+      if (options_.resume) fail("resume needs a journal");
+      return;
+    }
+    const Json header = journal_header(program_.description(), dataset_, options_);
+    if (!options_.resume || !exists(options_.journal)) {
+      check_output("journal", options_.journal);
+      JournalWriter::create(options_.journal, header);
+    }
+    check_journal_header(options_.journal, read_journal(options_.journal).header, header);
+    journal_ = std::make_unique<JournalWriter>(options_.journal, options_.sync_every);
+    result_.resumed_steps = static_cast<int64_t>(journal_->journal().records.size());
+    if (result_.resumed_steps > options_.steps)
+      fail(options_.journal, ": the journal has ", result_.resumed_steps, " steps, more than ", options_.steps);
+  }
+
+  // The steps that the journal has. Their validations are made again: they say which adapter is the best, and they are the
+  // same.
+  void repeat() {
+    for (int64_t step = 0; step < result_.resumed_steps; ++step) {
+      program_.update({step_seeds(step), journal_->journal().records[static_cast<size_t>(step)]});
+      validate(step + 1);
+    }
+  }
+
+  void make_step(int64_t step) {
+    const auto started = std::chrono::steady_clock::now();
+    const std::vector<int64_t> seeds = step_seeds(step);
+    const std::vector<int64_t> rows = dataset_.training_rows(step, program_.description().batch_size);
+    const Batch batch = make_batch(*training_, rows, program_.description());
+    const Update update = std::exchange(pending_, std::nullopt).value_or(program_.no_update());
+    const TrainStep forward = program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), update);
+
+    StepReport report{step, estimator_.loss(forward.losses), forward.losses, {}, forward.update_norm, schedule_.lr(step), 0,
+                      false};
+    report.projected_gradients = estimator_.projected_gradients(forward.losses);
+    std::vector<float> coeffs = schedule_.update_coeffs(step, report.projected_gradients);
+    report.skipped = !all_finite(forward.losses) || !all_finite(coeffs);
+    if (report.skipped) {
+      coeffs = program_.no_update().coeffs;
+      report.projected_gradients.assign(seeds.size(), std::numeric_limits<float>::quiet_NaN());
+      ++result_.skipped_steps;
+    }
+    if (journal_) journal_->append(step, coeffs);
+    pending_ = Update{seeds, coeffs};
+    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    observer_.on_step(report);
+  }
+
+  void validate(int64_t step) {
+    if (validation_ == nullptr || (step % eval_every_ != 0 && step != options_.steps)) return;
+    apply_pending();
+    const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows);
+    result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
+    if (options_.keep == "best" && evaluation.loss < lowest_) {
+      lowest_ = evaluation.loss;
+      result_.best_step = step;
+      best_ = program_.adapter().lora_b;
+    }
+    observer_.on_evaluation(result_.evaluations.back());
+  }
+
+  void apply_pending() {
+    if (const std::optional<Update> update = std::exchange(pending_, std::nullopt)) program_.update(*update);
+  }
+
+  std::vector<int64_t> step_seeds(int64_t step) const {
+    return query_seeds(options_.run_seed, step, program_.description().queries);
+  }
+
+  Program& program_;
+  const Dataset& dataset_;
+  const TrainOptions& options_;
+  const Observer& observer_;
+  Estimator estimator_;
+  Schedule schedule_;
+  int64_t eval_every_;
+  std::optional<Update> pending_;  // recorded, not yet applied
+  const Split* training_ = nullptr;
+  const Split* validation_ = nullptr;
+  std::unique_ptr<JournalWriter> journal_;
+  std::vector<std::vector<float>> best_;
+  double lowest_ = std::numeric_limits<double>::infinity();
+  TrainResult result_{};
+};
+
+}  // namespace
+
+TrainResult train(Program& program, const Dataset& dataset, const TrainOptions& options, const Observer& observer) {
+  return Run(program, dataset, options, observer).make();
+}
+
+int64_t replay(Program& program, const std::string& path, std::optional<int64_t> until) {
+  const Journal journal = read_journal(path);
+  const Description& description = program.description();
+  check_journal_header(path, journal.header,
+                       Json::Object{{"queries", description.queries},
+                                    {"distribution", description.distribution},
+                                    {"parameters", parameters_of(description)}});
+  const Json* base = journal.header.find("base_fingerprint");
+  if (base != nullptr && !base->is_null() && *base != Json(description.fingerprint))
+    fail(path, ": the journal is of another base model: the program's is ", description.fingerprint, ", got ", base->dump());
+  const auto records = static_cast<int64_t>(journal.records.size());
+  const int64_t steps = until.value_or(records);
+  if (steps < 0 || steps > records) fail("until must be from 0 to ", records, ", the steps of ", path, ", got ", steps);
+  for (int64_t step = 0; step < steps; ++step)
+    program.update({query_seeds(journal.run_seed, step, journal.queries), journal.records[static_cast<size_t>(step)]});
+  return steps;
+}
+
+}  // namespace mobizo::trainer

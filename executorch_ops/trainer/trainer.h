@@ -1,0 +1,67 @@
+// The training loop: seeds and batches in, losses out, an update per step, a journal of all of it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "evaluation.h"
+#include "journal.h"
+
+namespace mobizo::trainer {
+
+struct TrainOptions {
+  int64_t steps = 240;
+  double eps = 1e-2, lr = 0.1;
+  std::string lr_schedule = "linear";  // or "constant", "cosine"
+  bool normalize = true;               // divide by the spread of the losses, not by eps
+  int64_t run_seed = 0;
+  std::string journal;                // path; "" for none
+  int64_t sync_every = 1;             // steps between syncs of the journal to the disk
+  bool resume = false;                // go on with the journal if it exists
+  std::optional<int64_t> eval_every;  // steps between validations; 0 for none; a tenth of steps if not given
+  int64_t validation_rows = 200;      // at most
+  std::string keep = "best";          // the adapter of the lowest validation loss, or of the "last" step
+};
+
+struct StepReport {
+  int64_t step;                                    // from 0
+  double loss;                                     // of the model before the update
+  std::vector<float> losses, projected_gradients;  // [G]; [q], NaN if the step was skipped
+  float update_norm;                               // of the update before this step's, which its forward applied
+  double lr, seconds;
+  bool skipped;  // something was not finite, so nothing is updated
+};
+
+struct EvaluationReport {
+  int64_t step;  // steps made
+  double loss, accuracy, balanced_accuracy;
+};
+
+// Called after each step and each validation. What they throw ends the run: the adapter is then that of the last step that the
+// journal has.
+struct Observer {
+  std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
+  std::function<void(const EvaluationReport&)> on_evaluation = [](const EvaluationReport&) {};
+};
+
+struct TrainResult {
+  int64_t steps;          // in all
+  int64_t resumed_steps;  // of these, replayed from the journal
+  int64_t skipped_steps;  // of those made now
+  int64_t best_step;      // steps behind the adapter that was kept
+  std::vector<EvaluationReport> evaluations;
+};
+
+// Tunes the adapter that the program has now and leaves the kept one in it. When it resumes, that must be the adapter with
+// which the journal began. Throws Error before the first step if options, data set or journal do not fit, and whenever the
+// journal cannot be written.
+TrainResult train(Program& program, const Dataset& dataset, const TrainOptions& options, const Observer& observer = {});
+
+// Applies the first `until` records of a journal, all of them if not given, to the adapter that the program has now, which must
+// be the one with which the journal began. Returns their number. Throws Error if the journal is of another program.
+int64_t replay(Program& program, const std::string& path, std::optional<int64_t> until = {});
+
+}  // namespace mobizo::trainer

@@ -1,0 +1,75 @@
+// JSON: what is read, what is written, what is refused.
+#pragma once
+
+#include "../../executorch_ops/trainer/json.h"
+#include "trainer_harness.h"
+
+namespace mobizo::trainer {
+
+inline void json_cases(Report& report) {
+  const auto round_trip = [&](const std::string& json, const std::string& expected) {
+    try {
+      check_equal(report, "json " + json, parse_json(json).dump(), expected);
+    } catch (const Error& error) {
+      report.check("json " + json, error.what());
+    }
+  };
+  round_trip(" [ ] ", "[]");
+  round_trip("{}", "{}");
+  round_trip("{\"b\" : [true, false, null], \"a\": {\"\": \"\"}}", "{\"b\":[true,false,null],\"a\":{\"\":\"\"}}");
+  round_trip("[0, -0, -9223372036854775808, 9223372036854775807]", "[0,0,-9223372036854775808,9223372036854775807]");
+  round_trip("[0.1, 1.0, -2.5e-3, 1E2, 1e-300]", "[0.1,1.0,-0.0025,100.0,1e-300]");
+  round_trip("0.1234567890123456789", "0.12345678901234568");
+  round_trip("\"\\u00e9 \\ud83d\\ude00 \\\"\\\\\\/\\n\\u0001\"", "\"\u00e9 \U0001F600 \\\"\\\\/\\u000a\\u0001\"");
+  round_trip("\"caf\u00e9\"", "\"caf\u00e9\"");
+  round_trip(std::string(60, '[') + std::string(60, ']'), std::string(60, '[') + std::string(60, ']'));
+
+  for (const char* bad : {"",
+                          " ",
+                          "[",
+                          "]",
+                          "{",
+                          "[1,]",
+                          "[1 2]",
+                          "{\"a\":1,}",
+                          "{\"a\" 1}",
+                          "{a:1}",
+                          "{\"a\":1,\"a\":2}",
+                          "01",
+                          "-",
+                          "+1",
+                          ".5",
+                          "1.",
+                          "1e",
+                          "1e400",
+                          "nan",
+                          "NaN",
+                          "Infinity",
+                          "9223372036854775808",
+                          "\"",
+                          "\"\\\"",
+                          "\"\\x\"",
+                          "\"\\u12\"",
+                          "\"\\ud800\"",
+                          "\"\\ud800\\u0041\"",
+                          "\"\\udc00\"",
+                          "\"\n\"",
+                          "tru",
+                          "nullx",
+                          "1 1",
+                          "[1]]",
+                          "'a'"})
+    check_error(report, text("json ", bad), "not JSON at byte", [&] { parse_json(bad); });
+  check_error(report, "json of many levels", "fewer levels", [] { parse_json(std::string(100'000, '[')); });
+
+  const Json json = parse_json("{\"whole\": 3, \"number\": 3.0, \"text\": \"3\", \"list\": [1, 2]}");
+  report.check("numbers are equal by value", json["whole"] == json["number"] ? "" : "3 is not 3.0");
+  report.check("a string is no number", json["whole"] != json["text"] ? "" : "3 is \"3\"");
+  report.check("whole numbers are numbers", json["whole"].as_double() == 3.0 ? "" : "not 3.0");
+  check_error(report, "a missing member", "'other' is missing", [&] { json["other"]; });
+  check_error(report, "a number for a whole number", "expected a whole number, got a number", [&] { json["number"].as_int(); });
+  check_error(report, "a string for a list", "expected a list, got a string", [&] { json["text"].as_ints(); });
+  check_error(report, "a member of a list", "expected an object, got a list", [&] { json["list"]["a"]; });
+}
+
+}  // namespace mobizo::trainer
