@@ -23,8 +23,6 @@ class File {
   const std::string& path() const { return path_; }
   int64_t size() const;
   void read(void* out, size_t bytes, int64_t offset) const;
-  // All of it, read-only, until the caller unmaps it; the file must not be empty.
-  char* map() const;
   void append(const void* data, size_t bytes) const;
   void truncate(int64_t size) const;
   void sync() const;

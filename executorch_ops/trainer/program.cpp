@@ -2,12 +2,13 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <fcntl.h>
 
 #include <iterator>
 #include <utility>
 
 #include "errors.h"
-#include "mapped_loader.h"
+#include "file.h"
 #include "runtime.h"
 #include "safetensors.h"
 
@@ -50,10 +51,10 @@ class Arguments {
 };
 
 std::unique_ptr<Module> open_module(const std::string& path) {
-  auto loader = std::make_unique<MappedLoader>(path);
+  if (File(path, O_RDONLY).size() == 0) fail(path, ": not a program of ExecuTorch: the file is empty");
   initialize_runtime();
   const LogCapture log;
-  auto module = std::make_unique<Module>(std::move(loader), nullptr, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
   const auto verification = executorch::runtime::Program::Verification::InternalConsistency;
   log.check(module->load(verification), path + ": not a program of ExecuTorch, or cut short");
   return module;
