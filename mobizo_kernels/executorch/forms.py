@@ -89,6 +89,9 @@ class GroupedAttention:
     Args:
         model: a decoder of transformers.
         max_length: the longest sequence.
+
+    Raises:
+        ValueError: if the model does not let every token see all before it over that length.
     """
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
@@ -96,10 +99,13 @@ class GroupedAttention:
         self.heads = text.num_attention_heads
         self.groups = getattr(text, "num_key_value_heads", None) or self.heads
         self.causal = self.padding = torch.empty(0)
-        windows = [getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)]
-        cut = any(window is not None and window < max_length for window in windows)
-        special = any(getattr(text, name, None) for name in ("attn_logit_softcapping", "attention_sinks"))
-        self.applies = not cut and not special and "alibi" not in str(text.to_dict())
+        for name in ("sliding_window", "attention_chunk_size"):
+            window = getattr(text, name, None)
+            if window is not None and window < max_length:
+                raise ValueError(f"max_length must be at most the model's {name}, {window}, got {max_length}")
+        self.applies = getattr(text, "attn_logit_softcapping", None) is None and not getattr(
+            text, "alibi", False
+        )
 
     def masks(self, seen: torch.Tensor) -> torch.Tensor:
         """Set the masks of a forward from seen bool [rows, T]; what to give the decoder as its mask, 4-D."""

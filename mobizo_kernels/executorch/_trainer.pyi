@@ -1,0 +1,56 @@
+"""The compiled module: executorch_ops/trainer/python.cpp."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def read_description(program: Path) -> str: ...
+
+class Trainer:
+    def __init__(self, program: Path, threads: int = 0) -> None: ...
+    def description(self) -> str: ...
+    def train(
+        self,
+        dataset: Path,
+        *,
+        steps: int = ...,
+        eps: float = ...,
+        lr: float = ...,
+        lr_schedule: str = ...,
+        normalize: bool = ...,
+        run_seed: int = ...,
+        journal: Path | None = None,
+        sync_every: int = ...,
+        resume: bool = ...,
+        eval_every: int | None = None,
+        validation_rows: int = ...,
+        keep: str = ...,
+        on_step: Callable[[dict[str, Any]], object] | None = None,
+        on_evaluation: Callable[[dict[str, Any]], object] | None = None,
+    ) -> dict[str, Any]: ...
+    def evaluate(self, dataset: Path, split: str = "test", rows: int = 0) -> dict[str, Any]: ...
+    def train_step(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        target_positions: NDArray[np.int64],
+        target_ids: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        coeffs: NDArray[np.float32],
+        update_seeds: NDArray[np.int64],
+        update_coeffs: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], float]: ...
+    def evaluate_batch(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        target_positions: NDArray[np.int64],
+    ) -> NDArray[np.float32]: ...
+    def update(self, update_seeds: NDArray[np.int64], update_coeffs: NDArray[np.float32]) -> float: ...
+    def replay(self, journal: Path, until: int | None = None) -> int: ...
+    def adapter(self) -> dict[str, NDArray[np.float32]]: ...
+    def save_adapter(self, path: Path) -> None: ...
+    def load_adapter(self, path: Path) -> None: ...

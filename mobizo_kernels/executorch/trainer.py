@@ -1,0 +1,307 @@
+"""The native trainer from Python: one training program, loaded, with the adapter that it has now."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobizo_kernels.executorch._library import load_trainer
+
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT calls them
+# What decides, beside the matrices, what a LoRA computes, and what it is where a configuration does not say.
+_SCALING = {"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step of :meth:`Trainer.train`.
+
+    Attributes:
+        step: from 0.
+        loss: of the model before the step's update.
+        losses: of each group, float32 [G].
+        projected_gradients: float32 [q]; NaN if the step was skipped.
+        update_norm: L2 norm of the update that the forward of this step applied first, the one before it.
+        lr: learning rate.
+        seconds: that the step took.
+        skipped: a loss was not finite, so nothing is updated.
+    """
+
+    step: int
+    loss: float
+    losses: NDArray[np.float32]
+    projected_gradients: NDArray[np.float32]
+    update_norm: float
+    lr: float
+    seconds: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation rows after `step` steps: mean cross-entropy, accuracy, and its mean over the labels."""
+
+    step: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A run of :meth:`Trainer.train`.
+
+    Attributes:
+        steps: in all.
+        resumed_steps: of these, repeated from the journal.
+        skipped_steps: of those made now.
+        best_step: steps behind the adapter that was kept.
+        evaluations: every validation.
+    """
+
+    steps: int
+    resumed_steps: int
+    skipped_steps: int
+    best_step: int
+    evaluations: list[Validation]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The rows of a split, scored.
+
+    Attributes:
+        rows: how many.
+        loss: mean cross-entropy over all tokens to predict.
+        accuracy: share of rows whose last token is predicted.
+        balanced_accuracy: mean of the accuracy over the labels; NaN if rows have none.
+        labels: int32 [rows], -1 for none.
+        scores: logits at each row's last target, float32 [rows, C]; C are the candidate tokens in their order,
+            or the vocabulary.
+    """
+
+    rows: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+class Trainer:
+    """A training program in memory. It holds one adapter, which all methods read and change.
+
+    Everything is done by ExecuTorch and the native loop; while a method is at work other threads of Python
+    go on, but may not use this trainer.
+
+    Args:
+        program: the .pte that :func:`export_training_program` wrote.
+        threads: CPU threads of ExecuTorch in this process, 0 for its own choice.
+
+    Raises:
+        ValueError: if the file is no training program, or `threads` differs from what a loaded program uses.
+        OSError: if the file cannot be read.
+    """
+
+    def __init__(self, program: str | os.PathLike[str], *, threads: int = 0) -> None:
+        self._native = load_trainer().Trainer(Path(program), threads)
+        self.description: dict[str, Any] = json.loads(self._native.description())
+
+    def train(
+        self,
+        dataset: str | os.PathLike[str],
+        *,
+        steps: int = 240,
+        eps: float = 1e-2,
+        lr: float = 0.1,
+        lr_schedule: str = "linear",
+        normalize: bool = True,
+        run_seed: int = 0,
+        journal: str | os.PathLike[str] | None = None,
+        sync_every: int = 1,
+        resume: bool = False,
+        eval_every: int | None = None,
+        validation_rows: int = 200,
+        keep: str = "best",
+        on_step: Callable[[StepReport], object] | None = None,
+        on_evaluation: Callable[[Validation], object] | None = None,
+    ) -> TrainResult:
+        """Tune the adapter and leave the kept one in the program.
+
+        Args:
+            dataset: file of `mobizo tokenize`; docs/formats.md describes it.
+            steps: in all; what the schedule spans.
+            eps: size of a perturbation.
+            lr: learning rate.
+            lr_schedule: "constant", "linear" or "cosine"; the last two fall to 0.
+            normalize: divide by the spread of the losses, not by eps.
+            run_seed: of the directions, a signed 64-bit integer.
+            journal: file that records each step. It begins with the adapter that the program has now.
+            sync_every: steps between syncs of the journal to the disk.
+            resume: go on with the journal if there is one, from the adapter with which it began.
+            eval_every: steps between validations, a tenth of `steps` by default; 0 for none.
+            validation_rows: most rows of the validation split to use.
+            keep: the adapter of the lowest validation loss, "best", or of the "last" step.
+            on_step: called after each step that is made, not after those repeated from a journal.
+            on_evaluation: called after each validation. What either raises ends the run; the adapter is then
+                that of the last step made.
+
+        Raises:
+            ValueError: before the first step if an argument, the data set or the journal does not fit.
+            OSError: if the data set cannot be read or the journal cannot be written; nothing that the journal
+                has is lost.
+        """
+        result = self._native.train(
+            Path(dataset),
+            steps=steps,
+            eps=eps,
+            lr=lr,
+            lr_schedule=lr_schedule,
+            normalize=normalize,
+            run_seed=run_seed,
+            journal=None if journal is None else Path(journal),
+            sync_every=sync_every,
+            resume=resume,
+            eval_every=eval_every,
+            validation_rows=validation_rows,
+            keep=keep,
+            on_step=None if on_step is None else lambda report: on_step(StepReport(**report)),
+            on_evaluation=None if on_evaluation is None else lambda v: on_evaluation(Validation(**v)),
+        )
+        return TrainResult(**{**result, "evaluations": [Validation(**v) for v in result["evaluations"]]})
+
+    def evaluate(
+        self, dataset: str | os.PathLike[str], *, split: str = "test", rows: int = 0
+    ) -> EvaluationResult:
+        """Score the first `rows` rows, 0 for all, of "train", "validation" or "test".
+
+        Raises:
+            ValueError: if there is no such split, or the data set does not fit the program.
+            OSError: if the data set cannot be read.
+        """
+        return EvaluationResult(**self._native.evaluate(Path(dataset), split, rows))
+
+    def replay(self, journal: str | os.PathLike[str], *, until: int | None = None) -> int:
+        """Apply the records of a journal to the adapter with which it began, which the program must have now.
+
+        Args:
+            journal: of this package, whichever engine wrote it.
+            until: number of steps, all by default.
+
+        Returns:
+            How many steps were applied.
+
+        Raises:
+            ValueError: before the adapter is touched, if the journal is damaged or of another program, or has
+                fewer steps.
+            OSError: if the journal cannot be read.
+        """
+        return self._native.replay(Path(journal), until)
+
+    def adapter(self) -> dict[str, NDArray[np.float32]]:
+        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by PEFT's names, those of a state dict."""
+        return self._native.adapter()
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter to one .safetensors file, whole or not at all. Raises OSError if that fails."""
+        self._native.save_adapter(Path(path))
+
+    def save_peft(self, directory: str | os.PathLike[str]) -> None:
+        """Write the adapter as a PEFT directory, which `PeftModel.from_pretrained` loads.
+
+        Raises:
+            OSError: if `directory` is a file or cannot be written.
+        """
+        from mobizo_kernels.lora import peft_from_device  # PEFT takes seconds to import
+
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, _ADAPTER_WEIGHTS)
+            self.save_adapter(path)
+            peft_from_device(path, directory)
+
+    def load_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Go on with an adapter: a file of :meth:`save_adapter` or a PEFT directory.
+
+        Its LoRA-A must be the program's, which only has the means to change B.
+
+        Raises:
+            ValueError: before the adapter is touched, if the one in `path` is of another model or does not fit.
+            OSError: if it cannot be read.
+        """
+        path = Path(path)
+        if path.is_dir():
+            self._check_scaling(json.loads((path / _ADAPTER_CONFIG).read_text()), path)
+            path = path / _ADAPTER_WEIGHTS
+        self._native.load_adapter(path)
+
+    def train_step(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        target_positions: NDArray[np.int64],
+        target_ids: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        coeffs: NDArray[np.float32],
+        update_seeds: NDArray[np.int64],
+        update_coeffs: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], float]:
+        """The program's method: an update, then the losses [G] of a batch under the new seeds, for own loops.
+
+        Args:
+            input_ids: int64 [B, T], padded on the left.
+            attention_mask: int64 [B, T], 0 at padding.
+            target_positions: int64 [B, K]; the logits there predict the targets.
+            target_ids: int64 [B, K], -100 for no target.
+            seeds: int64 [G] and coeffs float32 [G]: the perturbation of each group.
+            coeffs: see seeds.
+            update_seeds: int64 [q] and update_coeffs float32 [q]: the update; zeros for none.
+            update_coeffs: see update_seeds.
+
+        Returns:
+            The losses, float32 [G], and the L2 norm of the update.
+
+        Raises:
+            ValueError: naming the argument, if dtype or shape do not fit.
+        """
+        return self._native.train_step(
+            input_ids, attention_mask, target_positions, target_ids, seeds, coeffs, update_seeds, update_coeffs
+        )  # fmt: skip
+
+    def evaluate_batch(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        target_positions: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """The program's method: logits float32 [E, K, C] of exactly E rows, arguments as :meth:`train_step`'s."""
+        return self._native.evaluate_batch(input_ids, attention_mask, target_positions)
+
+    def update(self, update_seeds: NDArray[np.int64], update_coeffs: NDArray[np.float32]) -> float:
+        """The program's method: the update alone, seeds int64 [q], coeffs float32 [q]; returns its L2 norm."""
+        return self._native.update(update_seeds, update_coeffs)
+
+    def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
+        """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""
+        own = self.description["adapter"]["config"]
+        for name, default in _SCALING.items():
+            expected, got = own.get(name, default), config.get(name, default)
+            if expected != got:
+                raise ValueError(f"{path}: {name} must be {expected}, that of the program, got {got}")
+
+
+def read_description(program: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a training program says of itself, without loading its model; docs/executorch.md lists the entries.
+
+    Raises:
+        ValueError: if the file is no training program.
+        OSError: if it cannot be read.
+    """
+    return json.loads(load_trainer().read_description(Path(program)))
