@@ -8,11 +8,27 @@ for batch in loader:
 mobizo.save_adapter(model, "adapter/")
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mobizo_kernels import ops
 from mobizo_kernels._library import cpu_capability
-from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
-from mobizo_kernels.zo import ZerothOrder
+
+if TYPE_CHECKING:
+    from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
+    from mobizo_kernels.zo import ZerothOrder
 
 __version__ = "0.1.0"
 
 __all__ = ["ZerothOrder", "cpu_capability", "load_adapter", "ops", "save_adapter", "unwrap", "wrap"]
+
+_LORA = ("load_adapter", "save_adapter", "unwrap", "wrap")
+
+
+def __getattr__(name: str) -> Any:
+    """What needs transformers and PEFT is imported when it is asked for: both take seconds."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{'lora' if name in _LORA else 'zo'}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

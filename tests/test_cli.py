@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
 import mobizo_kernels
-from mobizo_kernels.cli import main
-from mobizo_kernels.cli.train import layer_range
+from mobizo_kernels.cli import demo, main
+from mobizo_kernels.cli.processes import in_fresh_process
+from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.cli.targets import layer_range
 from mobizo_kernels.data import Example, InputError
 
 PROMPT = [f"--template={TEMPLATE}", f"--verbalizer={json.dumps(WORDS)}"]
@@ -85,6 +90,8 @@ def train(inputs: Path, out: Path, *options: str) -> int:
         (["--estimator=one_sided", "--normalize", "--queries=1"], "normalize needs at least 2 queries"),
         (["--dtype=int8"], "Invalid value for '--dtype'"),
         (["--steps=0"], "Invalid value for '--steps'"),
+        (["--program=model.pte"], "program: expected --engine executorch with it"),
+        (["--quantization=int8"], "quantization: expected --engine executorch with it"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -142,14 +149,46 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"kernels               {mobizo_kernels.cpu_capability()}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("option", "engines"),
+    [
+        ([], ["executorch", "eager"]),
+        (["--engine=eager"], ["eager"]),
+        (["--engine=executorch"], ["executorch"]),
+    ],
+)
 def test_demo_is_training_with_the_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    option: list[str],
+    engines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(main, "train", lambda settings: vars(settings) | {"out": str(settings.out)})
-    assert run("demo", f"--out={tmp_path}", "--json") == 0
-    settings = json.loads(capsys.readouterr().out)
-    assert settings["out"] == str(tmp_path)
-    assert (settings["model"], settings["data"]) == ("smollm2", "rotten-tomatoes")
+    monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: {"settings": as_json(settings)})
+    monkeypatch.setattr(demo, "check_in_peft", lambda model, run: {"peft_accuracy": 0.5})
+    assert run("demo", f"--out={tmp_path}", "--json", *option) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == engines
+    for engine in engines:
+        expected = TrainSettings(engine=engine, out=tmp_path / engine, overwrite=True)  # type: ignore[arg-type]
+        assert found[engine]["settings"] == as_json(expected)
+        assert found[engine]["settings"]["model"] == "smollm2"
+
+
+def test_a_killed_process_is_one_sentence() -> None:
+    with pytest.raises(InputError, match="^_exit: its process was killed"):
+        in_fresh_process(os._exit, 9)
+
+
+def test_what_libraries_say_as_they_load_is_not_printed() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from mobizo_kernels.cli.main import run; run(['env'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "mobizo_kernels" in ran.stdout
+    assert ran.stderr == ""
 
 
 @pytest.mark.parametrize(

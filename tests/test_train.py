@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.settings import TrainSettings
-from mobizo_kernels.cli.train import learning_rate_schedule, train
+from mobizo_kernels.cli.train import train
+from mobizo_kernels.cli.train_eager import learning_rate_schedule
 
 KEYS = {
     "accuracy_before", "balanced_accuracy_before", "calibrated_accuracy_before", "auc_before",

@@ -189,6 +189,7 @@ void translate(std::exception_ptr pointer) {
 PYBIND11_MODULE(_trainer, module) {
   using namespace mobizo::trainer;
   py::register_local_exception_translator(&translate);
+  module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
   const TrainOptions defaults;
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)

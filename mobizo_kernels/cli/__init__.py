@@ -1,1 +1,15 @@
-"""The command line: `mobizo train`, `eval`, `tokenize`, `adapter`, `demo` and `env`."""
+"""The command line: `mobizo train`, `eval`, `export`, `tokenize`, `adapter`, `demo` and `env`."""
+
+import logging
+
+# Where ExecuTorch is installed, so is torchao, and transformers imports it: torchao then warns that its GPU
+# libraries do not load, and torch of how it registers types. To the user of a command that is noise.
+_NOISE = {"torchao": "Failed to load ", "torch.utils._pytree": "register_constant() on Enum"}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _NOISE[record.name] not in record.getMessage()
+
+
+for _logger in _NOISE:
+    logging.getLogger(_logger).addFilter(_is_news)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mobizo_kernels.cli.results import check_output
 from mobizo_kernels.cli.settings import AdapterSettings, as_json
-from mobizo_kernels.cli.train import check_output
 from mobizo_kernels.data import InputError, load_model
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import device_from_peft, peft_from_device

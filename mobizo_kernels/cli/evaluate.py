@@ -50,7 +50,7 @@ def load_task(settings: TaskSettings) -> Task:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     splits, verbalizer = load_texts(settings)
-    model, tokenizer = load_model(settings.model, settings.dtype)
+    model, tokenizer = load_model(settings.model, settings.weights)
     encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     return Task(model, tokenizer.pad_token_id, encoder, splits)
 
@@ -86,7 +86,7 @@ def label_targets(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:
     return np.array([example.label for example in examples], dtype=np.int64)
 
 
-def quality(scores: NDArray[np.float32], targets: NDArray[np.int64]) -> dict[str, float | None]:
+def quality(scores: NDArray[np.float32], targets: NDArray[np.integer]) -> dict[str, float | None]:
     """accuracy, balanced_accuracy and auc of scores on held-out rows.
 
     Raises:

@@ -6,17 +6,26 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mobizo_kernels.cli.adapter import convert_adapter
+from mobizo_kernels.cli.demo import ENGINES, PLANS, demo
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import evaluate
-from mobizo_kernels.cli.report import environment_table, evaluation_table, plain_table, training_table
+from mobizo_kernels.cli.export import export
+from mobizo_kernels.cli.report import (
+    demo_table,
+    environment_table,
+    evaluation_table,
+    plain_table,
+    training_table,
+)
 from mobizo_kernels.cli.settings import (
     AdapterSettings,
     EvalSettings,
+    ExportSettings,
     Json,
     TokenizeSettings,
     TrainSettings,
@@ -37,7 +46,7 @@ app = typer.Typer(
 @app.command("train")
 @takes(TrainSettings)
 def train_command(settings: TrainSettings, print_json: bool) -> None:
-    """Tune LoRA adapters of a model on labelled texts, without back-propagation."""
+    """Tune LoRA adapters of a model on labelled texts, without back-propagation, in torch or ExecuTorch."""
     _print(train(settings), training_table, print_json)
 
 
@@ -46,6 +55,13 @@ def train_command(settings: TrainSettings, print_json: bool) -> None:
 def eval_command(settings: EvalSettings, print_json: bool) -> None:
     """Score a model, with an adapter or without, on the test split of the data."""
     _print(evaluate(settings), evaluation_table, print_json)
+
+
+@app.command("export")
+@takes(ExportSettings)
+def export_command(settings: ExportSettings, print_json: bool) -> None:
+    """Write a .pte that trains a model inside ExecuTorch; the native trainer and mobizo train run it."""
+    _print(export(settings), plain_table, print_json)
 
 
 @app.command("tokenize")
@@ -67,10 +83,17 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Directory for the results; an earlier demo is replaced.")] = Path(
         "demo"
     ),
+    engine: Annotated[
+        Literal["both", "executorch", "eager"],
+        typer.Option(help="ExecuTorch takes half an hour on two cores, eager torch four minutes."),
+    ] = "both",
     print_json: Json = False,
 ) -> None:
-    """Tune SmolLM2-135M-Instruct on Rotten Tomatoes with the default recipe: a few minutes on two cores."""
-    _print(train(TrainSettings(out=out, overwrite=True)), training_table, print_json)
+    """Tune SmolLM2-135M-Instruct on Rotten Tomatoes with the default recipe, in ExecuTorch and in torch."""
+    engines = ENGINES if engine == "both" else (engine,)
+    for name in engines:
+        print(PLANS[name], file=sys.stderr)
+    _print(demo(out, engines), demo_table, print_json)
 
 
 @app.command("env")

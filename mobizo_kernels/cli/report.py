@@ -26,12 +26,53 @@ def training_table(summary: dict[str, Any]) -> str:
                     "steps": f"{summary['steps']} ({summary['skipped_steps']} skipped, "
                     f"adapter kept from step {summary['best_step']})",
                     "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
+                    **_program_size(summary),
                     "adapter size": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
                     "written to": settings["out"],
                 }
             ),
         ]
     )
+
+
+def demo_table(summaries: dict[str, dict[str, Any]]) -> str:
+    """The summaries of `demo`, a column for each engine."""
+    names = {"executorch": "ExecuTorch", "eager": "torch"}
+    columns = [_demo_column(summary) for summary in summaries.values()]
+    first = next(iter(summaries.values()))
+    settings = first["settings"]
+    lines = [
+        f"{settings['model']} on {settings['data']}, {first['eval_rows']} test rows; quality is accuracy, "
+        "balanced accuracy, AUC",
+        f"  {'':<24}" + "".join(f"{names[engine]:>26}" for engine in summaries),
+        *(f"  {row:<24}" + "".join(f"{column[row]:>26}" for column in columns) for row in columns[0]),
+    ]
+    return "\n".join(lines)
+
+
+def _demo_column(summary: dict[str, Any]) -> dict[str, str]:
+    inside = "program_bytes" in summary
+    differ = summary.get("peft_rows_that_differ")
+    return {
+        "base weights": _base_weights(summary["settings"]),
+        "zero-shot": "  ".join(_quality(summary, "before")),
+        "zero-shot, calibrated": _percent(summary["calibrated_accuracy_before"]),
+        "after tuning": "  ".join(_quality(summary, "after")),
+        "step time (median)": _milliseconds(summary["step_ms_median"]),
+        "steps, best": f"{summary['steps']}, {summary['best_step']}",
+        "peak memory of process": f"{summary['peak_rss_mb']:.0f} MB",
+        "program (.pte)": f"{summary['program_bytes'] / 1e6:.0f} MB" if inside else "-",
+        "adapter": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
+        "in transformers + PEFT": f"{_percent(summary['peft_accuracy'])}" if inside else "-",
+        "rows predicted otherwise": "-" if differ is None else f"{differ} of {summary['eval_rows']}",
+    }
+
+
+def _base_weights(settings: dict[str, Any]) -> str:
+    if settings["quantization"] != "none":
+        return settings["quantization"]
+    automatic = "float32" if settings["engine"] == "executorch" else "bfloat16"
+    return automatic if settings["dtype"] == "auto" else settings["dtype"]
 
 
 def evaluation_table(result: dict[str, Any]) -> str:
@@ -72,6 +113,12 @@ def _quality(summary: dict[str, Any], when: str) -> tuple[str, str, str]:
         _percent(summary[f"balanced_accuracy_{when}"]),
         "-" if auc is None else f"{auc:.3f}",
     )
+
+
+def _program_size(summary: dict[str, Any]) -> dict[str, str]:
+    if "program_bytes" not in summary:
+        return {}
+    return {"program size": f"{summary['program_bytes'] / 1e6:.1f} MB"}
 
 
 def _milliseconds(value: float | None) -> str:

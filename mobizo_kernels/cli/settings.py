@@ -17,16 +17,14 @@ from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2
 _task = partial(Option, rich_help_panel="Model and data")
 _tune = partial(Option, rich_help_panel="Tuning")
 _run = partial(Option, rich_help_panel="Run")
+_engine = partial(Option, rich_help_panel="Engine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings:
-    """A model, labelled texts, and how the one is asked about the other."""
+class QuestionSettings:
+    """A model and the question that is put to it."""
 
     model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
-    data: Annotated[str, _task(help=f"{ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
-    text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
-    label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
     template: Annotated[str, _task(help="The prompt; {text} stands for the text.")] = (
         "Movie review: {text}\nRating:"
     )
@@ -34,6 +32,15 @@ class PromptSettings:
         '{"0": " bad", "1": " good"}'
     )
     max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(QuestionSettings):
+    """The same, and labelled texts to ask about."""
+
+    data: Annotated[str, _task(help=f"{ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
+    text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
+    label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
 
 
@@ -42,9 +49,17 @@ class TaskSettings(PromptSettings):
     """The same, to be computed by torch."""
 
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], _task(help="Type of the base model's weights.")
-    ] = "bfloat16"
-    threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="torch's choice")] = None
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _task(help="Type of the base model's weights; auto is bfloat16, inside ExecuTorch float32."),
+    ] = "auto"
+    threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="the engine's choice")] = (
+        None
+    )
+
+    @property
+    def weights(self) -> str:
+        """The type that `dtype` stands for."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,32 +70,63 @@ class EvalSettings(TaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(TaskSettings):
-    """What `mobizo train` can be told. The defaults are the recipe of `mobizo demo`."""
+class StepSettings:
+    """What a step is made of: the adapter that is tuned, and the copies of the batch that are tried."""
 
-    out: Annotated[Path, _run(help="Directory for the adapter, the metrics and the plot.")]
-    overwrite: Annotated[bool, _run("--overwrite", help="Replace the files of a run in --out.")] = False
-    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 240
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
-    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
-    lr: Annotated[float, _tune(help="Learning rate.")] = 0.1
-    lr_schedule: Annotated[
-        Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
-    ] = "linear"
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
     )
     distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
-    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
-    momentum: Annotated[float, _tune(help="Of the updates, in [0, 1).")] = 0.0
-    weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
     rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
     targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"
+    quantization: Annotated[
+        Literal["none", "int8", "int4"], _engine(help="Of the base weights inside ExecuTorch.")
+    ] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(StepSettings, QuestionSettings):
+    """What `mobizo export` can be told."""
+
+    out: Annotated[Path, _run(help="FILE.pte for the program.")]
+    overwrite: Annotated[bool, _run("--overwrite", help="Replace FILE.pte.")] = False
+    adapter: Annotated[
+        Path | None,
+        _tune(help="PEFT directory to begin with; --rank, --alpha, --targets and --layers are then its own."),
+    ] = None
+    static_length: Annotated[
+        bool, _engine("--static-length", help="Always pad to --max-length, for runtimes of fixed shapes.")
+    ] = False
+    seed: Annotated[int, _run(help="Of LoRA-A.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(StepSettings, TaskSettings):
+    """What `mobizo train` can be told. The defaults are the recipe of `mobizo demo`."""
+
+    out: Annotated[Path, _run(help="Directory for the adapter, the metrics and the plot.")]
+    overwrite: Annotated[bool, _run("--overwrite", help="Replace the files of a run in --out.")] = False
+    engine: Annotated[
+        Literal["eager", "executorch"], _engine(help="torch, or ExecuTorch with the native trainer.")
+    ] = "eager"
+    program: Annotated[
+        Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
+    ] = None
+    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 240
+    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
+    lr: Annotated[float, _tune(help="Learning rate.")] = 0.1
+    lr_schedule: Annotated[
+        Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
+    ] = "linear"
+    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
+    momentum: Annotated[float, _tune(help="Of the updates, in [0, 1).")] = 0.0
+    weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
     eval_every: Annotated[
@@ -120,7 +166,7 @@ class AdapterSettings:
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False
 
 
-Settings = TypeVar("Settings", bound=PromptSettings | AdapterSettings)
+Settings = TypeVar("Settings", bound=QuestionSettings | AdapterSettings)
 Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -150,7 +196,7 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None
     return decorate
 
 
-def as_json(settings: PromptSettings | AdapterSettings) -> dict[str, Any]:
+def as_json(settings: QuestionSettings | AdapterSettings) -> dict[str, Any]:
     """The settings as JSON can hold them."""
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_texts
-from mobizo_kernels.cli.settings import TokenizeSettings, as_json
+from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     PromptEncoder,
     TokenizedDataset,
@@ -16,6 +16,26 @@ from mobizo_kernels.data import (
     write_dataset,
 )
 from mobizo_kernels.data.errors import blame_input
+
+
+def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
+    """All splits, encoded. Raises InputError if something the user gave does not exist or does not fit."""
+    splits, verbalizer = load_texts(settings)
+    tokenizer = load_tokenizer(settings.model)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    train = encoder.encode(splits.train)
+    batches = training_order(train, settings.batch_size, settings.seed)
+    return TokenizedDataset(
+        train=train,
+        validation=encoder.encode(splits.validation[: settings.validation_rows]),
+        test=encoder.encode(splits.test[: settings.eval_rows]),
+        order=list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps))),
+        labels=encoder.labels,
+        candidate_tokens=encoder.candidate_tokens,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        template=settings.template,
+        source=settings.data,
+    )
 
 
 def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
@@ -30,22 +50,7 @@ def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
     Raises:
         InputError: something the user gave does not exist or does not fit, or the file cannot be written.
     """
-    splits, verbalizer = load_texts(settings)
-    tokenizer = load_tokenizer(settings.model)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    train = encoder.encode(splits.train)
-    batches = training_order(train, settings.batch_size, settings.seed)
-    dataset = TokenizedDataset(
-        train=train,
-        validation=encoder.encode(splits.validation[: settings.validation_rows]),
-        test=encoder.encode(splits.test[: settings.eval_rows]),
-        order=list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps))),
-        labels=encoder.labels,
-        candidate_tokens=encoder.candidate_tokens,
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        template=settings.template,
-        source=settings.data,
-    )
+    dataset = tokenized(settings)
     with blame_input("out"):
         write_dataset(settings.out, dataset)
     examples = [*dataset.train, *dataset.validation, *dataset.test]

@@ -6,7 +6,7 @@ trainer = Trainer("model.pte")
 trainer.train("dataset.safetensors", steps=240)  # made by `mobizo tokenize`
 trainer.save_peft("adapter/")
 
-Importing this registers the package's ops with ExecuTorch, and raises ImportError where there is none that fits.
+Importing this registers the package's ops with ExecuTorch; ImportError says why where that cannot be.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobizo_kernels.executorch._library import load_trainer
+
+if TYPE_CHECKING:
+    from mobizo_kernels.executorch import _trainer
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT calls them
 # What decides, beside the matrices, what a LoRA computes, and what it is where a configuration does not say.
@@ -84,8 +87,8 @@ class EvaluationResult:
         accuracy: share of rows whose last token is predicted.
         balanced_accuracy: mean of the accuracy over the labels; NaN if rows have none.
         labels: int32 [rows], -1 for none.
-        scores: logits at each row's last target, float32 [rows, C]; C are the candidate tokens in their order,
-            or the vocabulary.
+        scores: logits at each row's last target, float32 [rows, C], of the C candidate tokens in their order,
+            or of the vocabulary.
     """
 
     rows: int
@@ -112,7 +115,7 @@ class Trainer:
     """
 
     def __init__(self, program: str | os.PathLike[str], *, threads: int = 0) -> None:
-        self._native = load_trainer().Trainer(Path(program), threads)
+        self._native: _trainer.Trainer = load_trainer().Trainer(Path(program), threads)
         self.description: dict[str, Any] = json.loads(self._native.description())
 
     def train(
@@ -207,7 +210,7 @@ class Trainer:
         return self._native.replay(Path(journal), until)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by PEFT's names, those of a state dict."""
+        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by their names in PEFT's files."""
         return self._native.adapter()
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
@@ -233,7 +236,7 @@ class Trainer:
         Its LoRA-A must be the program's, which only has the means to change B.
 
         Raises:
-            ValueError: before the adapter is touched, if the one in `path` is of another model or does not fit.
+            ValueError: before anything is changed, if it is of another model or does not fit.
             OSError: if it cannot be read.
         """
         path = Path(path)
@@ -260,10 +263,10 @@ class Trainer:
             attention_mask: int64 [B, T], 0 at padding.
             target_positions: int64 [B, K]; the logits there predict the targets.
             target_ids: int64 [B, K], -100 for no target.
-            seeds: int64 [G] and coeffs float32 [G]: the perturbation of each group.
-            coeffs: see seeds.
-            update_seeds: int64 [q] and update_coeffs float32 [q]: the update; zeros for none.
-            update_coeffs: see update_seeds.
+            seeds: int64 [G], of the perturbation of each group.
+            coeffs: float32 [G], its signed size.
+            update_seeds: int64 [q], of the update.
+            update_coeffs: float32 [q], zeros for no update.
 
         Returns:
             The losses, float32 [G], and the L2 norm of the update.
@@ -272,8 +275,9 @@ class Trainer:
             ValueError: naming the argument, if dtype or shape do not fit.
         """
         return self._native.train_step(
-            input_ids, attention_mask, target_positions, target_ids, seeds, coeffs, update_seeds, update_coeffs
-        )  # fmt: skip
+            *(input_ids, attention_mask, target_positions, target_ids),
+            *(seeds, coeffs, update_seeds, update_coeffs),
+        )
 
     def evaluate_batch(
         self,
@@ -281,11 +285,11 @@ class Trainer:
         attention_mask: NDArray[np.int64],
         target_positions: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """The program's method: logits float32 [E, K, C] of exactly E rows, arguments as :meth:`train_step`'s."""
+        """The program's method: logits float32 [E, K, C] of exactly E rows; arguments as for `train_step`."""
         return self._native.evaluate_batch(input_ids, attention_mask, target_positions)
 
     def update(self, update_seeds: NDArray[np.int64], update_coeffs: NDArray[np.float32]) -> float:
-        """The program's method: the update alone, seeds int64 [q], coeffs float32 [q]; returns its L2 norm."""
+        """The program's method: the update alone, seeds int64 [q], coeffs float32 [q]; its L2 norm."""
         return self._native.update(update_seeds, update_coeffs)
 
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
@@ -298,7 +302,7 @@ class Trainer:
 
 
 def read_description(program: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a training program says of itself, without loading its model; docs/executorch.md lists the entries.
+    """What a training program says of itself, its model not loaded; docs/executorch.md lists the entries.
 
     Raises:
         ValueError: if the file is no training program.

@@ -1,0 +1,148 @@
+"""What bench_executorch.py measures: the cases, and the folder that keeps their programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from mobizo_kernels.data import SMOLLM2
+
+ROOT = Path(__file__).resolve().parent.parent
+QUANTIZATIONS = ("none", "int8", "int4")
+LOWERINGS = ("rewritten", "per-op", "portable")  # of first-order training
+ROWS = 32  # of every forward: q * B = 16, each direction with both signs
+SIZES: dict[str, dict[str, Any]] = {
+    "20m": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256},
+}
+MODELS = (*SIZES, SMOLLM2)
+MAKERS = (
+    *(f"benchmarks/executorch_{name}.py" for name in ("first_order", "peers", "programs")),
+    *(
+        f"mobizo_kernels/executorch/{name}.py"
+        for name in ("export", "forms", "partitioner", "program", "quantization")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and how it is run.
+
+    Attributes:
+        name: for --cases and the table.
+        kind: "forward", "ours", "dual" or "first-order".
+        queries: q; the forward has 2q groups of `rows` / 2q rows, one group where there is no direction.
+        lowering: of first-order training.
+        weight_cache: whether XNNPACK's methods share packed weights.
+    """
+
+    name: str
+    kind: str
+    rows: int = ROWS
+    queries: int = 0
+    quantization: str = "none"
+    lowering: str = ""
+    weight_cache: bool = True
+
+    @property
+    def groups(self) -> int:
+        return 2 * self.queries or 1
+
+    @property
+    def method(self) -> str:
+        return "train_step" if self.kind == "ours" else "forward"
+
+    @property
+    def limit(self) -> str:
+        """The name of the forward of as many rows with the same weights."""
+        return forward_name(self.rows, self.quantization)
+
+
+def forward_name(rows: int, quantization: str) -> str:
+    return f"forward-{quantization}" if rows == ROWS else f"forward-{quantization}-{rows}"
+
+
+def all_cases() -> dict[str, Case]:
+    """By name: the limits, ours, the paper's module, first-order training with the same rows and half."""
+    cases = [Case(forward_name(rows, "none"), "forward", rows) for rows in (ROWS, ROWS // 2)]
+    cases += [Case(forward_name(ROWS, kind), "forward", quantization=kind) for kind in QUANTIZATIONS[1:]]
+    for kind in QUANTIZATIONS:
+        cases += [Case(f"ours-q{q}-{kind}", "ours", queries=q, quantization=kind) for q in (1, 4, 16)]
+        cases.append(Case(f"nocache-q4-{kind}", "ours", ROWS, 4, kind, weight_cache=False))
+    cases.append(Case("dual-q1-none", "dual", queries=1))
+    for lowering in LOWERINGS:
+        # What ExecuTorch's own partitioner gives to XNNPACK is not safe with the cache.
+        cached = lowering != "per-op"
+        cases += [
+            Case(
+                f"fo-{lowering}-{rows}",
+                "first-order",
+                rows,
+                lowering=lowering,
+                weight_cache=cached,
+            )
+            for rows in (ROWS, ROWS // 2)
+        ]
+    return {case.name: case for case in cases}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A program and the arguments of its method; `loss` is that of the unperturbed model in eager float32."""
+
+    program: Path
+    arguments: Path
+
+    def exist(self) -> bool:
+        return self.program.is_file() and self.arguments.is_file()
+
+    @property
+    def loss(self) -> float:
+        with safe_open(self.arguments, "pt") as file:
+            return float(file.metadata()["loss"])
+
+
+def files_of(case: Case, model: str, length: int, folder: Path) -> Files:
+    """Where a program is kept; another name when anything that it depends on changes."""
+    depends = {key: value for key, value in asdict(case).items() if key not in ("name", "weight_cache")}
+    versions = {name: version(name) for name in ("executorch", "torch", "transformers", "torchao")}
+    key = json.dumps([depends, model, SIZES.get(model), length, versions, sources_digest()], sort_keys=True)
+    digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+    stem = f"{model}-{case.name.replace('nocache', 'ours')}-{digest}"
+    return Files(folder / f"{stem}.pte", folder / f"{stem}.safetensors")
+
+
+def sources_digest() -> str:
+    """Of the sources that make programs."""
+    digest = hashlib.blake2b(digest_size=8)
+    for pattern in MAKERS:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def chosen(names: Sequence[str], model: str) -> list[Case]:
+    """The named cases, or those that are measured by default, each with its limit."""
+    cases = all_cases()
+    picked = [cases[name] for name in names] or [case for case in cases.values() if by_default(case, model)]
+    return [
+        case for case in cases.values() if case in picked or case.name in {other.limit for other in picked}
+    ]
+
+
+def by_default(case: Case, model: str) -> bool:
+    """Without the slow forms of first-order training: after seconds on one thread the next case is slow, too.
+
+    Of SmolLM2 also without what the small model tells as well.
+    """
+    if case.lowering in ("per-op", "portable"):
+        return False
+    return model != SMOLLM2 or (case.weight_cache and case.queries in (0, 1, 4))

@@ -1,0 +1,148 @@
+// Steps one method of a program (.pte) when told to, and says how long each took and what memory it needed. The same for every
+// program that benchmarks/bench_executorch.py compares, and nothing but ExecuTorch and the ops is in the process.
+//
+//   executorch_driver PROGRAM METHOD INPUTS THREADS WEIGHT_CACHE
+//
+// INPUTS is a .safetensors file whose tensors "0", "1", ... are the arguments; WEIGHT_CACHE is 0 or 1. Every method is loaded,
+// as in the trainer. Each line on standard input makes a step; each answer is a line of JSON. A program of first-order training
+// has its parameters updated after each step, by SGD.
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/backend/options.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <optional>
+
+#include "runtime.h"
+#include "safetensors.h"
+
+namespace {
+
+using namespace mobizo::trainer;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using executorch::extension::make_tensor_ptr;
+using executorch::extension::Module;
+using executorch::extension::TensorPtr;
+using executorch::runtime::EValue;
+
+constexpr float kLearningRate = 1e-3f;
+
+void set_weight_cache(bool enabled) {
+  executorch::runtime::BackendOptions<1> options;
+  const LogCapture log;
+  log.check(options.set_option("weight_cache_enabled", enabled), "weight_cache_enabled");
+  log.check(executorch::runtime::set_option("XnnpackBackend", options.view()), "weight_cache_enabled");
+}
+
+std::vector<TensorPtr> read_arguments(const std::string& path) {
+  const SafetensorsFile file(path);
+  std::vector<TensorPtr> arguments;
+  for (size_t i = 0; i < file.tensors().size(); ++i) {
+    const std::string name = std::to_string(i);
+    const auto found = file.tensors().find(name);
+    if (found == file.tensors().end()) fail(path, ": no tensor ", name);
+    const std::vector<executorch::aten::SizesType> sizes(found->second.shape.begin(), found->second.shape.end());
+    arguments.push_back(found->second.dtype == "I64" ? make_tensor_ptr(sizes, file.read<int64_t>(name))
+                                                     : make_tensor_ptr(sizes, file.read<float>(name)));
+  }
+  return arguments;
+}
+
+// Bytes of the arenas that the methods share: for each, what the method that needs most of it has planned.
+int64_t planned_bytes(Module& module, const std::vector<std::string>& methods) {
+  std::vector<int64_t> arenas;
+  for (const std::string& name : methods) {
+    const auto meta = module.method_meta(name);
+    if (!meta.ok()) fail("method ", name, " has no description");
+    arenas.resize(std::max(arenas.size(), meta->num_memory_planned_buffers()));
+    for (size_t i = 0; i < meta->num_memory_planned_buffers(); ++i)
+      arenas[i] = std::max(arenas[i], meta->memory_planned_buffer_size(i).get());
+  }
+  int64_t total = 0;
+  for (const int64_t bytes : arenas) total += bytes;
+  return total;
+}
+
+// A line of /proc/self/status, in bytes.
+int64_t status(const std::string& name) {
+  std::ifstream file("/proc/self/status");
+  std::string word;
+  int64_t kilobytes = 0;
+  while (file >> word)
+    if (word == name + ":" && file >> kilobytes) return kilobytes * 1024;
+  fail("/proc/self/status has no ", name);
+}
+
+// Where a method of first-order training returns its gradients and, live, its parameters.
+struct Trainables {
+  size_t gradients, parameters;
+};
+
+std::optional<Trainables> find_trainables(Module& module, const std::vector<std::string>& methods, const std::string& method) {
+  const std::string gradients = "__et_training_gradients_index_" + method,
+                    parameters = "__et_training_parameters_index_" + method;
+  if (std::find(methods.begin(), methods.end(), gradients) == methods.end()) return std::nullopt;
+  const auto index = [&](const std::string& name) { return static_cast<size_t>(module.execute(name).get().at(0).toInt()); };
+  return Trainables{index(gradients), index(parameters)};
+}
+
+void descend(const std::vector<EValue>& outputs, const Trainables& at) {
+  for (size_t i = 0; at.parameters + i < outputs.size(); ++i) {
+    const Tensor parameter = outputs[at.parameters + i].toTensor();
+    const float* gradient = outputs[at.gradients + i].toTensor().const_data_ptr<float>();
+    float* value = parameter.mutable_data_ptr<float>();
+    for (ssize_t j = 0; j < parameter.numel(); ++j) value[j] -= kLearningRate * gradient[j];
+  }
+}
+
+void serve(const std::string& path, const std::string& method, const std::string& inputs, int64_t threads, bool weight_cache) {
+  const ThreadPoolUse pool(threads);
+  set_weight_cache(weight_cache);
+  const LogCapture log;  // also of what it says when the module goes
+  Module module(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  const auto names = module.method_names();
+  if (!names.ok()) fail(path, ": not a program of ExecuTorch");
+  const std::vector<std::string> methods(names->begin(), names->end());
+  for (const std::string& name : methods) log.check(module.load_method(name), path + ": method " + name);
+  const std::vector<TensorPtr> tensors = read_arguments(inputs);
+  const std::vector<EValue> arguments(tensors.begin(), tensors.end());
+  const std::optional<Trainables> trainables = find_trainables(module, methods, method);
+  std::printf("{\"planned\": %lld}\n", static_cast<long long>(planned_bytes(module, methods)));
+  std::fflush(stdout);
+
+  for (std::string line; std::getline(std::cin, line);) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto outputs = module.execute(method, arguments);
+    log.check(outputs.error(), path + ": method " + method);
+    if (trainables) descend(*outputs, *trainables);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const Tensor losses = outputs->at(0).toTensor();
+    double loss = 0;
+    for (ssize_t i = 0; i < losses.numel(); ++i) loss += losses.const_data_ptr<float>()[i];
+    std::printf("{\"seconds\": %.9g, \"loss\": %.9g, \"peak\": %lld, \"anonymous\": %lld}\n", seconds.count(),
+                loss / static_cast<double>(losses.numel()), static_cast<long long>(status("VmHWM")),
+                static_cast<long long>(status("RssAnon")));
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 6) {
+    std::cerr << "usage: executorch_driver PROGRAM METHOD INPUTS THREADS WEIGHT_CACHE\n";
+    return 2;
+  }
+  try {
+    serve(argv[1], argv[2], argv[3], std::stoll(argv[4]), std::string(argv[5]) == "1");
+  } catch (const std::exception& error) {
+    std::cerr << "executorch_driver: " << error.what() << '\n';
+    return 1;
+  }
+}

@@ -1,0 +1,107 @@
+"""What `mobizo export` does: write the program that trains a model inside ExecuTorch."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mobizo_kernels.cli.memory import peak_rss_mb
+from mobizo_kernels.cli.settings import ExportSettings, as_json
+from mobizo_kernels.cli.targets import lora_config
+from mobizo_kernels.data import InputError, PromptEncoder, load_model, load_tokenizer, parse_verbalizer
+from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.lora import load_adapter, wrap
+
+
+def export(settings: ExportSettings) -> dict[str, Any]:
+    """Write the training program of a model, with an adapter as `settings` ask for, to `settings.out`.
+
+    Returns:
+        The size of the file, what it took to make it, and the settings.
+
+    Raises:
+        InputError: something the user gave does not exist or does not fit; nothing has been written then.
+    """
+    executorch = native()
+    if settings.out.exists() and not settings.overwrite:
+        raise InputError(f"out: {str(settings.out)!r} exists; name another file, or add --overwrite")
+    started = perf_counter()
+    verbalizer = parse_verbalizer(settings.verbalizer)
+    tokenizer = load_tokenizer(settings.model)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    model = adapted_model(settings)
+    with blame_input("export"), _progress():
+        logging.getLogger("mobizo_kernels").info(
+            "exporting to %s; a model of 100 million parameters takes about five minutes", settings.out
+        )
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        description = executorch.export_training_program(
+            model,
+            settings.out,
+            queries=settings.queries,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            estimator=settings.estimator,
+            distribution=settings.distribution,
+            quantization=settings.quantization,
+            dynamic_length=not settings.static_length,
+            candidate_tokens=encoder.candidate_tokens,
+            tokenizer=tokenizer,
+        )
+    return {
+        "program": str(settings.out),
+        "bytes": settings.out.stat().st_size,
+        "groups": description["groups"],
+        "adapted_linears": len(description["adapter"]["parameters"]),
+        "seconds": round(perf_counter() - started, 1),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "settings": as_json(settings),
+    }
+
+
+def native() -> ModuleType:
+    """mobizo_kernels.executorch. Raises InputError if there is no ExecuTorch that fits."""
+    try:
+        import mobizo_kernels.executorch
+    except ImportError as error:
+        raise InputError(str(error)) from error
+    return mobizo_kernels.executorch
+
+
+def adapted_model(settings: ExportSettings) -> PreTrainedModel:
+    """The model in float32, with the adapter that `settings` ask for. Raises InputError as `export`."""
+    model, _ = load_model(settings.model, "float32")
+    if settings.adapter is not None:
+        with blame_input("adapter"):
+            return load_adapter(model, settings.adapter)
+    config = lora_config(settings, model)
+    with blame_input("settings"):
+        return wrap(model, config, seed=settings.seed)
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """The package's messages on stderr, and no warnings of the libraries that an export calls."""
+    logger = logging.getLogger("mobizo_kernels")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # to the handler that a library may have given to all of the process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.removeHandler(handler)

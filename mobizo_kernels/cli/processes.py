@@ -1,0 +1,45 @@
+"""Work in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import ParamSpec, TypeVar
+
+from mobizo_kernels.data import InputError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def in_fresh_process(
+    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """What `function` returns or raises, called in a new process: the system gets all of its memory back, and
+    a peak that it measures is its own.
+
+    Raises:
+        InputError: the process was killed, as systems do that are out of memory.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_end_with_parent) as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{function.__name__}: its process was killed; perhaps the memory is too small"
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it has ended, in whatever way."""
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()

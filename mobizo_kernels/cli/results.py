@@ -1,0 +1,137 @@
+"""What a run of `mobizo train` leaves behind: curve, summary and files, the same for each engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobizo_kernels.cli import metrics
+from mobizo_kernels.cli.environment import environment
+from mobizo_kernels.cli.evaluate import quality
+from mobizo_kernels.cli.memory import peak_rss_mb
+from mobizo_kernels.cli.plot import plot_learning_curve
+from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.data import InputError
+
+ADAPTER_DIRECTORY = "adapter"
+METRICS_FILE = "metrics.json"
+PLOT_FILE = "learning_curve.png"
+
+
+@dataclass
+class Curve:
+    """What was seen on the way. A loss is None if it was not finite, or of a step repeated from a journal."""
+
+    losses: list[float | None] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+    validation: list[dict[str, float | None]] = field(default_factory=list)
+    best_step: int = 0
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Held-out rows with the logits of the label words, float32 [n, C], and the labels, int [n]."""
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.integer]
+
+
+def quality_before(test: Scored, known: Scored) -> dict[str, float | None]:
+    """How good the untuned model is on `test`, as it is and with the bias that `known` rows ask for.
+
+    Raises:
+        InputError: a score is not finite.
+    """
+    found = quality(test.scores, test.labels)
+    bias = metrics.fit_bias(known.scores, known.labels)
+    return {
+        "accuracy_before": found["accuracy"],
+        "balanced_accuracy_before": found["balanced_accuracy"],
+        "calibrated_accuracy_before": metrics.accuracy(test.scores + bias, test.labels),
+        "auc_before": found["auc"],
+    }
+
+
+def write_results(
+    settings: TrainSettings,
+    before: dict[str, float | None],
+    test: Scored,
+    curve: Curve,
+    save: Callable[[Path], None],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write all files beside their places and move them there at the end; other files are left alone.
+
+    Args:
+        settings: of the run; the files go to its `out`.
+        before: `quality_before`.
+        test: the test rows with the scores of the tuned model.
+        curve: of the run.
+        save: writes the adapter into the directory that it is given, as the PEFT directory `adapter`.
+        more: what the engine has to add to the summary.
+
+    Returns:
+        The summary, which is also in metrics.json.
+
+    Raises:
+        InputError: a score is not finite.
+    """
+    after = quality(test.scores, test.labels)
+    summary: dict[str, Any] = {
+        **before,
+        **{f"{name}_after": value for name, value in after.items()},
+        "eval_rows": len(test.labels),
+        "steps": settings.steps,
+        "skipped_steps": curve.skipped_steps,
+        "best_step": curve.best_step,
+        "step_ms_median": round(median(curve.step_ms), 2) if curve.step_ms else None,
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        **more,
+    }
+    out = settings.out
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as name:
+        scratch = Path(name)
+        save(scratch)
+        weights = scratch / ADAPTER_DIRECTORY / "adapter_model.safetensors"
+        summary |= {"adapter_bytes": weights.stat().st_size, "settings": as_json(settings)}
+        record = {
+            **summary,
+            "losses": curve.losses,
+            "validation": curve.validation,
+            "predictions": test.scores.argmax(axis=1).tolist(),
+            "environment": environment(),
+        }
+        (scratch / METRICS_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        plot_learning_curve(scratch / PLOT_FILE, curve.losses, curve.validation, curve.best_step)
+        (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
+        for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
+            os.replace(path, out / path.relative_to(scratch))
+    return summary
+
+
+def finite_or_none(value: float) -> float | None:
+    """What JSON can hold."""
+    return value if math.isfinite(value) else None
+
+
+def check_output(directory: Path, overwrite: bool) -> None:
+    """Raise InputError unless results may go to `directory`: it is new, or empty, or may be overwritten."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"out: expected a directory, got the file {str(directory)!r}")
+    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+        raise InputError(f"out: {str(directory)!r} is not empty; name another directory, or add --overwrite")
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"out: {str(existing)!r} cannot be written to")

@@ -1,0 +1,202 @@
+"""The engine "executorch" of `mobizo train`: a training program, tuned by the native trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from mobizo_kernels.cli.export import adapted_model, export, native
+from mobizo_kernels.cli.memory import reset_peak_rss
+from mobizo_kernels.cli.processes import in_fresh_process
+from mobizo_kernels.cli.results import (
+    ADAPTER_DIRECTORY,
+    Curve,
+    Scored,
+    finite_or_none,
+    quality_before,
+    write_results,
+)
+from mobizo_kernels.cli.settings import ExportSettings, TrainSettings
+from mobizo_kernels.cli.tokenize import tokenized
+from mobizo_kernels.data import InputError, write_dataset
+from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.lora import adapter_layers, model_fingerprint, peft_from_device
+from mobizo_kernels.zo import make_estimator
+
+if TYPE_CHECKING:
+    from mobizo_kernels.executorch import StepReport, Trainer, Validation
+
+PROGRAM_FILE = "program.pte"
+DATASET_FILE = "dataset.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+
+_POSSIBLE: dict[str, tuple[Any, ...]] = {
+    "dtype": ("auto", "float32"),
+    "momentum": (0.0,),
+    "weight_decay": (0.0,),
+}
+
+
+def train_executorch(settings: TrainSettings) -> dict[str, Any]:
+    """`train` inside ExecuTorch. Returns and raises what `train` does.
+
+    The program stays in `settings.out`, with the data set, and a run that resumes uses it again. Peak memory
+    is that of this whole process, torch and transformers included, from before the program is loaded;
+    exporting is done by another one.
+    """
+    executorch = native()
+    _check(settings)
+    dataset = tokenized(settings)
+    program = _program(settings)
+    path = settings.out / DATASET_FILE
+    with blame_input("out"):
+        write_dataset(path, dataset)
+
+    reset_peak_rss()
+    with blame_input("program"):
+        trainer = executorch.Trainer(program, threads=settings.threads or 0)
+    with blame_input("data"):
+        before = quality_before(
+            _scored(trainer, path, "test", settings), _scored(trainer, path, "train", settings)
+        )
+    curve = _tune(trainer, path, settings)
+
+    def save(directory: Path) -> None:
+        trainer.save_adapter(directory / ADAPTER_FILE)
+        peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
+
+    test = _scored(trainer, path, "test", settings)
+    return write_results(settings, before, test, curve, save, program_bytes=program.stat().st_size)
+
+
+def _check(settings: TrainSettings) -> None:
+    """Find what would only show after the export. Raises InputError."""
+    for name, possible in _POSSIBLE.items():
+        got = getattr(settings, name)
+        if got not in possible:
+            raise InputError(f"{name}: the native trainer has {possible[-1]} only, got {got}")
+    with blame_input("settings"):
+        make_estimator(
+            settings.estimator, queries=settings.queries, eps=settings.eps, normalize=settings.normalize
+        )
+    if not -(2**63) <= settings.seed < 2**63:
+        raise InputError(f"seed: expected a signed 64-bit integer, got {settings.seed}")
+    if settings.lr < 0:
+        raise InputError(f"settings: lr must be at least 0, got {settings.lr}")
+    if settings.journal is not None and settings.journal.exists() and not settings.resume:
+        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
+
+
+def _program(settings: TrainSettings) -> Path:
+    """The program to tune: that of `settings`, that of the run to resume, or a new one."""
+    kept = settings.out / PROGRAM_FILE
+    program = settings.program or kept
+    wanted = ExportSettings(**_common(settings), out=kept, overwrite=True)
+    if settings.program is not None or (settings.resume and kept.is_file()):
+        _check_program(program, wanted)
+    else:
+        in_fresh_process(export, wanted)
+    return program
+
+
+def _common(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that both commands have."""
+    shared = {f.name for f in fields(ExportSettings)} & {f.name for f in fields(TrainSettings)}
+    return {name: getattr(settings, name) for name in shared - {"out", "overwrite"}}
+
+
+def _check_program(program: Path, wanted: ExportSettings) -> None:
+    """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A."""
+    with blame_input("program"):
+        description = native().read_description(program)
+    model = adapted_model(wanted)
+    expected: Mapping[str, Any] = {
+        "queries": wanted.queries,
+        "batch_size": wanted.batch_size,
+        "estimator": wanted.estimator,
+        "distribution": wanted.distribution,
+        "quantization": wanted.quantization,
+        "max_length": wanted.max_length,
+    }
+    for name, value in expected.items():
+        if description[name] != value:
+            raise InputError(f"{name}: {program} was exported for {description[name]}, got {value}")
+    fingerprint = model_fingerprint(model)
+    if description["model"]["fingerprint"] != fingerprint:
+        got = description["model"]["name"] or "another model"
+        raise InputError(f"model: {program} was exported from {got}, not from {wanted.model}")
+    adapter = {
+        f"{name}.weight": (list(layer.lora_b.shape), layer.scaling)
+        for name, layer in adapter_layers(model).items()
+    }
+    there = {p["name"]: (p["lora_b"], p["scaling"]) for p in description["adapter"]["parameters"]}
+    if there != adapter:
+        raise InputError(
+            f"program: the adapter of {program} has other targets, layers, rank or alpha: expected "
+            f"{len(adapter)} LoRA-B of {_shapes(adapter)}, got {len(there)} of {_shapes(there)}"
+        )
+
+
+def _shapes(adapter: Mapping[str, tuple[list[int], float]]) -> str:
+    """The different shapes and scalings in an adapter, in words."""
+    return " and ".join(sorted({f"{shape} scaled by {scaling:g}" for shape, scaling in adapter.values()}))
+
+
+def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings) -> Scored:
+    """The first rows of a split of the data set, scored in ExecuTorch."""
+    result = trainer.evaluate(dataset, split=split, rows=settings.eval_rows)
+    return Scored(result.scores, result.labels)
+
+
+def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
+    """Make `settings.steps` steps and leave the program with the adapter that validated best."""
+    curve = Curve()
+    with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
+
+        def on_step(report: StepReport) -> None:
+            curve.losses.append(finite_or_none(report.loss))
+            curve.step_ms.append(1e3 * report.seconds)
+            progress.set_postfix(
+                {
+                    "loss": f"{report.loss:.3f}",
+                    "examples/s": f"{settings.batch_size / report.seconds:.1f}",
+                    "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
+                }
+            )
+            progress.update(report.step + 1 - progress.n)
+
+        def on_evaluation(validation: Validation) -> None:
+            curve.validation.append(
+                {
+                    "step": validation.step,
+                    "loss": finite_or_none(validation.loss),
+                    "balanced_accuracy": validation.balanced_accuracy,
+                }
+            )
+
+        with blame_input("settings"):
+            try:
+                result = trainer.train(
+                    dataset,
+                    steps=settings.steps,
+                    eps=settings.eps,
+                    lr=settings.lr,
+                    lr_schedule=settings.lr_schedule,
+                    normalize=settings.normalize,
+                    run_seed=settings.seed,
+                    journal=settings.journal,
+                    resume=settings.resume,
+                    eval_every=settings.eval_every,
+                    validation_rows=settings.validation_rows,
+                    on_step=on_step,
+                    on_evaluation=on_evaluation,
+                )
+            except OSError as error:
+                raise InputError(f"journal: {error}; make room and go on with --resume") from error
+    curve.losses[:0] = [None] * result.resumed_steps
+    curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
+    return curve

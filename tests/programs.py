@@ -1,0 +1,176 @@
+"""Tiny training programs, each exported once in a session, what they are compared with, and data for them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+from helpers import assert_same_bits
+from numpy.typing import NDArray
+from transformers import LlamaConfig
+
+import mobizo_kernels as mobizo
+from mobizo_kernels.data import EncodedExample, TokenizedDataset, write_dataset
+from mobizo_kernels.executorch import Trainer, export_training_program
+from mobizo_kernels.lora import adapter_layers
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+CANDIDATES = (5, 9)
+DEFAULTS: dict[str, Any] = {
+    "queries": 2,
+    "batch_size": 3,
+    "max_length": 24,
+    "candidate_tokens": CANDIDATES,
+}
+
+_exported: dict[str, Path] = {}
+
+
+def lora_config() -> peft.LoraConfig:
+    """The adapter of every tiny Llama: rank 4 on queries and values."""
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+
+
+def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Path:
+    """The .pte of a tiny Llama with `DEFAULTS` and other `options` of the export; the same file for the same.
+
+    Args:
+        tmp_path_factory: pytest's fixture.
+        options: of `export_training_program`; `layers`, 1 by default, is of the model.
+    """
+    key = json.dumps(options, sort_keys=True)
+    if key not in _exported:
+        _exported[key] = tmp_path_factory.mktemp("program") / "tiny.pte"
+        model = tiny_llama(options.pop("layers", 1))
+        export_quietly(model, _exported[key], **{"targets": lora_config(), **DEFAULTS, **options})
+    return _exported[key]
+
+
+def other_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .pte of the same model with another adapter and another number of queries."""
+    return tiny_program(tmp_path_factory, queries=3, seed=1, dynamic_length=False)
+
+
+def export_quietly(model: Any, path: Path, **options: Any) -> dict[str, Any]:
+    """`export_training_program` without the warnings of the libraries below it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export_training_program(model, path, **options)
+
+
+def tiny_llama(layers: int) -> Any:
+    return tiny.causal_lm(LlamaConfig(**{**tiny.SIZES, "num_hidden_layers": layers}, num_key_value_heads=2))
+
+
+def eager_twin(layers: int = 1) -> Any:
+    """The wrapped eager model that :func:`tiny_program` of as many layers holds."""
+    model = tiny_llama(layers)
+    mobizo.wrap(model, lora_config())
+    return model
+
+
+def tiny_rows(
+    rng: torch.Generator, lengths: Sequence[int], *, targets: int = 1, candidates: bool = True
+) -> list[EncodedExample]:
+    """Examples of random tokens; the last token is the word of a random label.
+
+    Args:
+        rng: draws them.
+        lengths: tokens of each row, the answer included.
+        targets: tokens of the answer.
+        candidates: the answer is one of `CANDIDATES`; else any tokens, and the row has no label.
+    """
+    rows = []
+    for length in lengths:
+        tokens = torch.randint(3, tiny.VOCABULARY, (length,), generator=rng).tolist()
+        label = int(torch.randint(2, (1,), generator=rng)) if candidates else -1
+        if candidates:
+            tokens[-1] = CANDIDATES[label]
+        rows.append(EncodedExample(tokens, label, targets))
+    return rows
+
+
+def tiny_dataset(path: Path, rng: torch.Generator, **changes: Any) -> Path:
+    """A data set for :func:`tiny_program`: rows of 2 to 25 tokens, in an order that repeats some.
+
+    Args:
+        path: of the file.
+        rng: draws it.
+        changes: other fields of `TokenizedDataset`.
+    """
+    lengths = torch.randint(2, DEFAULTS["max_length"] + 2, (40,), generator=rng).tolist()
+    lengths[:2] = [2, DEFAULTS["max_length"] + 1]
+    rows = tiny_rows(rng, lengths)
+    fields: dict[str, Any] = {
+        "train": rows[:16],
+        "validation": rows[16:24],
+        "test": rows[24:],
+        "order": torch.randint(16, (19,), generator=rng).tolist(),
+        "labels": ("no", "yes"),
+        "candidate_tokens": CANDIDATES,
+        "tokenizer": "0123456789abcdef",
+    }
+    write_dataset(path, TokenizedDataset(**{**fields, **changes}))
+    return path
+
+
+def program_batch(rows: Sequence[EncodedExample], description: Mapping[str, Any]) -> Batch:
+    """What `train_step` takes of some rows: inputs padded on the left to a length that the program knows.
+
+    Returns:
+        input_ids and attention_mask, int64 [rows, T]; target_positions and target_ids, int64 [rows, K].
+    """
+    width = max(description["min_length"], *(len(row.input_ids) - 1 for row in rows))
+    ids = np.full((len(rows), width), description["pad_token"])
+    mask = np.zeros_like(ids)
+    positions = np.zeros((len(rows), description["targets_per_row"]), np.int64)
+    targets = np.full_like(positions, -100)
+    for i, row in enumerate(rows):
+        length = len(row.input_ids) - 1
+        ids[i, width - length :], mask[i, width - length :] = row.input_ids[:-1], 1
+        positions[i, : row.targets] = range(width - row.targets, width)
+        targets[i, : row.targets] = row.input_ids[-row.targets :]
+    return ids, mask, positions, targets
+
+
+def no_update(description: Mapping[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The arguments of an update that changes nothing."""
+    return np.zeros(description["queries"], np.int64), np.zeros(description["queries"], np.float32)
+
+
+def lora_b_of(trainer: Trainer) -> list[torch.Tensor]:
+    """The LoRA-B of a trainer in the order of its description."""
+    return [torch.from_numpy(value) for name, value in trainer.adapter().items() if ".lora_B." in name]
+
+
+def assert_same_adapter(trainer: Trainer, model: torch.nn.Module | Trainer) -> None:
+    """The LoRA-B of a trainer are those of another one, or of a wrapped eager model, to the bit."""
+    theirs = lora_b_of(model) if isinstance(model, Trainer) else [
+        layer.lora_b for layer in adapter_layers(model).values()
+    ]  # fmt: skip
+    for mine, other in zip(lora_b_of(trainer), theirs, strict=True):
+        assert_same_bits(mine, other.detach())
+
+
+class Unchanged:
+    """A block after which a trainer has the adapter that it had before, and still works."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self.before = lora_b_of(self.trainer)
+
+    def __exit__(self, *_: object) -> None:
+        for now, before in zip(lora_b_of(self.trainer), self.before, strict=True):
+            assert torch.equal(now, before)
+        assert self.trainer.update(*no_update(self.trainer.description)) == 0

@@ -1,0 +1,321 @@
+"""Training inside ExecuTorch from the command line and from Python: what eager does, and every bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+from safetensors.numpy import load_file
+from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("executorch")
+
+from mobizo_kernels.cli import demo, main  # noqa: E402
+from mobizo_kernels.cli.report import demo_table  # noqa: E402
+from mobizo_kernels.cli.settings import TrainSettings  # noqa: E402
+from mobizo_kernels.cli.train import train  # noqa: E402
+from mobizo_kernels.data import InputError  # noqa: E402
+from mobizo_kernels.executorch import Trainer, read_description  # noqa: E402
+from mobizo_kernels.zo import read_journal  # noqa: E402
+
+STEPS = 7
+QUERIES = 2
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings for a tiny model and little data."""
+    directory = tmp_path_factory.mktemp("task")
+    return {
+        "model": str(save_model(directory / "model")),
+        "data": str(write_csv(directory / "data.csv", reviews())),
+        "template": TEMPLATE,
+        "verbalizer": json.dumps(WORDS),
+        "max_length": 18,
+        "queries": QUERIES,
+        "layers": "0:1",
+        "steps": STEPS,
+        "lr": 0.05,
+        "eval_rows": 21,
+        "validation_rows": 9,
+        "eval_every": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def inside(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same inside ExecuTorch, with a program that `mobizo export` made."""
+    program = tmp_path_factory.mktemp("program") / "new" / "tiny.pte"
+    shared = ("model", "template", "verbalizer", "max_length", "queries", "layers")
+    assert run("export", *options({name: task[name] for name in shared}), f"--out={program}") == 0
+    return {**task, "engine": "executorch", "program": program}
+
+
+@pytest.fixture(scope="module")
+def finished(inside: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run, with its journal."""
+    out = tmp_path_factory.mktemp("finished")
+    train(TrainSettings(**inside, out=out, overwrite=True, journal=out / "journal"))
+    return out
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main.run(arguments)
+    return int(exit_info.value.code or 0)
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def adapter_bytes(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_export_describes_what_was_asked_for(inside: dict[str, Any]) -> None:
+    found = read_description(inside["program"])
+    wanted = {"queries": 2, "batch_size": 4, "groups": 4, "estimator": "two_sided", "max_length": 18}
+    assert {name: found[name] for name in wanted} == wanted
+    assert [p["name"] for p in found["adapter"]["parameters"]] == [
+        f"model.layers.{layer}.self_attn.v_proj.weight" for layer in (0, 1)
+    ]
+    assert len(found["candidate_tokens"]) == 2
+    assert found["tokenizer"] and found["dynamic_length"]
+
+
+def test_it_does_what_eager_does(task: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    train(TrainSettings(**task, out=tmp_path, dtype="float32"))
+    here, there = metrics_of(finished), metrics_of(tmp_path)
+    assert here["losses"] == pytest.approx(there["losses"], rel=1e-4)
+    assert len(here["validation"]) == len(there["validation"]) == 5
+    for ours, theirs in zip(here["validation"], there["validation"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for name in ("best_step", "predictions", "eval_rows", "steps", "skipped_steps"):
+        assert here[name] == there[name]
+    for when in ("before", "after"):
+        assert here[f"accuracy_{when}"] == there[f"accuracy_{when}"]
+        assert here[f"auc_{when}"] == pytest.approx(there[f"auc_{when}"], abs=0.02)
+    ours, theirs = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (finished, tmp_path))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=1e-5)
+    assert set(here) - set(there) == {"program_bytes"}
+    assert here["peak_rss_mb"] > 50 and here["step_ms_median"] > 0
+
+
+def test_files(inside: dict[str, Any], finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "adapter",
+        "adapter.safetensors",
+        "dataset.safetensors",
+        "journal",
+        "learning_curve.png",
+        "metrics.json",
+    }
+    assert adapter_bytes(finished) == (finished / "adapter.safetensors").read_bytes()
+    base = AutoModelForCausalLM.from_pretrained(inside["model"])
+    tuned = peft.PeftModel.from_pretrained(base, finished / "adapter")
+    assert any(b.abs().max() > 0 for name, b in tuned.named_parameters() if "lora_B" in name)
+
+
+def test_a_run_that_exports_is_resumed(
+    inside: dict[str, Any], finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, journal = tmp_path / "out", tmp_path / "journal"
+    settings = {**inside, "program": None, "out": out, "journal": journal, "resume": True}
+    train(TrainSettings(**settings))
+    assert "lowering" in capfd.readouterr().err
+    assert adapter_bytes(out) == adapter_bytes(finished)
+    content = journal.read_bytes()
+    assert content == (finished / "journal").read_bytes()
+
+    journal.write_bytes(content[: -2 * (12 + 4 * QUERIES) - 5])
+    (out / "metrics.json").unlink()
+    train(TrainSettings(**settings))
+    assert "lowering" not in capfd.readouterr().err
+    assert journal.read_bytes() == content
+    assert adapter_bytes(out) == adapter_bytes(finished)
+    resumed, once = metrics_of(out), metrics_of(finished)
+    assert resumed["losses"] == [None] * (STEPS - 3) + once["losses"][-3:]
+    assert resumed["validation"] == once["validation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 0.5}, "momentum: the native trainer has 0.0 only, got 0.5"),
+        ({"weight_decay": 0.1}, "weight_decay: the native trainer has 0.0 only"),
+        ({"dtype": "bfloat16"}, "dtype: the native trainer has float32 only, got bfloat16"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"seed": 2**63}, "seed: expected a signed 64-bit integer"),
+        ({"lr": -1.0}, "lr must be at least 0"),
+        ({"steps": STEPS, "journal": "{inputs}/journal"}, "journal: .* exists"),
+        ({"queries": 3}, "queries: .*tiny.pte was exported for 2, got 3"),
+        ({"batch_size": 2}, "batch_size: .* was exported for 4, got 2"),
+        ({"estimator": "one_sided"}, "estimator: .* was exported for two_sided"),
+        ({"distribution": "rademacher"}, "distribution: .* was exported for gaussian"),
+        ({"quantization": "int8"}, "quantization: .* was exported for none, got int8"),
+        ({"max_length": 30}, "max_length: .* was exported for 18, got 30"),
+        ({"layers": "1:1"}, "other targets, layers, rank or alpha: expected 1 LoRA-B of"),
+        ({"rank": 3}, r"expected 2 LoRA-B of \[16, 3\] scaled by 2, got 2 of \[16, 8\]"),
+        ({"alpha": 3.0}, "scaled by 0.375, got 2 of .* scaled by 2"),
+        ({"model": "{inputs}/wider"}, "model: .*tiny.pte was exported from .*, not from .*wider"),
+        ({"program": "{inputs}/absent.pte"}, "program: .*absent.pte"),
+        ({"program": "{inputs}/cut.pte"}, "program: .*cut.pte: not a program of ExecuTorch"),
+        ({"program": "{inputs}/other.pte"}, "program: .*other.pte"),
+        ({"verbalizer": '{"0": " great", "1": " terrible"}'}, "data: .*candidate_tokens must be those of"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_input(
+    options: dict[str, Any],
+    message: str,
+    inside: dict[str, Any],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    inputs = tmp_path_factory.mktemp("inputs")
+    save_model(inputs / "wider", intermediate_size=64)
+    content = inside["program"].read_bytes()
+    (inputs / "journal").write_text("another run")
+    (inputs / "cut.pte").write_bytes(content[: len(content) // 3])
+    (inputs / "other.pte").write_text("no program")
+    (tmp_path / "metrics.json").write_text("an earlier run")
+    filled = {
+        name: value.replace("{inputs}", str(inputs)) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    for name in {"program", "journal"} & filled.keys():
+        filled[name] = Path(filled[name])
+    with pytest.raises(InputError, match=message):
+        train(TrainSettings(**{**inside, **filled}, out=tmp_path, overwrite=True))
+    assert (tmp_path / "metrics.json").read_text() == "an earlier run"
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_without_executorch(
+    inside: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "mobizo_kernels.executorch", None)
+    assert run("train", *options({**inside, "out": tmp_path / "out"})) == 2
+    assert capsys.readouterr().err.startswith("mobizo: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_does_not_overwrite_unasked(
+    inside: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = inside["program"].read_bytes()
+    assert run("export", f"--model={inside['model']}", f"--out={inside['program']}") == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert inside["program"].read_bytes() == before
+
+
+def test_trainer(inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    trainer = Trainer(inside["program"])
+    assert trainer.description == read_description(inside["program"])
+    untuned = trainer.adapter()
+    assert all((tensor == 0).all() for name, tensor in untuned.items() if "lora_B" in name)
+    with pytest.raises(ValueError, match="no rows for nothing"):
+        trainer.evaluate(finished / "dataset.safetensors", split="nothing")
+
+    steps, validations = [], []
+    result = trainer.train(
+        finished / "dataset.safetensors",
+        steps=STEPS,
+        lr=0.05,
+        eval_every=2,
+        validation_rows=9,
+        on_step=steps.append,
+        on_evaluation=validations.append,
+    )
+    assert [report.step for report in steps] == list(range(STEPS))
+    assert [report.loss for report in steps] == metrics_of(finished)["losses"]
+    assert steps[0].losses.shape == (4,) and steps[0].projected_gradients.shape == (QUERIES,)
+    assert [report.lr for report in steps] == pytest.approx([0.05 * (1 - t / STEPS) for t in range(STEPS)])
+    assert result.evaluations == validations
+    assert (result.steps, result.resumed_steps, result.best_step) == (
+        STEPS,
+        0,
+        metrics_of(finished)["best_step"],
+    )
+    kept = trainer.adapter()
+    for name, tensor in load_file(finished / "adapter.safetensors").items():
+        assert kept[name].tobytes() == tensor.tobytes()
+
+    trainer.save_adapter(tmp_path / "adapter.safetensors")
+    assert (tmp_path / "adapter.safetensors").read_bytes() == (finished / "adapter.safetensors").read_bytes()
+    trainer.save_peft(tmp_path / "peft")
+    assert set(contents(tmp_path / "peft").values()) == set(contents(finished / "adapter").values())
+
+
+def test_adapters_of_the_trainer(inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    tuned = load_file(finished / "adapter.safetensors")
+    scored = metrics_of(finished)["predictions"]
+    for source in (finished / "adapter", finished / "adapter.safetensors"):
+        trainer = Trainer(inside["program"])
+        trainer.load_adapter(source)
+        assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
+        evaluation = trainer.evaluate(finished / "dataset.safetensors")
+        assert evaluation.scores.argmax(axis=1).tolist() == scored
+        assert evaluation.accuracy == (evaluation.scores.argmax(axis=1) == evaluation.labels).mean()
+
+    shutil.copytree(finished / "adapter", tmp_path / "changed")
+    config = tmp_path / "changed" / "adapter_config.json"
+    values = json.loads(config.read_text())
+    trainer = Trainer(inside["program"])
+    config.write_text(json.dumps({**values, "lora_alpha": 5}))
+    with pytest.raises(ValueError, match="changed: lora_alpha must be 16, that of the program, got 5"):
+        trainer.load_adapter(tmp_path / "changed")
+    assert all((tensor == 0).all() for name, tensor in trainer.adapter().items() if "lora_B" in name)
+    with pytest.raises(OSError, match=r"adapter_config\.json"):
+        trainer.load_adapter(tmp_path)
+
+
+def test_replay(inside: dict[str, Any], finished: Path) -> None:
+    trainer = Trainer(inside["program"])
+    assert trainer.replay(finished / "journal", until=metrics_of(finished)["best_step"]) <= STEPS
+    tuned = load_file(finished / "adapter.safetensors")
+    assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
+    with pytest.raises(ValueError, match=f"until must be from 0 to {STEPS}"):
+        trainer.replay(finished / "journal", until=STEPS + 1)
+    assert len(read_journal(finished / "journal")[1]) == STEPS
+
+
+def test_demo(
+    inside: dict[str, Any], task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: work(settings))
+    changes = {name: value for name, value in inside.items() if name != "engine"}
+    found = demo.demo(tmp_path, ("executorch",), **changes)
+    found |= demo.demo(tmp_path, ("eager",), **task)
+    assert found["executorch"]["peft_rows_that_differ"] == 0
+    assert found["executorch"]["peft_accuracy"] == found["executorch"]["accuracy_after"]
+    table = demo_table(found).splitlines()
+    assert table[1].split() == ["ExecuTorch", "torch"]
+    assert next(line for line in table if "base weights" in line).split()[-2:] == ["float32", "bfloat16"]
+    assert next(line for line in table if "predicted otherwise" in line).split()[-4:] == [
+        "0",
+        "of",
+        "21",
+        "-",
+    ]
