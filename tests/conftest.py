@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from hypothesis import settings
 # Examples are the same in every run, and a busy machine is no failure.
 settings.register_profile("mobizo", deadline=None, derandomize=True)
 settings.load_profile("mobizo")
+
+# A package built without the ExecuTorch parts is tested without them.
+collect_ignore_glob = [] if find_spec("executorch") else ["test_executorch_*.py"]
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ void sync_directory(const std::string& path) {
 
 File::File(std::string path, int flags) : path_(std::move(path)), descriptor_(::open(path_.c_str(), flags | O_CLOEXEC, 0666)) {
   if (descriptor_ < 0) throw SystemError(errno, "cannot open " + path_);
-  struct stat status {};
+  struct stat status{};
   const bool known = ::fstat(descriptor_, &status) == 0;
   if (known && S_ISREG(status.st_mode)) return;
   const int code = known ? 0 : errno;
@@ -57,7 +57,7 @@ File::File(std::string path, int flags) : path_(std::move(path)), descriptor_(::
 File::~File() { ::close(descriptor_); }
 
 int64_t File::size() const {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor_, &status) != 0) throw SystemError(errno, "cannot read " + path_);
   return status.st_size;
 }
@@ -99,7 +99,7 @@ std::string read_file(const std::string& path) {
 }
 
 void write_atomically(const std::string& path, const std::vector<std::string_view>& pieces) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) fail(path, ": not a regular file");
   std::string temporary = path + ".XXXXXX";
   const int descriptor = ::mkstemp(temporary.data());
@@ -121,7 +121,7 @@ void write_atomically(const std::string& path, const std::vector<std::string_vie
 }
 
 void check_output(const std::string& option, const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   const std::string parent = parent_of(path);
   if (path.empty() || path.back() == '/') fail(option, ": expected the name of a file, got '", path, "'");
   if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) fail(option, ": ", path, " is not a regular file");
@@ -131,7 +131,7 @@ void check_output(const std::string& option, const std::string& path) {
 }
 
 bool exists(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   return ::stat(path.c_str(), &status) == 0;
 }
 

@@ -5,8 +5,8 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <atomic>
 #include <filesystem>
-#include <mutex>
 
 #include "adapter.h"
 #include "errors.h"
@@ -147,8 +147,11 @@ class Trainer {
   template <typename Work>
   auto working(Work work) -> decltype(work()) {
     const py::gil_scoped_release release;
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) fail("this trainer is at work: use it again when the call that it is in has returned");
+    if (busy_.exchange(true)) fail("this trainer is at work: use it again when the call that it is in has returned");
+    const struct Done {
+      std::atomic<bool>& busy;
+      ~Done() { busy = false; }
+    } done{busy_};
     return work();
   }
 
@@ -170,7 +173,7 @@ class Trainer {
   }
 
   Program program_;
-  std::mutex mutex_;
+  std::atomic<bool> busy_{false};
 };
 
 void translate(std::exception_ptr pointer) {

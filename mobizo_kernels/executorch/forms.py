@@ -6,6 +6,7 @@ the program is then slower, never wrong.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,23 +60,39 @@ def replace_norms(model: nn.Module) -> None:
                 break
 
 
+class TanhGELU(nn.Module):
+    """GELU by tanh, written out: XNNPACK takes the op for exact GELU, 5e-4 off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x of any shape -> the same shape."""
+        return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
+
+
+def replace_gelus(model: nn.Module) -> None:
+    """Put :class:`TanhGELU` in the place of every activation that turns out to compute it."""
+    candidate, x = TanhGELU(), torch.linspace(-5.0, 5.0, 101)
+    for name, module in list(model.named_modules()):
+        if "gelu" in type(module).__name__.lower() and torch.allclose(candidate(x), module(x), atol=2e-6):
+            model.set_submodule(name, candidate)
+
+
 @contextmanager
 def product_rotation(model: PreTrainedModel) -> Iterator[None]:
     """Rotary embeddings by a product with a signed permutation: XNNPACK cuts no tensor of dynamic shape."""
     home = sys.modules[type(model.base_model).__module__]
     original: Callable[[torch.Tensor], torch.Tensor] | None = getattr(home, "rotate_half", None)
-    matrices: dict[int, torch.Tensor] = {}
-
-    def rotate_half(x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.contiguous(), matrices[x.shape[-1]])
-
     if original is None:
         yield
         return
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     # Row i of the rotated identity says where input feature i goes; a linear wants it the other way round.
-    matrices[width] = original(torch.eye(width)).T.contiguous()
+    # Some models rotate only the first features of a head.
+    matrices = {n: original(torch.eye(n)).T.contiguous() for n in range(2, width + 1, 2)}
+
+    def rotate_half(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.contiguous(), matrices[x.shape[-1]])
+
     with patch.object(home, "rotate_half", rotate_half):
         yield
 

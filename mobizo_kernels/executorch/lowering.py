@@ -1,0 +1,89 @@
+"""The methods of a training program: traced, given to XNNPACK and to this package's ops, written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from torch.export import Dim, ExportedProgram
+
+from mobizo_kernels._files import written_whole
+from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
+from mobizo_kernels.executorch.program import (
+    Evaluate,
+    GetAdapter,
+    Method,
+    SetAdapter,
+    TrainingGraph,
+    TrainStep,
+    Update,
+)
+
+MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
+
+_log = logging.getLogger(__name__)
+
+
+def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:
+    """The methods by their names, for the sizes that the description gives."""
+    groups, queries, length = graph.groups, description["queries"], description["max_length"]
+    directions = (torch.arange(groups), torch.zeros(groups))
+    update = (torch.arange(queries), torch.zeros(queries))
+    # An example at a bound would be taken for a fixed length.
+    example = length - 1 if description["dynamic_length"] else length
+    time = {1: Dim("length", min=MIN_LENGTH, max=length)} if description["dynamic_length"] else None
+
+    def tokens(rows: int) -> tuple[torch.Tensor, ...]:
+        ids = torch.ones(rows, example, dtype=torch.int64)
+        positions = torch.zeros(rows, description["targets_per_row"], dtype=torch.int64)
+        return ids, torch.ones_like(ids), positions
+
+    train, evaluate = tokens(description["batch_size"]), tokens(description["evaluation_rows"])
+    adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
+    methods: dict[str, tuple[Method, tuple[torch.Tensor, ...], Any]] = {
+        "train_step": (
+            TrainStep(graph),
+            (*train, torch.zeros_like(train[2]), *directions, *update),
+            (time, time, *[None] * 6),
+        ),
+        "evaluate": (Evaluate(graph), evaluate, (time, time, None)),
+        "update": (Update(graph), update, None),
+        "get_adapter": (GetAdapter(graph), (), None),
+        "set_adapter": (SetAdapter(graph), adapters, None),
+    }
+    programs = {}
+    for name, (method, arguments, shapes) in methods.items():
+        _log.info("tracing %s", name)
+        programs[name] = torch.export.export(method.eval(), arguments, dynamic_shapes=shapes, strict=False)
+    return programs
+
+
+def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> EdgeProgramManager:
+    """The methods with delegates where they hold the decoder: elsewhere one would take B for a constant."""
+    _log.info("lowering")
+    delegated = {"train_step", "evaluate"}
+    return to_edge_transform_and_lower(
+        programs,
+        transform_passes=[InferViewSizes()],
+        partitioner={name: [LevelPartitioner()] if name in delegated else [] for name in programs},
+        constant_methods=constant_methods,
+    )
+
+
+def write(lowered: EdgeProgramManager, path: Path) -> None:
+    """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all."""
+    program = lowered.to_executorch(
+        ExecutorchBackendConfig(
+            passes=[InitializedMutableBufferPass(["lora_b"])],
+            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+            emit_mutable_buffer_names=True,
+        )
+    )
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        program.write_to_file(file)
