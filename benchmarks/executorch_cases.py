@@ -27,7 +27,7 @@ MAKERS = (
     *(f"benchmarks/executorch_{name}.py" for name in ("first_order", "peers", "programs")),
     *(
         f"mobizo_kernels/executorch/{name}.py"
-        for name in ("export", "forms", "partitioner", "program", "quantization")
+        for name in ("export", "forms", "lowering", "partitioner", "program", "quantization")
     ),
 )
 

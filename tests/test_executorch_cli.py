@@ -15,15 +15,13 @@ from safetensors.numpy import load_file
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
-pytest.importorskip("executorch")
-
-from mobizo_kernels.cli import demo, main  # noqa: E402
-from mobizo_kernels.cli.report import demo_table  # noqa: E402
-from mobizo_kernels.cli.settings import TrainSettings  # noqa: E402
-from mobizo_kernels.cli.train import train  # noqa: E402
-from mobizo_kernels.data import InputError  # noqa: E402
-from mobizo_kernels.executorch import Trainer, read_description  # noqa: E402
-from mobizo_kernels.zo import read_journal  # noqa: E402
+from mobizo_kernels.cli import demo, main
+from mobizo_kernels.cli.report import demo_table
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.train import train
+from mobizo_kernels.data import InputError
+from mobizo_kernels.executorch import Trainer, read_description
+from mobizo_kernels.zo import read_journal
 
 STEPS = 7
 QUERIES = 2

@@ -14,14 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.executorch._library import load_ops
-from mobizo_kernels.executorch.trainer import (
-    EvaluationResult,
-    StepReport,
-    Trainer,
-    TrainResult,
-    Validation,
-    read_description,
-)
+from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
+from mobizo_kernels.executorch.trainer import Trainer, read_description
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch.export import export_training_program

@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobizo_kernels.executorch._library import load_trainer
+from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import _trainer
@@ -21,82 +21,6 @@ if TYPE_CHECKING:
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT calls them
 # What decides, beside the matrices, what a LoRA computes, and what it is where a configuration does not say.
 _SCALING = {"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One step of :meth:`Trainer.train`.
-
-    Attributes:
-        step: from 0.
-        loss: of the model before the step's update.
-        losses: of each group, float32 [G].
-        projected_gradients: float32 [q]; NaN if the step was skipped.
-        update_norm: L2 norm of the update that the forward of this step applied first, the one before it.
-        lr: learning rate.
-        seconds: that the step took.
-        skipped: a loss was not finite, so nothing is updated.
-    """
-
-    step: int
-    loss: float
-    losses: NDArray[np.float32]
-    projected_gradients: NDArray[np.float32]
-    update_norm: float
-    lr: float
-    seconds: float
-    skipped: bool
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation rows after `step` steps: mean cross-entropy, accuracy, and its mean over the labels."""
-
-    step: int
-    loss: float
-    accuracy: float
-    balanced_accuracy: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A run of :meth:`Trainer.train`.
-
-    Attributes:
-        steps: in all.
-        resumed_steps: of these, repeated from the journal.
-        skipped_steps: of those made now.
-        best_step: steps behind the adapter that was kept.
-        evaluations: every validation.
-    """
-
-    steps: int
-    resumed_steps: int
-    skipped_steps: int
-    best_step: int
-    evaluations: list[Validation]
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The rows of a split, scored.
-
-    Attributes:
-        rows: how many.
-        loss: mean cross-entropy over all tokens to predict.
-        accuracy: share of rows whose last token is predicted.
-        balanced_accuracy: mean of the accuracy over the labels; NaN if rows have none.
-        labels: int32 [rows], -1 for none.
-        scores: logits at each row's last target, float32 [rows, C], of the C candidate tokens in their order,
-            or of the vocabulary.
-    """
-
-    rows: int
-    loss: float
-    accuracy: float
-    balanced_accuracy: float
-    labels: NDArray[np.int32]
-    scores: NDArray[np.float32]
 
 
 class Trainer:
