@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.resolve()
 MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
 OLDEST_TORCH = (2, 10)  # the first with every part of the stable ABI that csrc/aten uses
 TORCH_EXTENSION = "mobizo_kernels._C"
+TRAINER_EXTENSION = "mobizo_kernels.executorch._trainer"
+TRAINER_FILES = ("libmobizo_executorch.so", "mobizo_runner", "_built_for")  # beside it
 WITH_EXECUTORCH = os.environ.get("MOBIZO_EXECUTORCH", "1") != "0"
 REQUIREMENTS = [
     "torch>=2.10",
@@ -99,9 +101,17 @@ class CMakeBuild(build_ext):
             "-DMOBIZO_PYTHON_MODULE=ON",
         )
         install(next(build.glob("_trainer*.so")), target)
-        for name in ("libmobizo_executorch.so", "mobizo_runner"):
+        (build / "_built_for").write_text(version("executorch") + "\n")
+        for name in TRAINER_FILES:
             install(build / name, target.parent / name)
-        (target.parent / "_built_for").write_text(version("executorch") + "\n")
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: what lies beside the trainer's module goes with it."""
+        super().copy_extensions_to_source()
+        if WITH_EXECUTORCH:
+            folder = Path(self.get_ext_fullpath(TRAINER_EXTENSION)).parent
+            for name in TRAINER_FILES:
+                install(folder / name, ROOT / "mobizo_kernels" / "executorch" / name)
 
     def cmake(self, source: str, targets: list[str], *options: str) -> Path:
         """Build targets of the CMake project in the folder `source`; where the results lie."""
@@ -138,9 +148,7 @@ def extension(name: str, *folders: str, limited: bool) -> Extension:
 # The torch extension never touches Python's C API: one build of it serves every version of Python.
 extensions = [extension(TORCH_EXTENSION, "csrc", limited=True)]
 if WITH_EXECUTORCH:
-    extensions.append(
-        extension("mobizo_kernels.executorch._trainer", "csrc", "executorch_ops", limited=False)
-    )
+    extensions.append(extension(TRAINER_EXTENSION, "csrc", "executorch_ops", limited=False))
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": CMakeBuild},
