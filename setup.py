@@ -109,9 +109,9 @@ class CMakeBuild(build_ext):
         """For an editable install: what lies beside the trainer's module goes with it."""
         super().copy_extensions_to_source()
         if WITH_EXECUTORCH:
-            folder = Path(self.get_ext_fullpath(TRAINER_EXTENSION)).parent
+            folder = Path(*TRAINER_EXTENSION.split(".")[:-1])
             for name in TRAINER_FILES:
-                install(folder / name, ROOT / "mobizo_kernels" / "executorch" / name)
+                install(self.build_lib / folder / name, ROOT / folder / name)
 
     def cmake(self, source: str, targets: list[str], *options: str) -> Path:
         """Build targets of the CMake project in the folder `source`; where the results lie."""
