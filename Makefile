@@ -30,7 +30,7 @@ $(VENV)/.tools: $(CONSTRAINTS) pyproject.toml
 
 # Editable, so that the commands work from this folder on the sources that lie here.
 $(VENV)/.installed: $(VENV)/.tools $(NATIVE) pyproject.toml setup.py
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,test,lint]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,gpu,test,lint]'
 	touch $@
 
 demo: install

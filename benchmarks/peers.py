@@ -11,7 +11,8 @@ import torch.nn.functional as F
 def mezo_perturb_(params: Sequence[torch.Tensor], coeff: float) -> None:
     """MeZO (arXiv 2305.17333, Algorithm 1) as its public code has it: a new noise tensor per parameter."""
     for param in params:
-        param.add_(torch.normal(0.0, 1.0, size=param.shape, dtype=param.dtype), alpha=coeff)
+        noise = torch.normal(0.0, 1.0, size=param.shape, dtype=param.dtype, device=param.device)
+        param.add_(noise, alpha=coeff)
 
 
 class MaterialisedNoise:
@@ -24,7 +25,7 @@ class MaterialisedNoise:
 
     def __init__(self, params: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> None:
         sizes = [param.numel() for param in params]
-        self._flat = torch.empty(sum(sizes), dtype=dtype or params[0].dtype)
+        self._flat = torch.empty(sum(sizes), dtype=dtype or params[0].dtype, device=params[0].device)
         parts = self._flat.split(sizes)
         self._noise = [part.view_as(param) for part, param in zip(parts, params, strict=True)]
         self._params = list(params)

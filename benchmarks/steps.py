@@ -78,12 +78,12 @@ def full_logits_forward(settings: StepSettings) -> Step:
     return lambda: full_logits_losses(model, inputs, labels, settings.groups).mean().item()
 
 
-def ours(settings: StepSettings) -> Step:
+def ours(settings: StepSettings, cuda_graph: bool = False) -> Step:
     """ZerothOrder.step on a wrapped model."""
     model, tokens = settings.load(), settings.tokens()
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
     mobizo.wrap(model, config)
-    zo = mobizo.ZerothOrder(model, queries=settings.queries, eps=EPS, lr=LR)
+    zo = mobizo.ZerothOrder(model, queries=settings.queries, eps=EPS, lr=LR, cuda_graph=cuda_graph)
     labels = torch.full_like(tokens, IGNORED)
     labels[:, -1] = tokens[:, -1]
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
@@ -153,10 +153,10 @@ class StackedLoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, settings: StepSettings) -> None:
         super().__init__()
         self.weight, self.scaling = base.weight, settings.alpha / settings.rank
-        dtype, size_of_b = base.weight.dtype, (settings.rank, base.out_features)
-        self.lora_a = torch.randn(settings.rank, base.in_features, dtype=dtype) / base.in_features**0.5
-        self.lora_b = torch.zeros(size_of_b, dtype=dtype)
-        self.stack = torch.zeros(settings.groups, *size_of_b, dtype=dtype)
+        weight, size_of_b = base.weight, (settings.rank, base.out_features)
+        self.lora_a = weight.new_empty(settings.rank, base.in_features).normal_(std=base.in_features**-0.5)
+        self.lora_b = weight.new_zeros(size_of_b)
+        self.stack = weight.new_zeros(settings.groups, *size_of_b)
 
     def perturb(self) -> None:
         """New directions."""

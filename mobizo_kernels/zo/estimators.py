@@ -78,13 +78,20 @@ class Estimator(ABC):
         """
         if losses.shape != (self.groups,):
             raise ValueError(f"losses must have shape [{self.groups}], got {list(losses.shape)}")
-        losses = losses.detach().cpu().double()
+        return self.slopes(losses.detach().cpu().double()).float()
+
+    def slopes(self, losses: torch.Tensor) -> torch.Tensor:
+        """:meth:`projected_gradients` before their rounding, float64 [q], from losses float64 [G].
+
+        Nothing is read back from the device of `losses`, and the bits are the same on every device.
+        """
         differences = self.differences(losses)
         if not self.normalize:
-            return (differences / self.eps).float()
-        std = self.perturbed(losses).std()
+            # By a tensor: on a GPU torch divides by a number by multiplying with its reciprocal.
+            return differences / torch.full_like(differences, self.eps)
+        spread = _standard_deviation(self.perturbed(losses))
         # Equal losses tell the directions apart in no way: no step, rather than a division by zero.
-        return (differences / std if std > 0 else torch.zeros_like(differences)).float()
+        return torch.where(spread > 0, differences / spread, torch.zeros_like(differences))
 
 
 @dataclass(frozen=True)
@@ -140,3 +147,19 @@ def make_estimator(name: str, *, queries: int, eps: float, normalize: bool = Fal
     if name not in _ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {name!r}")
     return _ESTIMATORS[name](queries, eps, normalize)
+
+
+def _standard_deviation(values: torch.Tensor) -> torch.Tensor:
+    """Of a sample [n], n >= 2: `values.std()` with sums whose order, and so whose bits, no device chooses."""
+    count = torch.full_like(values[0], len(values))
+    deviations = values - _sum(values) / count
+    return (_sum(deviations * deviations) / (count - 1)).sqrt()
+
+
+def _sum(values: torch.Tensor) -> torch.Tensor:
+    """Of [n], by additions of halves: one element-wise operation for each doubling of n."""
+    while len(values) > 1:
+        half, rest = divmod(len(values), 2)
+        added = values[:half] + values[half : 2 * half]
+        values = torch.cat([added, values[-1:]]) if rest else added
+    return values[0]

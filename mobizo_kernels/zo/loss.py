@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,23 @@ from transformers import PreTrainedModel
 
 IGNORED = -100
 """The label of a token that is not to be predicted, as in transformers."""
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """A batch on the model's device, and what is to be predicted where in it.
+
+    Attributes:
+        inputs: what the decoder takes, each [B, T', ...], T' being the columns up to the last prediction.
+        rows: row of each prediction, int64 [n].
+        columns: column of each prediction, int64 [n].
+        targets: class of the softmax to predict there, int64 [n].
+    """
+
+    inputs: dict[str, torch.Tensor]
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
 
 
 class LabelledLoss:
@@ -62,18 +80,37 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token, or a label is not a candidate.
         """
-        rows, columns, tokens = self._labelled(batch)
-        targets = self._targets(tokens)
-        hidden = self._hidden(batch, rows, columns, groups)
+        return self.of_labelled(self.labelled(batch), groups)
+
+    def labelled(self, batch: Mapping[str, torch.Tensor]) -> LabelledBatch:
+        """Find out on the host whatever the shapes of :meth:`of_labelled` depend on.
+
+        Args:
+            batch: B rows, as above.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        rows, columns, tokens = self._positions(batch)
+        device, targets = self.model.device, self._targets(tokens)
+        inputs = self._inputs(batch, columns)
+        return LabelledBatch(inputs, rows.to(device), columns.to(device), targets.to(device))
+
+    @torch.no_grad()
+    def of_labelled(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
+        """The loss of every group, float32 [groups], of a batch from :meth:`labelled`. Its own operations
+        read nothing back to the host, so they can be captured in a CUDA graph.
+        """
+        hidden = self._hidden(batch.inputs, batch.rows, batch.columns, groups)
         total = torch.zeros(groups, device=hidden.device)
         # A chunk takes the same tokens of every group, so an adapted LM head finds its groups in it.
         step = max(1, self.chunk_tokens // groups)
-        for part, target in zip(hidden.split(step, dim=1), targets.split(step), strict=True):
+        for part, target in zip(hidden.split(step, dim=1), batch.targets.split(step), strict=True):
             losses = F.cross_entropy(
                 self._logits(part.flatten(0, 1)).float(), target.repeat(groups), reduction="none"
             )
             total += losses.view(groups, -1).sum(dim=1)
-        return total / len(targets)
+        return total / len(batch.targets)
 
     @torch.no_grad()
     def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -89,15 +126,17 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token.
         """
-        rows, columns, _ = self._labelled(batch)
-        hidden = self._hidden(batch, rows, columns)[0]
+        rows, columns, _ = self._positions(batch)
+        hidden = self._hidden(self._inputs(batch, columns), rows, columns)[0]
         return torch.cat([self._logits(part).float() for part in hidden.split(self.chunk_tokens)])
 
-    def _labelled(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _positions(
+        self, batch: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Row and column of each prediction, and the token to predict there; each int64 [n]."""
         if "labels" not in batch or "input_ids" not in batch:
             raise ValueError(f"batch must hold input_ids and labels, got {sorted(batch)}")
-        labels, shape = batch["labels"].to(self.model.device), batch["input_ids"].shape
+        labels, shape = batch["labels"], batch["input_ids"].shape
         if labels.shape != shape:
             raise ValueError(
                 f"labels must have the shape of input_ids, {list(shape)}, got {list(labels.shape)}"
@@ -114,7 +153,7 @@ class LabelledLoss:
         """Token ids as classes of the softmax."""
         if self.candidates is None:
             return tokens
-        match = tokens[:, None] == self.candidates
+        match = tokens[:, None] == self.candidates.to(tokens.device)
         if not match.any(dim=1).all():
             strangers = sorted(set(tokens[~match.any(dim=1)].tolist()))
             raise ValueError(
@@ -122,16 +161,27 @@ class LabelledLoss:
             )
         return match.int().argmax(dim=1)
 
+    def _inputs(self, batch: Mapping[str, torch.Tensor], columns: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the decoder takes, up to the last of `columns`.
+
+        A mask that hides nothing is left out: to see that it hides nothing transformers would read it back
+        and, while a CUDA graph is captured, build the mask of the attention instead.
+        """
+        width = int(columns.max()) + 1
+        inputs = {name: tensor[:, :width] for name, tensor in batch.items() if name != "labels"}
+        if "attention_mask" in inputs and "position_ids" not in inputs:
+            if bool((inputs["attention_mask"] != 0).all()):
+                del inputs["attention_mask"]
+            elif self._takes_positions:
+                positions = inputs["attention_mask"].long().cumsum(dim=1) - 1
+                inputs["position_ids"] = positions.clamp(min=0)
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
     def _hidden(
-        self, batch: Mapping[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor, groups: int = 1
+        self, inputs: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor, groups: int = 1
     ) -> torch.Tensor:
         """Last hidden states of the decoder at n positions of every group, [groups, n, H]."""
-        width = int(columns.max()) + 1
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != "labels"}
-        if "attention_mask" in inputs and self._takes_positions:
-            positions = inputs["attention_mask"].long().cumsum(dim=1) - 1
-            inputs.setdefault("position_ids", positions.clamp(min=0))
-        inputs = {name: torch.cat([tensor[:, :width]] * groups) for name, tensor in inputs.items()}
+        inputs = {name: torch.cat([tensor] * groups) for name, tensor in inputs.items()}
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return hidden.unflatten(0, (groups, -1))[:, rows, columns]
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, model_fingerprint, plain_name
 from mobizo_kernels.zo.estimators import make_estimator
+from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.journal import JournalHeader, JournalWriter, PathLike
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import ZOSGD
@@ -68,6 +69,9 @@ class ZerothOrder:
         journal: file that gets a record of each step, see :meth:`open_journal`.
         resume: go on with `journal` if there is such a file: its steps are repeated on the model, which must
             be as it was before the first of them.
+        cuda_graph: capture the whole step in a CUDA graph, one for each shape of a batch, and replay it: the
+            step is then free of what launching costs. The model must be wrapped and on one CUDA device;
+            momentum, weight decay and a journal are not supported. See :class:`GraphedSteps`.
 
     Attributes:
         optimizer: the :class:`ZOSGD` that updates the parameters; give it to a scheduler of torch.
@@ -96,6 +100,7 @@ class ZerothOrder:
         candidate_tokens: Sequence[int] | None = None,
         journal: PathLike | None = None,
         resume: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         check_run_seed(run_seed)
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
@@ -106,6 +111,9 @@ class ZerothOrder:
             weight_decay=weight_decay,
             distribution=distribution,
         )
+        if cuda_graph:
+            check_capturable(model, self.optimizer)
+            check_on_cuda(model)
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
         self.model = model
         self.steps = 0
@@ -120,6 +128,9 @@ class ZerothOrder:
             "normalize": normalize,
             "distribution": distribution,
         }
+        self._graphed: GraphedSteps | None = None
+        if cuda_graph:
+            self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
         if journal is not None:
             self.redo(self.open_journal(journal, resume=resume))
 
@@ -152,10 +163,14 @@ class ZerothOrder:
 
         Raises:
             ValueError: naming the argument, if momentum, weight decay or full parameters are tuned (a replay
-                would not give the same bits), if steps were made already, or if the journal is damaged or
-                its header differs from this run's; it names the field then.
+                would not give the same bits), if cuda_graph is True, if steps were made already, or if the
+                journal is damaged or its header differs from this run's; it names the field then.
             OSError: if the journal exists without `resume`, or cannot be read or written.
         """
+        if self._graphed is not None:
+            raise ValueError(
+                "journal needs cuda_graph=False, got True: a step has to be on the disk before it is applied"
+            )
         if not is_wrapped(self.model):
             raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap, not full parameters")
         group = self.optimizer.param_groups[0]
@@ -215,22 +230,16 @@ class ZerothOrder:
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
         """
         seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)
-        if is_wrapped(self.model):
-            losses, standing = self._batched_losses(batch, seeds), torch.zeros(len(seeds))
+        if self._graphed is None:
+            losses, projected_grads = self._step(batch, seeds)
         else:
-            losses, standing = self._sequential_losses(batch, seeds)
+            losses, projected_grads = self._graphed(batch, seeds)
+            # torch's schedulers look for this sign of Optimizer.step, which no graph calls.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
         skipped = not bool(losses.isfinite().all())
         if skipped:
             projected_grads = torch.full((len(seeds),), float("nan"))
-            self._record(nothing := torch.zeros(len(seeds)))
-            self._take_off(seeds, standing)
-            if self.journal is not None:
-                self.optimizer.perturb(seeds, nothing)  # as its replay does: -0 + 0 is 0
             self.skipped_steps += 1
-        else:
-            projected_grads = self.estimator.projected_gradients(losses)
-            self._record(self.optimizer.coefficients(projected_grads))
-            self.optimizer.step(seeds, projected_grads, standing)
         output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
         self.steps += 1
         return output
@@ -257,6 +266,25 @@ class ZerothOrder:
                 )
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
+
+    def _step(
+        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses [G] and projected gradients [q] of a step, recorded and applied if all are finite."""
+        if is_wrapped(self.model):
+            losses, standing = self._batched_losses(batch, seeds), torch.zeros(len(seeds))
+        else:
+            losses, standing = self._sequential_losses(batch, seeds)
+        projected_grads = self.estimator.projected_gradients(losses)
+        if losses.isfinite().all():
+            self._record(self.optimizer.coefficients(projected_grads))
+            self.optimizer.step(seeds, projected_grads, standing)
+        else:
+            self._record(nothing := torch.zeros(len(seeds)))
+            self._take_off(seeds, standing)
+            if self.journal is not None:
+                self.optimizer.perturb(seeds, nothing)  # as its replay does: -0 + 0 is 0
+        return losses, projected_grads
 
     def _record(self, coeffs: torch.Tensor) -> None:
         if self.journal is not None:

@@ -1,0 +1,144 @@
+"""Whether the ops of a device are right, before anything is timed: against numpy, float64 and the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import peft
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mobizo_kernels as mobizo
+from mobizo_kernels import ops, reference
+from mobizo_kernels.zo import query_seeds, tuned_parameters
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DISTRIBUTIONS = ("gaussian", "rademacher")
+SIZES = (1, 130, 4099)
+SHAPES = ((6, 33, 65, 4, 3), (130, 64, 128, 16, 2), (96, 72, 40, 5, 16), (64, 48, 96, 96, 1))
+STREAM = -5
+
+
+def check_all(device: torch.device) -> int:
+    """Run every check; the number of comparisons made.
+
+    Raises:
+        SystemExit: naming the first op that is wrong.
+    """
+    count = 0
+    for check in (noise_and_updates, adapters, steps):
+        for what, right in check(device):
+            if not right:
+                raise SystemExit(f"bench_gpu: {what} is wrong on {device}; nothing was timed")
+            count += 1
+    return count
+
+
+def noise_and_updates(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """noise, perturb_, foreach_perturb_ and zo_update, each to the bit."""
+    seeds, coeffs = torch.tensor([7, -1, 2**63 - 1]), torch.tensor([0.5, -1.25, 3e-3])
+    on_device = seeds.to(device), coeffs.to(device)
+    for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
+        described, params, expected = f"{dtype}, {distribution}", [], []
+        for size in SIZES:
+            z = torch.from_numpy(reference.noise(size, -1, STREAM, distribution)).to(dtype)
+            got = ops.noise([size], on_device[0][1], STREAM, distribution, dtype=dtype)
+            yield f"noise ({described}, {size} values)", torch.equal(got.cpu(), z)
+            before = torch.randn(size).to(dtype)
+            args = (STREAM, 0.75, distribution)
+            wanted, norm = reference.zo_update(before, seeds, coeffs, *args)
+            param = ops.perturb_(before.to(device, copy=True), *on_device, *args)
+            yield f"perturb_ ({described}, {size} values)", torch.equal(param.cpu(), wanted)
+            param = before.to(device, copy=True)
+            change = ops.zo_update(param, *on_device, *args).item()
+            right = torch.equal(param.cpu(), wanted) and abs(change - norm) <= 1e-4 * norm
+            yield f"zo_update ({described}, {size} values)", right
+            params.append(before.to(device, copy=True))
+            expected.append(wanted)
+        ops.foreach_perturb_(params, *on_device, [STREAM] * len(params), 0.75, distribution)
+        right = all(torch.equal(p.cpu(), wanted) for p, wanted in zip(params, expected, strict=True))
+        yield f"foreach_perturb_ ({described})", right
+
+
+def adapters(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """mp_lora, mp_lora_ and mp_lora_linear against the float64 reference."""
+    for dtype, distribution, shape in product(DTYPES, DISTRIBUTIONS, SHAPES):
+        rows, in_features, out_features, rank, groups = shape
+        base, x = torch.randn(rows, out_features).to(dtype), torch.randn(rows, in_features).to(dtype)
+        weight = (torch.randn(out_features, in_features) / in_features**0.5).to(dtype)
+        a, b = torch.randn(rank, in_features) / in_features**0.5, torch.randn(out_features, rank)
+        seeds, coeffs = torch.arange(groups) - 1, torch.randn(groups)
+        tail = (a, b, seeds, coeffs, 0.5, STREAM, distribution)
+        moved = [t.to(device) if isinstance(t, torch.Tensor) else t for t in tail]
+        described = f"({dtype}, {distribution}, {'x'.join(map(str, shape))})"
+        expected, size = _reference(base, x, tail)
+        tolerance = _tolerance(size, in_features + rank, dtype)
+        calls: dict[str, Callable[[], torch.Tensor]] = {
+            "mp_lora": lambda t=moved, y=base, u=x: ops.mp_lora(y.to(device), u.to(device), *t),
+            "mp_lora_": lambda t=moved, y=base, u=x: ops.mp_lora_(y.to(device).clone(), u.to(device), *t),
+        }
+        for name, call in calls.items():
+            yield f"{name} {described}", _close(call(), expected, tolerance)
+        linear = x.double() @ weight.double().T
+        expected, size = _reference(linear, x, tail)
+        size = size + x.double().abs() @ weight.double().abs().T
+        tolerance = 3 * _tolerance(size, in_features + rank, dtype)  # the base is rounded on its own
+        got = ops.mp_lora_linear(x.to(device), weight.to(device), None, *moved)
+        yield f"mp_lora_linear {described}", _close(got, expected, tolerance)
+
+
+def steps(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """A step of a tiny model, ordinary and as a CUDA graph, against the CPU: losses, and B to the bit."""
+    for graph in (False, True) if device.type == "cuda" else (False,):
+        model, twin = _tiny_model(), _tiny_model().to(device)
+        zo = mobizo.ZerothOrder(model, queries=3, lr=0.1)
+        other = mobizo.ZerothOrder(twin, queries=3, lr=0.1, cuda_graph=graph)
+        for step in range(3):  # the third one replays a graph
+            tokens = torch.randint(3, 61, (4, 9))
+            batch = {"input_ids": tokens, "labels": tokens}
+            before = _adapters(twin)
+            expected, got = zo.step(batch), other.step(batch)
+            coeffs = other.optimizer.coefficients(got.projected_grads)
+            _put_back(model, before)
+            zo.optimizer.perturb(query_seeds(0, step, 3), coeffs)
+            # Losses differ in their last bits, and so do gradients; the update follows from the gradients.
+            right = torch.allclose(got.losses, expected.losses, rtol=1e-3)
+            right &= all(torch.equal(a, b) for a, b in zip(_adapters(model), _adapters(twin), strict=True))
+            yield f"a step (cuda_graph={graph})", right
+
+
+def _reference(
+    base: torch.Tensor, x: torch.Tensor, tail: tuple[torch.Tensor | float | int | str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The float64 result, and the same sums over absolute values, by which its error is measured."""
+    a, b, seeds, coeffs, scaling, stream, distribution = tail
+    expected = reference.mp_lora(base, x, a, b, seeds, coeffs, scaling, stream, distribution)
+    stack = reference.stack_b(b, seeds, coeffs, stream, distribution).double().abs()
+    size = reference.mp_lora_stacked(base.double().abs(), x.double().abs(), a.double().abs(), stack, scaling)
+    return expected, size
+
+
+def _tolerance(size: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of sums of `terms` products in float32 (Higham, section 3.1), rounded once to `dtype`."""
+    return (terms + 8) * 2.0**-24 * size + torch.finfo(dtype).eps * size * (dtype != torch.float32)
+
+
+def _close(got: torch.Tensor, expected: torch.Tensor, tolerance: torch.Tensor) -> bool:
+    return bool(((got.cpu().double() - expected).abs() <= tolerance).all())
+
+
+def _tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    return mobizo.wrap(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+
+
+def _adapters(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().cpu().clone() for _, parameter in tuned_parameters(model)]
+
+
+def _put_back(model: torch.nn.Module, values: list[torch.Tensor]) -> None:
+    for (_, parameter), value in zip(tuned_parameters(model), values, strict=True):
+        parameter.data.copy_(value)

@@ -1,0 +1,118 @@
+"""Every launch of the Triton kernels that matters, for the driver of benchmarks/gpu_targets.py to compile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from triton.language.target_info import cuda_capability_geq
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DISTRIBUTIONS = ("gaussian", "rademacher")
+STREAM = -5
+
+
+def launch_all() -> None:
+    """Call the wrappers of all ops on tensors of the CPU, whose values stay as they are."""
+    for launches in (noise_and_updates, adapters):
+        launches()
+
+
+def noise_and_updates() -> None:
+    """noise, perturb_, foreach_perturb_ and zo_update, on aligned and other addresses."""
+    from mobizo_kernels.triton import noise, perturb, zo_update
+
+    seeds, coeffs = torch.arange(3), torch.ones(3)
+    for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
+        room = torch.zeros(5001, dtype=dtype)
+        some = (seeds, coeffs, STREAM, 0.5, distribution)
+        noise.noise([5000], seeds[0], STREAM, distribution, dtype=dtype)
+        for param in (room[:5000], room[1:]):
+            perturb.perturb_(param, *some)
+            perturb.foreach_perturb_([param], seeds, coeffs, [STREAM], 0.5, distribution)
+            zo_update.zo_update(param, *some)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Sizes of an adapted linear: G groups of `rows` rows each."""
+
+    x: torch.dtype
+    rank: int
+    distribution: str = "gaussian"
+    lora_a: torch.dtype = torch.float32
+    lora_b: torch.dtype = torch.float32
+    groups: int = 4
+    rows: int = 64
+    in_features: int = 128
+    out_features: int = 96
+    device: str = "cpu"
+
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Any, ...]]:
+        """base, x, weight, and what follows them in the arguments of every op."""
+        with torch.device(self.device):
+            rows = self.groups * self.rows
+            base = torch.empty(rows, self.out_features, dtype=self.x)
+            x = torch.empty(rows, self.in_features, dtype=self.x)
+            weight = torch.empty(self.out_features, self.in_features, dtype=self.x)
+            lora_a = torch.empty(self.rank, self.in_features, dtype=self.lora_a)
+            lora_b = torch.empty(self.out_features, self.rank, dtype=self.lora_b)
+            directions = torch.zeros(self.groups, dtype=torch.int64), torch.zeros(self.groups)
+        return base, x, weight, (lora_a, lora_b, *directions, 0.5, STREAM, self.distribution)
+
+
+def adapter_cases() -> list[Adapter]:
+    """Every kind of rank, mixes of dtypes, and both ends of the shapes."""
+    f32, bf16, f16 = DTYPES
+    return [
+        *(Adapter(bf16, rank) for rank in (1, 5, 8, 16, 64, 96, 256)),
+        *(Adapter(x, rank) for x, rank in product((f32, f16), (5, 16, 256))),
+        *(Adapter(bf16, rank, "rademacher") for rank in (5, 16, 256)),
+        *(Adapter(x, 16, "rademacher") for x in (f32, f16)),
+        *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, bf16, bf16), (f16, f16, f16))),
+        *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, f16, bf16), (f32, bf16, f16))),
+        *(Adapter(x, 16, rows=3, in_features=4096) for x in DTYPES),
+        Adapter(bf16, 256, rows=3, in_features=4096),
+        Adapter(bf16, 16, groups=3, rows=7, in_features=65, out_features=33),
+        Adapter(bf16, 16, out_features=1 << 27, device="meta"),  # elements of B are numbered in 64 bits
+    ]
+
+
+def fused_cases() -> list[Adapter]:
+    """For the kernel that makes the whole adapted linear: narrow and wide outputs. Only Hopper and later take
+    it, whose hardware copies the tiles.
+    """
+    if not cuda_capability_geq(9):
+        return []
+    sizes: dict[str, Any] = {"rows": 1024, "in_features": 2048, "device": "meta"}
+    return [
+        Adapter(dtype, rank, distribution, lora_a=dtype, lora_b=lora_b, out_features=width, **sizes)
+        for dtype, (rank, distribution, lora_b), width in product(
+            (torch.bfloat16, torch.float16),
+            (
+                (16, "gaussian", torch.float32),
+                (16, "gaussian", torch.bfloat16),
+                (16, "rademacher", torch.float32),
+                (5, "gaussian", torch.float32),
+            ),
+            (256, 1024),
+        )
+    ]
+
+
+def adapters() -> None:
+    """mp_lora_, which mp_lora shares its launches with, and both forms of mp_lora_linear."""
+    from mobizo_kernels.triton import mp_lora, mp_lora_linear
+
+    for case in adapter_cases():
+        base, x, _, tail = case.operands()
+        mp_lora.mp_lora_(base, x, *tail)
+    for dtype in DTYPES:
+        base, x, weight, tail = Adapter(dtype, 8).operands()
+        mp_lora_linear.mp_lora_linear(x, weight, None, *tail)
+    for case in fused_cases():
+        base, x, weight, tail = case.operands()
+        for bias in (None, base[0]):
+            mp_lora_linear.fused(x, weight, bias, *tail)

@@ -1,0 +1,198 @@
+"""The ops on a GPU against what users have today and against a copy of the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.bench_mp_lora import EPS, Layer, check, make_layer
+from benchmarks.gpu_report import GpuReport
+from benchmarks.gpu_timing import Stopwatch
+from benchmarks.harness import Timing, Variant, dtype_name, fastest
+from benchmarks.peers import MaterialisedNoise, make_stack_, mezo_perturb_
+from mobizo_kernels import ops
+
+RANK, SEQUENCES = 16, 32
+COEFF = 1e-6
+ADAPTED = {"TinyLlama-1.1B": [(2048, RANK), (256, RANK)] * 22}  # B of q_proj and v_proj in every layer
+# In and out features: attention, keys and values, the feed-forward part.
+LAYERS = {
+    "TinyLlama-1.1B": ((2048, 2048), (2048, 256), (2048, 5632), (5632, 2048)),
+    "Llama-2-7B": ((4096, 4096), (4096, 11008), (11008, 4096)),
+}
+LINEAR_GOALS = {"TinyLlama-1.1B": 1.10, "Llama-2-7B": 1.05}
+BANDWIDTH_GOALS = {
+    ("float32", "gaussian"): 0.80,
+    ("bfloat16", "gaussian"): 0.60,
+    ("float32", "rademacher"): 0.90,
+}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    values: int
+    lengths: tuple[int, ...]
+    queries: tuple[int, ...]
+    layers: dict[str, tuple[tuple[int, int], ...]]
+
+
+FULL = Extent(1 << 26, (64, 128, 256), (1, 4, 16), LAYERS)
+QUICK = Extent(1 << 24, (64,), (1, 16), {name: shapes[:1] for name, shapes in LAYERS.items()})
+TINY = Extent(1 << 12, (2,), (1, 4), {"TinyLlama-1.1B": ((64, 48),), "Llama-2-7B": ((48, 80),)})
+
+
+def noise_and_updates(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
+    """Tables `noise` and `perturb_`: one tensor far larger than any cache."""
+    device, values = watch.device, extent.values
+    seeds, coeffs = torch.arange(4, device=device), torch.full((4,), COEFF, device=device)
+    report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's generator")
+    for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
+        out = torch.empty(values, dtype=dtype, device=device)
+        own = partial(out.normal_) if distribution == "gaussian" else partial(out.random_, 0, 2)
+        calls: dict[str, list[Variant]] = {
+            "noise": [partial(_noise_into, out, seeds[0], distribution)],
+            "torch": [own],
+            "fill": [partial(out.fill_, 1.0)],
+        }
+        timings = watch.time(calls)
+        report.add(
+            {"values": values, "dtype": dtype_name(dtype), "distribution": distribution},
+            timings,
+            {"ns": timings["noise"].show(1e9 / values), **_shares(timings, "noise", "fill", "torch")},
+        )
+    report.table("perturb_", "ns per value and seed; of the speed of a copy; times MeZO's materialised noise")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for dtype, distribution, count in product(dtypes, ("gaussian", "rademacher"), (1, 4)):
+        param = torch.zeros(values, dtype=dtype, device=device)
+        target, kept = torch.empty_like(param), MaterialisedNoise([param])
+        some = (seeds[:count], coeffs[:count], 5, 1.0, distribution)
+        draw = kept.add_gaussian if distribution == "gaussian" else kept.add_rademacher
+        calls = {
+            "perturb_": [partial(ops.perturb_, param, *some)],
+            "zo_update": [partial(ops.zo_update, param, *some)],
+            "copy": [partial(target.copy_, param)],
+            "public": [_repeated(count, partial(mezo_perturb_, [param], COEFF))],
+            "kept": [_repeated(count, partial(draw, COEFF))],
+        }
+        timings = watch.time(calls)
+        share = timings["copy"].p50 / timings["perturb_"].p50
+        case = {"values": values, "dtype": dtype_name(dtype), "distribution": distribution, "seeds": count}
+        shares = _shares(timings, "perturb_", "copy", fastest(timings, ("public", "kept")))
+        times = {"ns": timings["perturb_"].show(1e9 / values / count)}
+        update = {"zo_update of copy": timings["copy"].p50 / timings["zo_update"].p50}
+        report.add(case, timings, {**times, **shares, **update})
+        goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
+        if goal is not None and count == 1:
+            report.goal(f"perturb_ {dtype_name(dtype)} {distribution}, of a copy", share, at_least=goal)
+
+
+def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
+    """Table `foreach_perturb_`: all LoRA-B of a model, float32, by one launch."""
+    report.table("foreach_perturb_", "us for every LoRA-B of a model; times MeZO's materialised noise")
+    for (model, shapes), distribution, count in product(ADAPTED.items(), ("gaussian", "rademacher"), (1, 4)):
+        size = 4 * sum(rows * columns for rows, columns in shapes)
+        sets = [[torch.zeros(s, device=watch.device) for s in shapes] for _ in range(watch.copies(size))]
+        seeds = torch.arange(count, device=watch.device)
+        coeffs, streams = torch.full((count,), COEFF, device=watch.device), list(range(len(shapes)))
+        some = (seeds, coeffs, streams, 1.0, distribution)
+        kept = [MaterialisedNoise(params) for params in sets]
+        source = [torch.zeros_like(param) for param in sets[0]]
+        timings = watch.time(
+            {
+                "foreach_perturb_": [partial(ops.foreach_perturb_, params, *some) for params in sets],
+                "public": [_repeated(count, partial(mezo_perturb_, params, COEFF)) for params in sets],
+                "kept": [_repeated(count, partial(noise.add_gaussian, COEFF)) for noise in kept],
+                "copy": [partial(torch._foreach_copy_, params, source) for params in sets],
+            }
+        )
+        shares = _shares(timings, "foreach_perturb_", "copy", fastest(timings, ("public", "kept")))
+        case = {"model": model, "tensors": len(shapes), "distribution": distribution, "seeds": count}
+        report.add(case, timings, {"us": timings["foreach_perturb_"].show(1e6), **shares})
+        if count == 1 and distribution == "gaussian":
+            figure = 1e6 * timings["foreach_perturb_"].p50
+            report.goal(f"foreach_perturb_ over every LoRA-B of {model}, us", figure, below=20.0)
+
+
+def linears(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
+    """Table `mp_lora_linear`: bfloat16, q queries on E = 16 = q B sequences, so 2 E = 32 in a forward."""
+    report.table("mp_lora_linear", "us of F.linear; how many times as long the others take")
+    dtype = torch.bfloat16 if watch.device.type == "cuda" else torch.float32
+    worst: dict[str, float] = {}
+    for model, shapes in extent.layers.items():
+        middle = (extent.lengths[len(extent.lengths) // 2], extent.queries[len(extent.queries) // 2])
+        for index, shape in enumerate(shapes):
+            settings = product(extent.lengths, extent.queries) if index == 0 else [middle]
+            for length, queries in settings:
+                ratio = _linear(report, watch, model, shape, length, queries, dtype)
+                worst[model] = max(worst.get(model, 0.0), ratio)
+    for model, ratio in worst.items():
+        report.goal(f"mp_lora_linear / F.linear, {model}, worst", ratio, below=LINEAR_GOALS[model])
+
+
+def _linear(
+    report: GpuReport,
+    watch: Stopwatch,
+    model: str,
+    shape: tuple[int, int],
+    length: int,
+    queries: int,
+    dtype: torch.dtype,
+) -> float:
+    """Add one row; mp_lora_linear / F.linear."""
+    rows, groups, (in_features, out_features) = SEQUENCES * length, 2 * queries, shape
+    size = (rows * (in_features + out_features) + in_features * out_features) * dtype.itemsize
+    with watch.device:
+        layers = [make_layer(s, rows, *shape, RANK, groups, dtype) for s in range(watch.copies(size))]
+    check(layers[0])
+    source = torch.empty(size // 2, dtype=torch.uint8, device=watch.device)
+    target, room = torch.empty_like(source), torch.empty_like(layers[0].stack_t)
+    noise, peer_b = torch.empty_like(room[:queries]), room[0].clone()
+    calls: dict[str, Callable[[Layer], object]] = {
+        "F.linear": lambda layer: F.linear(layer.x, layer.weight),
+        "mp_lora_linear": Layer.mp_lora_linear,
+        "mp_lora_": Layer.mp_lora,
+        "stacked [G, out, r]": Layer.stacked,
+        "stacked [G, r, out]": Layer.stacked_t,
+    }
+    variants: dict[str, list[Variant]] = {
+        name: [partial(call, layer) for layer in layers] for name, call in calls.items()
+    }
+    variants["make stack"] = [lambda: make_stack_(room, noise, peer_b, EPS)]
+    variants["copy"] = [lambda: target.copy_(source)]
+    timings = watch.time(variants)
+    limit = timings["F.linear"].p50
+    stacked = timings[fastest(timings, ("stacked [G, out, r]", "stacked [G, r, out]"))].p50
+    ratio = timings["mp_lora_linear"].p50 / limit
+    report.add(
+        {"model": model, "in": in_features, "out": out_features, "T": length, "q": queries, "rows": rows},
+        timings,
+        {
+            "F.linear us": timings["F.linear"].show(1e6),
+            "mp_lora_linear": ratio,
+            "mp_lora_": timings["mp_lora_"].p50 / limit,
+            "stacked": stacked / limit,
+            "stacked, made": (stacked + timings["make stack"].p50) / limit,
+            "copy": timings["copy"].p50 / limit,
+        },
+    )
+    return ratio
+
+
+def _noise_into(out: torch.Tensor, seed: torch.Tensor, distribution: str) -> torch.Tensor:
+    return torch.ops.mobizo.noise.out(list(out.shape), seed, 5, distribution, dtype=out.dtype, out=out)
+
+
+def _repeated(times: int, once: Variant) -> Variant:
+    return lambda: [once() for _ in range(times)]
+
+
+def _shares(timings: dict[str, Timing], name: str, limit: str, peer: str) -> dict[str, float]:
+    own = timings[name].p50
+    return {f"of {limit}": timings[limit].p50 / own, "x peer": timings[peer].p50 / own}

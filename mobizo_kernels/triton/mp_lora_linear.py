@@ -1,0 +1,231 @@
+"""mp_lora_linear on a GPU: (a) the library's linear, then mp_lora in place, or (b) one kernel for all of it.
+
+(a) reads x once more, and reads and writes the output once more: 2 M (in + 2 out) bytes in 16-bit storage. It
+is the default. (b) moves nothing twice: it makes x A^T beside x W^T from the same tiles of x and adds the
+perturbed expand to the accumulator. But each column of tiles makes x A^T anew, each tile draws noise for 128
+rows alone, and libraries multiply faster than this kernel. :func:`fuses` weighs the two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mobizo_kernels.ops._checks import check, check_device, check_dtype_of_x, check_shape, shape_of
+from mobizo_kernels.ops.mp_lora import _check_adapter
+from mobizo_kernels.triton.matrix import (
+    depth_of,
+    dot,
+    load_b,
+    noise_of_b,
+    perturbed,
+    ranks_of_depth,
+    width_of,
+)
+from mobizo_kernels.triton.mp_lora import run
+from mobizo_kernels.triton.shrink_expand import index_type, row_stride, with_row_stride
+
+BLOCK_ROWS, BLOCK_IN = 128, 64
+LARGEST_FUSED_RANK = 16
+# Programs that run together take squares of tiles, whose rows of x and weight then come from the cache.
+SQUARE = tl.constexpr(8)
+
+# The model behind `fuses`, of which nothing is measured on this kernel. An H100 multiplies 16-bit numbers at
+# about 700 TFLOP/s and moves 3 TB/s. A Gaussian value takes 54 instructions, each as long as 24 operations of
+# the matrix units. A library is taken to be a fifth faster than a plain Triton kernel.
+OPERATIONS_PER_BYTE = 230
+OPERATIONS_PER_NOISE = 54 * 24
+LEAD_OF_LIBRARY = 0.2
+FEWEST_PROGRAMS = 128
+CLEAR_WIN = 0.75  # while nothing is measured, the share of the cost of (a) below which (b) is taken
+
+
+@triton.jit(do_not_specialize=["rows", "groups", "stream"])
+def linear_kernel(
+    x,
+    weight,
+    bias,
+    lora_a,
+    lora_b,
+    seeds,
+    coeffs,
+    out,
+    rows,
+    in_features,
+    out_features,
+    groups,
+    scaling,
+    stream: tl.int64,
+    RANK: tl.constexpr,
+    DISTRIBUTION: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """A tile of out = x W^T + bias + scaling * s (B + coeff z)^T, s = x A^T; `rows` are those of a group.
+
+    x and weight are descriptors of matrices; lora_a has their dtype.
+    """
+    column_tiles = tl.cdiv(out_features, BLOCK_OUT)
+    tiles = tl.cdiv(rows, BLOCK_ROWS)
+    band = tl.program_id(0) // (SQUARE * column_tiles) * SQUARE
+    height = min(tiles * groups - band, SQUARE)
+    in_band = tl.program_id(0) % (SQUARE * column_tiles)
+    group = (band + in_band % height) // tiles
+    first_row = (band + in_band % height) % tiles * BLOCK_ROWS
+    first_column = in_band // height * BLOCK_OUT
+
+    rank, is_rank = ranks_of_depth(0, RANK)
+    lora_a += rank[:, None] * in_features
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
+    s = tl.zeros((BLOCK_ROWS, depth_of(RANK)), tl.float32)
+    for first in range(0, in_features, BLOCK_IN):
+        k = (first + tl.arange(0, BLOCK_IN))[None, :]
+        x_tile = x.load([group * rows + first_row, first])
+        weight_tile = weight.load([first_column, first])
+        a_tile = tl.load(lora_a + k, mask=is_rank[:, None] & (k < in_features), other=0.0)
+        acc = tl.dot(x_tile, tl.trans(weight_tile), acc)
+        s = tl.dot(x_tile, tl.trans(a_tile), s)
+
+    column = (first_column + tl.arange(0, BLOCK_OUT)).to(INDEX)
+    coeff = tl.load(coeffs + group)
+    z = tl.zeros((BLOCK_OUT, width_of(RANK)), tl.float32)
+    if coeff != 0.0:
+        z = noise_of_b(tl.load(seeds + group), stream, column, 0, RANK, DISTRIBUTION)
+    w = perturbed(load_b(lora_b, column, out_features, 0, RANK), coeff, z, RANK)
+    acc = dot(s * scaling, w, acc)
+    if bias is not None:
+        acc += tl.load(bias + column, mask=column < out_features, other=0.0).to(tl.float32)[None, :]
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    inside = (row < rows)[:, None] & (column < out_features)[None, :]
+    out += (rows.to(tl.int64) * group + row)[:, None] * out_features + column[None, :]
+    tl.store(out, acc.to(out.dtype.element_ty), mask=inside)
+
+
+def _block_out(row_tiles: int, out_features: int) -> int:
+    return 256 if row_tiles * triton.cdiv(out_features, 256) >= FEWEST_PROGRAMS else 128
+
+
+def fuses(rows: int, groups: int, in_features: int, out_features: int, rank: int) -> bool:
+    """Whether (b) should be faster than (a), for 16-bit x, weight and lora_a.
+
+    It compares what each adds to the bare linear, in operations of the matrix units. With these constants the
+    answer is yes for outputs that are narrow for their input, such as the keys and values of grouped-query
+    attention, with enough rows to fill the GPU.
+    """
+    if rank > LARGEST_FUSED_RANK or rows < groups:
+        return False
+    row_tiles = groups * triton.cdiv(rows // groups, BLOCK_ROWS)
+    column_tiles = triton.cdiv(out_features, _block_out(row_tiles, out_features))
+    if row_tiles * column_tiles < FEWEST_PROGRAMS:
+        return False
+    linear = 2 * rows * in_features * out_features
+    padded = 2 * row_tiles * BLOCK_ROWS * in_features * out_features
+    shrink = 2 * rows * in_features * depth_of(rank) * column_tiles
+    expand = 6 * 2 * rows * out_features * depth_of(rank)
+    noise = row_tiles * out_features * rank * OPERATIONS_PER_NOISE
+    fused = (1 + LEAD_OF_LIBRARY) * padded - linear + shrink + expand + noise
+    apart = 2 * rows * (in_features + 2 * out_features) * OPERATIONS_PER_BYTE
+    return fused < CLEAR_WIN * apart
+
+
+def _describable(matrix: torch.Tensor) -> bool:
+    """Whether the hardware can copy tiles of a 16-bit matrix by a descriptor."""
+    stride = row_stride(matrix)
+    if stride is None or stride < matrix.shape[-1]:
+        return False
+    return stride % 8 == 0 and matrix.data_ptr() % 16 == 0
+
+
+def _takes_fused(x: torch.Tensor, weight: torch.Tensor, lora_a: torch.Tensor, groups: int) -> bool:
+    (out_features, in_features), rank = weight.shape, lora_a.shape[0]
+    return (
+        x.dtype == lora_a.dtype != torch.float32
+        and fuses(math.prod(x.shape[:-1]), groups, in_features, out_features, rank)
+        and _describable(x)
+        and _describable(weight)
+        and cuda_capability_geq(9)  # elsewhere descriptors are only pointers
+    )
+
+
+def fused(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str,
+) -> torch.Tensor:
+    """(b) of the checked op: x, weight, lora_a of one 16-bit dtype, x and weight :func:`_describable`."""
+    (out_features, in_features), rank, groups = weight.shape, lora_a.shape[0], seeds.numel()
+    rows = math.prod(x.shape[:-1])
+    tiles = triton.cdiv(rows // groups, BLOCK_ROWS) * groups
+    block_out = _block_out(tiles, out_features)
+    x, x_stride = with_row_stride(x)
+    out = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
+    linear_kernel[(tiles * triton.cdiv(out_features, block_out),)](
+        TensorDescriptor(x, [rows, in_features], [x_stride, 1], [BLOCK_ROWS, BLOCK_IN]),
+        TensorDescriptor.from_tensor(weight, [block_out, BLOCK_IN]),
+        bias if bias is None else bias.contiguous(),
+        lora_a.contiguous(),
+        lora_b.contiguous(),
+        seeds.contiguous(),
+        coeffs.contiguous(),
+        out,
+        rows // groups,
+        in_features,
+        out_features,
+        groups,
+        scaling,
+        stream,
+        rank,
+        distribution,
+        index_type(lora_b),
+        BLOCK_ROWS,
+        block_out,
+        BLOCK_IN,
+        num_warps=8,
+        num_stages=3,
+    )
+    return out
+
+
+def mp_lora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    scaling: float,
+    stream: int,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
+    """:func:`mobizo_kernels.ops.mp_lora_linear` on a GPU."""
+    op = "mp_lora_linear"
+    check_device(op, "weight", weight, x.device)
+    matches = weight.dim() == 2 and x.dim() >= 1 and weight.shape[1] == x.shape[-1]
+    got = f"got {shape_of(weight)} for x of shape {shape_of(x)}"
+    check(op, matches, f"weight must have shape (out_features, in_features of x), {got}")
+    check_dtype_of_x(op, "weight", weight, x)
+    if bias is not None:
+        check_device(op, "bias", bias, x.device)
+        check_shape(op, "bias", bias, (weight.shape[0],), f"shape ({weight.shape[0]},)")
+        check_dtype_of_x(op, "bias", bias, x)
+    _check_adapter(op, x, weight.shape[0], lora_a, lora_b, seeds, coeffs, distribution)
+    if _takes_fused(x, weight, lora_a, seeds.numel()):
+        return fused(x, weight, bias, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
+    out = F.linear(x, weight, bias)
+    return run(out, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, out)

@@ -1,0 +1,73 @@
+"""noise on a GPU: a direction, materialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from mobizo_kernels.ops._checks import check, check_device, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops.noise import _check_noise
+from mobizo_kernels.triton.philox import noise_run
+from mobizo_kernels.triton.tensors import NOISE_BLOCKS, check_no_overlap, contiguous_update, noise_launch
+
+
+@triton.jit(do_not_specialize=["numel", "stream"])
+def noise_kernel(
+    out, numel, seed, stream, BLOCK: tl.constexpr, VECTOR: tl.constexpr, DISTRIBUTION: tl.constexpr
+):
+    """out[e] = z(seed, stream, e), a block of elements per program."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    z = noise_run(tl.load(seed), stream, first, BLOCK, VECTOR, DISTRIBUTION)
+    offset = tl.arange(0, BLOCK)
+    tl.store(out + first + offset, z.to(out.dtype.element_ty), mask=offset < numel - first)
+
+
+def _fill(out: torch.Tensor, seed: torch.Tensor, stream: int, distribution: str) -> None:
+    """`out` is contiguous."""
+    numel = out.numel()
+    if numel > 0:
+        grid = (triton.cdiv(numel, NOISE_BLOCKS[distribution]),)
+        noise_kernel[grid](out, numel, seed, stream, **noise_launch(out, distribution))
+
+
+def noise(
+    size: Sequence[int],
+    seed: torch.Tensor,
+    stream: int,
+    distribution: str = "gaussian",
+    *,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """:func:`mobizo_kernels.ops.noise` on the device of `seed`."""
+    _check_noise(seed, distribution)
+    for extent in size:
+        check("noise", extent >= 0, f"size must not be negative, got {extent}")
+    out = seed.new_empty(size, dtype=dtype or torch.float32)
+    check_storage_dtype("noise", "dtype", out)
+    _fill(out, seed, stream, distribution)
+    return out
+
+
+def noise_out(
+    size: Sequence[int],
+    seed: torch.Tensor,
+    stream: int,
+    distribution: str = "gaussian",
+    *,
+    dtype: torch.dtype | None = None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`noise` into `out`, of any strides."""
+    _check_noise(seed, distribution)
+    check_device("noise", "out", out, seed.device)
+    check_storage_dtype("noise", "out", out)
+    wanted = dtype or torch.float32
+    check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")
+    check("noise", list(out.shape) == list(size), f"out must have shape {list(size)}, got {shape_of(out)}")
+    check_no_overlap("noise", "out", out)
+    with contiguous_update(out) as values:
+        _fill(values, seed, stream, distribution)
+    return out
