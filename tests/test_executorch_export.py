@@ -149,17 +149,6 @@ def test_the_state_of_all_methods_is_the_adapter(program: Path, plans: dict[str,
     assert all(len(offsets) == 1 for offsets in places.values())
 
 
-@pytest.mark.parametrize("method", ["train_step", "evaluate"])
-def test_adapters_write_over_their_base(method: str, plans: dict[str, ExecutionPlan]) -> None:
-    plan, adapters = plans[method], 0
-    for call in (i.instr_args for chain in plan.chains for i in chain.instructions):
-        if isinstance(call, KernelCall) and plan.operators[call.op_index].name == "mobizo::mp_lora":
-            base, out = (plan.values[call.args[i]].val for i in (0, -1))
-            assert out.allocation_info == base.allocation_info
-            adapters += 1
-    assert adapters == 2
-
-
 def test_delegates(plans: dict[str, ExecutionPlan]) -> None:
     """XNNPACK has the decoder; methods that move the adapter are free of it."""
     for name in ("update", "get_adapter", "set_adapter"):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge_transform_and_lower
-from executorch.exir.pass_base import PassResult
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
 
 from mobizo_kernels._files import written_whole
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
@@ -31,19 +28,6 @@ from mobizo_kernels.executorch.program import (
 MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
 
 _log = logging.getLogger(__name__)
-
-
-class InPlaceAdapters(MemoryPlanningPass):
-    """Memory planning that lets an adapter write its result over its base, if nothing else reads that."""
-
-    def run(self, graph_module: GraphModule, graph_signature: Any = None) -> PassResult:
-        """Mark those adapters, then plan."""
-        for node in graph_module.graph.nodes:
-            if node.target is torch.ops.mobizo.mp_lora.out:
-                base = node.args[0]
-                if base.target is operator.getitem and len(base.users) == 1:  # one output of a delegate
-                    node.meta["_share_alloc_with_arg_idx"] = 0
-        return super().run(graph_module, graph_signature)
 
 
 def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:
@@ -97,7 +81,7 @@ def write(lowered: EdgeProgramManager, path: Path) -> None:
     program = lowered.to_executorch(
         ExecutorchBackendConfig(
             passes=[InitializedMutableBufferPass(["lora_b"])],
-            memory_planning_pass=InPlaceAdapters(share_mutable_buffers=True),
+            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
             emit_mutable_buffer_names=True,
         )
     )
