@@ -4,6 +4,7 @@
 #include <set>
 
 #include "errors.h"
+#include "json.h"
 #include "safetensors.h"
 
 namespace mobizo::trainer {
@@ -16,6 +17,19 @@ std::vector<float> read_factor(const SafetensorsFile& file, const AdapterParamet
   const std::vector<int64_t>& got = file.tensors().at(name).shape;
   if (got != shape) fail(file.path(), ": tensor '", name, "' must have shape ", shape_text(shape), ", got ", shape_text(got));
   return values;
+}
+
+// What decides, beside the matrices, what an adapter computes. PEFT writes all of it; another file need not say any.
+void check_scaling(const SafetensorsFile& file, const Description& description) {
+  const std::string text = file.metadata("adapter_config");
+  if (text.empty()) return;
+  const Json config = blaming(file.path() + ": adapter_config", [&] { return parse_json(text); });
+  const Json own = parse_json(description.adapter_config);
+  for (const char* name : {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}) {
+    const Json *expected = own.find(name), *got = config.find(name);
+    if (expected != nullptr && got != nullptr && *expected != *got)
+      fail(file.path(), ": ", name, " must be ", expected->dump(), ", that of the program, got ", got->dump());
+  }
 }
 
 }  // namespace
@@ -46,6 +60,7 @@ void load_adapter(const std::string& path, Program& program) {
   const std::string base = file.metadata("base_fingerprint");
   if (!base.empty() && base != description.fingerprint)
     fail(path, ": the adapter is of another base model: the program's is ", description.fingerprint, ", got ", base);
+  check_scaling(file, description);
   const Adapter current = program.adapter();
   std::set<std::string> expected;
   std::vector<std::vector<float>> lora_b;
