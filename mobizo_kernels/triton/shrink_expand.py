@@ -26,7 +26,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-from triton.language.target_info import is_cuda
 
 from mobizo_kernels.triton.matrix import (
     chunks_of,
@@ -38,6 +37,7 @@ from mobizo_kernels.triton.matrix import (
     ranks_of_depth,
     width_of,
 )
+from mobizo_kernels.triton.tensors import all_registers
 
 # Programs that keep a GPU of 108 to 304 multiprocessors busy: streams of x, and tiles of results.
 SHRINK_PROGRAMS = 128
@@ -175,11 +175,6 @@ def _block_rows(rows: int, rank: int) -> int:
     return min(max(triton.next_power_of_2(rows), 16 if chunks_of(rank) == 1 else 32), 64)
 
 
-def _registers() -> dict[str, int]:
-    """Launch options: left alone, ptxas spills a few registers where that fits one more program at a time."""
-    return {"maxnreg": 255} if is_cuda() else {}
-
-
 def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     """x A^T: float32 [parts, rows, padded rank], to be summed over the parts."""
     x, x_stride = with_row_stride(x)
@@ -206,7 +201,7 @@ def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
         block_in,
         num_warps=8 if rank > 32 else 4,
         num_stages=3,
-        **_registers(),
+        **all_registers(),
     )
     return shrunk
 
@@ -254,5 +249,5 @@ def expand(
         block_out,
         num_warps=8 if rank > 16 else 4,
         num_stages=1,
-        **_registers(),
+        **all_registers(),
     )

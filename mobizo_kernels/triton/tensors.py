@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from triton.language.target_info import is_cuda, is_hip
 
 from mobizo_kernels.ops._checks import check, shape_of
 
@@ -24,9 +25,14 @@ def noise_launch(tensor: torch.Tensor, distribution: str) -> dict[str, Any]:
         "BLOCK": NOISE_BLOCKS[distribution],
         "VECTOR": 16 // tensor.element_size(),
         "DISTRIBUTION": distribution,
-        "num_warps": 2 if torch.version.hip else 4,
+        "num_warps": 2 if is_hip() else 4,
         "enable_fp_fusion": False,
     }
+
+
+def all_registers() -> dict[str, int]:
+    """Launch options: left alone, ptxas spills a few registers where that fits one more program at a time."""
+    return {"maxnreg": 255} if is_cuda() else {}
 
 
 def check_no_overlap(op: str, name: str, tensor: torch.Tensor) -> None:

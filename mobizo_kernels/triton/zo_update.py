@@ -8,9 +8,8 @@ import triton.language as tl
 
 from mobizo_kernels.ops._checks import check, check_device, dtype_name, shape_of
 from mobizo_kernels.triton.perturb import check_update, update_block
-from mobizo_kernels.triton.tensors import contiguous_update, noise_launch
+from mobizo_kernels.triton.tensors import NOISE_BLOCKS, all_registers, contiguous_update, noise_launch
 
-UPDATE_BLOCK = 1024  # for signs half of what perturb_ takes: sums in float64 need registers, too
 NORM_BLOCK = 1024
 
 
@@ -64,7 +63,7 @@ def zo_update_out(
     got = f"{dtype_name(out)} of shape {shape_of(out)}"
     is_norm = out.dtype == torch.float32 and out.shape == (1,)
     check("zo_update", is_norm, f"out must be float32 of shape (1,), got {got}")
-    blocks = triton.cdiv(param.numel(), UPDATE_BLOCK)
+    blocks = triton.cdiv(param.numel(), NOISE_BLOCKS[distribution])
     squares = param.new_empty(blocks, dtype=torch.float64)
     if blocks > 0:
         with contiguous_update(param) as values:
@@ -77,7 +76,8 @@ def zo_update_out(
                 seeds.numel(),
                 stream,
                 decay,
-                **(noise_launch(values, distribution) | {"BLOCK": UPDATE_BLOCK}),
+                **noise_launch(values, distribution),
+                **all_registers(),
             )
     norm_kernel[(1,)](squares, blocks, out, NORM_BLOCK)
     return out
