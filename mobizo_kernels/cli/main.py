@@ -85,7 +85,7 @@ def demo_command(
     ),
     engine: Annotated[
         Literal["both", "executorch", "eager"],
-        typer.Option(help="ExecuTorch takes half an hour on two cores, eager torch four minutes."),
+        typer.Option(help="ExecuTorch takes 20 minutes on two cores, eager torch four."),
     ] = "both",
     print_json: Json = False,
 ) -> None:
