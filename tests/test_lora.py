@@ -306,10 +306,6 @@ def test_export_holds_the_op_and_reads_the_directions(rng: torch.Generator) -> N
         ({"lora_bias": True}, "LoraConfig.lora_bias=True"),
         ({"trainable_token_indices": [1]}, "LoraConfig.trainable_token_indices="),
         ({"layer_replication": [(0, 2)]}, "LoraConfig.layer_replication="),
-        (
-            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},
-            "LoraConfig.alora_invocation_tokens=",
-        ),
         ({"init_lora_weights": "gaussian"}, "LoraConfig.init_lora_weights must be True, got 'gaussian'"),
         (
             {"rank_pattern": {"v_proj": 0}},

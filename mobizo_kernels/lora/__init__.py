@@ -1,5 +1,6 @@
 """LoRA adapters whose B is perturbed per group of rows, inside the forward pass."""
 
+from mobizo_kernels.lora.activation import invocation_starts
 from mobizo_kernels.lora.device_adapter import device_from_peft, peft_from_device, save_device_adapter
 from mobizo_kernels.lora.fingerprint import model_fingerprint
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
@@ -15,6 +16,7 @@ __all__ = [
     "adapter_layers",
     "adapter_of",
     "device_from_peft",
+    "invocation_starts",
     "is_wrapped",
     "load_adapter",
     "model_fingerprint",

@@ -20,9 +20,11 @@ class Directions(nn.Module):
         seeds: int64 [G], the direction of each group of rows.
         coeffs: float32 [G], its signed size. The resting state is G = 1 with coefficient 0: plain LoRA.
         distribution: "gaussian" or "rademacher".
+        active: where the adapters act: None as the model's configuration says, True everywhere, False
+            nowhere, or bool [rows, T] for the tokens of the forward.
 
-    Both are buffers, not numbers: a number would be baked into a traced graph. They are not persistent,
-    because they belong to a step and not to the model.
+    Seeds and coefficients are buffers, not numbers: a number would be baked into a traced graph. They are not
+    persistent, because they belong to a step and not to the model.
     """
 
     seeds: torch.Tensor
@@ -33,6 +35,16 @@ class Directions(nn.Module):
         self.register_buffer("seeds", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
         self.register_buffer("coeffs", torch.zeros(1, dtype=torch.float32, device=device), persistent=False)
         self.distribution = "gaussian"
+        self.active: torch.Tensor | bool | None = None
+
+    @contextmanager
+    def acting(self, active: torch.Tensor | bool) -> Iterator[None]:
+        """Let the adapters act everywhere (True), nowhere (False), or on the tokens of bool [rows, T]."""
+        before, self.active = self.active, active
+        try:
+            yield
+        finally:
+            self.active = before
 
     @contextmanager
     def use(
@@ -121,6 +133,11 @@ class MPLoRALinear(nn.Module):
         out = self.base_layer(x)
         x = x.to(out.dtype)  # they differ under autocast only
         directions = self.directions
+        active = directions.active
+        if active is False:
+            return out
+        if isinstance(active, torch.Tensor):
+            x = x * active.unsqueeze(-1).to(x.dtype)  # the adapter of a zero is zero
         return ops.mp_lora_(  # in place: the base layer's output is fresh, nobody else holds it
             out,
             x,

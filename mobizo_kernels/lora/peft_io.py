@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import lora_scaling
 from mobizo_kernels.lora.targets import check_options, find_targets, rank_and_alpha
 from mobizo_kernels.lora.wrapping import Model, adapter_layers, adapter_of, install, is_wrapped
@@ -125,7 +126,10 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
         layer.lora_a.data.copy_(tensors[_key(name, "A")])
         layer.lora_b.data.copy_(tensors[_key(name, "B")])
         layer.scaling = lora_scaling(*rank_and_alpha(config, name), config.use_rslora)
-    adapter_of(model).config = config
+    adapter = adapter_of(model)
+    for hook in adapter.hooks:
+        hook.remove()
+    adapter.config, adapter.hooks = config, install_activation(model, config, adapter.directions)
     return model
 
 

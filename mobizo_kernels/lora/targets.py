@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 # option, also one that a later PEFT adds, has to be at its default. fan_in_fan_out follows from the layer.
 _HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out",
+    "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out", "alora_invocation_tokens",
 }  # fmt: skip
 _NEUTRAL = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -93,6 +93,11 @@ def check_options(config: LoraConfig) -> None:
         value = getattr(config, field.name)
         if value != default:
             raise ValueError(f"LoraConfig.{field.name}={value!r} is not supported, only {default!r} is")
+    tokens = config.alora_invocation_tokens
+    if tokens is not None and not (tokens and all(isinstance(token, int) for token in tokens)):
+        raise ValueError(
+            f"LoraConfig.alora_invocation_tokens must be token ids, at least one, got {tokens!r}"
+        )
 
 
 def rank_and_alpha(config: LoraConfig, name: str) -> tuple[int, float]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
 from mobizo_kernels.lora.targets import Target, check_options, find_targets, plain_name
 from mobizo_kernels.ops import parameter_stream
@@ -29,11 +30,13 @@ class Adapter:
         config: its LoraConfig, with `target_modules` written out.
         directions: shared by the layers.
         frozen: the parameters that required a gradient before; `unwrap` lets them require it again.
+        hooks: handles of what makes the adapters act from the invocation tokens on.
     """
 
     config: LoraConfig
     directions: Directions
     frozen: list[nn.Parameter]
+    hooks: list[Any]
 
 
 def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
@@ -42,7 +45,9 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
     Which linears, and with which ranks and alphas, is decided by PEFT's own matching of `target_modules`
     (suffixes, a regular expression, "all-linear", or None for PEFT's choice for the architecture),
     `exclude_modules`, `layers_to_transform`, `layers_pattern`, `rank_pattern`, `alpha_pattern` and
-    `use_rslora`. A is drawn kaiming-uniform as PEFT does, B starts at zero: the model computes what it did.
+    `use_rslora`. With `alora_invocation_tokens` the adapters act from the last occurrence of these tokens in
+    a row on (Activated LoRA, arXiv 2504.12397). A is drawn kaiming-uniform as PEFT does, B starts at zero:
+    the model computes what it did.
 
     Args:
         model: any module with linears; they may be quantised.
@@ -80,11 +85,13 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
 
     Raises:
         ValueError: before the model is touched, if it is not wrapped, or if `merge` meets a weight that is
-            quantised or tied to that of another module.
+            quantised or tied to that of another module, or an adapter that acts on some tokens only.
     """
     adapter, layers = adapter_of(model), adapter_layers(model)
     if merge:
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        if adapter.config.alora_invocation_tokens is not None:
+            raise ValueError("unwrap: merge=True cannot merge adapters that act on some tokens only")
         for name, layer in layers.items():
             _check_mergeable(name, layer.base_layer, uses)
         for layer in layers.values():
@@ -93,6 +100,8 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
         model.set_submodule(name, layer.base_layer)
     for parameter in adapter.frozen:
         parameter.requires_grad_(True)
+    for hook in adapter.hooks:
+        hook.remove()
     delattr(model, _ATTRIBUTE)
     return model
 
@@ -139,7 +148,8 @@ def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen))
+    hooks = install_activation(model, config, directions)
+    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen, hooks))
     return layers
 
 
