@@ -48,10 +48,10 @@ def install_activation(model: nn.Module, config: LoraConfig, directions: Directi
     if tokens is None:
         return []
     activation = _Activation(tokens, directions)
-    base: nn.Module = getattr(model, "base_model", model)  # type: ignore[assignment]
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     return [
-        base.register_forward_pre_hook(activation.begin, with_kwargs=True),
-        base.register_forward_hook(activation.end, always_call=True),
+        decoder.register_forward_pre_hook(activation.begin, with_kwargs=True),
+        decoder.register_forward_hook(activation.end, always_call=True),
     ]
 
 
