@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,30 +118,57 @@ class PromptEncoder:
     def _encode(self, example: Example, tokens: list[int]) -> EncodedExample:
         text, columns, label = example.text, dict(example.columns), self.labels.index(example.label)
         if len(tokens) >= self.max_length:
-            text = self._truncate(text, columns)
-            tokens = self._tokens(self._fill(text, columns))
+            text, tokens = self._truncate(text, columns, len(tokens))
         # Behind a slot the label word touches what fills it, and each example is a new case.
         if not _SLOT.split(self._template)[-1]:
             self._word_token(self._fill(text, columns), self._words[example.label])
         return EncodedExample([*tokens, self.candidate_tokens[label]], label)
 
-    def _truncate(self, text: str, columns: Mapping[str, str]) -> str:
-        """The longest start of `text`, by bisection, that leaves room for all else."""
+    def _truncate(self, text: str, columns: Mapping[str, str], tokens: int) -> tuple[str, list[int]]:
+        """The longest start of `text` that leaves room for all else, and the tokens of its prompt.
 
-        def length(end: int) -> int:
-            return len(self._tokens(self._fill(text[:end].rstrip(), columns)))
-
-        first_too_long = bisect_right(range(len(text)), self.max_length - 1, key=length)
-        if first_too_long == 0:
+        Args:
+            text: too long.
+            columns: of the same example.
+            tokens: how many its whole prompt has.
+        """
+        fits, found = -1, ("", list[int]())
+        too_long, end, step = len(text), self._likely_end(text, columns, tokens), 1
+        while too_long - fits > 1:
+            if not fits < end < too_long:
+                end = (fits + too_long) // 2
+            start = text[:end].rstrip()
+            prompt = self._tokens(self._fill(start, columns))
+            if len(prompt) < self.max_length:
+                fits, found = end, (start, prompt)
+                end += step
+            else:
+                too_long = end
+                end -= step
+            step *= 2
+        if fits < 0:
+            least = len(self._tokens(self._fill("", columns))) + 1
             raise InputError(
-                f"max_length: expected at least {length(0) + 1} for an example whose other columns are "
+                f"max_length: expected at least {least} for an example whose other columns are "
                 f"{dict(columns)!r}, got {self.max_length}"
             )
-        return text[: first_too_long - 1].rstrip()
+        return found
+
+    def _likely_end(self, text: str, columns: Mapping[str, str], tokens: int) -> int:
+        """Where `text` would have to end if the tokens before its end did not depend on what follows."""
+        too_many = tokens + 1 - self.max_length
+        if not self._tokenizer.is_fast:  # only these tell which characters a token is of
+            return len(text) - round(too_many / tokens * len(text))
+        first = len(_filled(self._template.partition(f"{{{_TEXT}}}")[0], columns))
+        offsets = self._tokenizer(self._fill(text, columns), return_offsets_mapping=True).offset_mapping
+        starts = [start - first for start, end in offsets if first <= start < end <= first + len(text)]
+        if too_many > len(starts):
+            return 0
+        dropped = starts[-too_many]  # the first token to drop may begin with a space, which costs nothing
+        return dropped + len(text[dropped:]) - len(text[dropped:].lstrip())
 
     def _fill(self, text: str, columns: Mapping[str, str]) -> str:
-        values = {**columns, _TEXT: text}
-        return _SLOT.sub(lambda slot: values[slot[1]], self._template)
+        return _filled(self._template, {**columns, _TEXT: text})
 
     def _tokens(self, prompt: str) -> list[int]:
         return self._tokenizer(prompt).input_ids
@@ -161,6 +187,10 @@ class PromptEncoder:
                 f"but it adds {added}" + (f" in place of {lost}" if lost else "")
             )
         return after[-1]
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    return _SLOT.sub(lambda slot: values[slot[1]], template)
 
 
 def template_columns(template: str) -> tuple[str, ...]:
