@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ TARGETS = {"gpt_neox": ["query_key_value", "dense"], "opt": ["v_proj", "out_proj
 
 def wrapped(kind: str, rng: torch.Generator, **options: Any) -> Any:
     """A tiny model of this kind whose adapters are far from zero."""
-    model = tiny.causal_lm(CONFIGS[kind])
+    model = tiny.causal_lm(copy.deepcopy(CONFIGS[kind]))
     config = peft.LoraConfig(
         r=3, lora_alpha=6, target_modules=TARGETS.get(kind, ["q_proj", "v_proj", "down_proj"]),
         task_type="CAUSAL_LM", **options,

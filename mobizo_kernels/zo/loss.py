@@ -369,10 +369,10 @@ class LabelledLoss:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        error, largest = (got - expected).abs().max().item(), expected.abs().max().item()
-        if not error <= largest * (1e-4 if model.dtype == torch.float32 else 5e-2):
+        off, largest = (got - expected).abs().max().item(), expected.abs().max().item()
+        if not off <= largest * (1e-4 if model.dtype == torch.float32 else 5e-2):
             self._shared = None
-            self._explain(f"the result is off by up to {error:.1e}, the largest being {largest:.1e}")
+            self._explain(f"the result is off by up to {off:.1e}, the largest being {largest:.1e}")
 
     def _explain(self, reason: Any) -> None:
         config = adapter_of(self.model).config
