@@ -37,7 +37,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     verbalizer = parse_verbalizer(settings.verbalizer)
     tokenizer = load_tokenizer(settings.model)
     encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    model = adapted_model(settings)
+    model = adapted_model(settings, encoder)
     with blame_input("export"), _progress():
         logging.getLogger("mobizo_kernels").info(
             "exporting to %s; a model of 100 million parameters takes about five minutes", settings.out
@@ -76,13 +76,13 @@ def native() -> ModuleType:
     return mobizo_kernels.executorch
 
 
-def adapted_model(settings: ExportSettings) -> PreTrainedModel:
+def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTrainedModel:
     """The model in float32, with the adapter that `settings` ask for. Raises InputError as `export`."""
     model, _ = load_model(settings.model, "float32")
     if settings.adapter is not None:
         with blame_input("adapter"):
             return load_adapter(model, settings.adapter)
-    config = lora_config(settings, model)
+    config = lora_config(settings, model, encoder)
     with blame_input("settings"):
         return wrap(model, config, seed=settings.seed)
 

@@ -98,6 +98,14 @@ class StepSettings:
     rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
     targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
+    tail: Annotated[
+        int,
+        _tune(
+            min=0,
+            help="Tokens at the end of the prompt on which the adapter acts (Activated LoRA); those before are "
+            "then computed once for all directions. 0 for all of the prompt.",
+        ),
+    ] = 2
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"

@@ -43,7 +43,7 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
     test = task.encoder.encode(task.splits.test[: settings.eval_rows])
     batches = training_batches(examples, settings.batch_size, settings.seed)
-    config = lora_config(settings, task.model)
+    config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):
         wrap(task.model, config, seed=settings.seed)
         zo = ZerothOrder(

@@ -113,7 +113,10 @@ def _check_program(program: Path, wanted: ExportSettings) -> None:
     """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A."""
     with blame_input("program"):
         description = native().read_description(program)
-    model = adapted_model(wanted)
+    tokenizer = load_tokenizer(wanted.model)
+    verbalizer = parse_verbalizer(wanted.verbalizer)
+    encoder = PromptEncoder(tokenizer, wanted.template, verbalizer, wanted.max_length)
+    model = adapted_model(wanted, encoder)
     expected: Mapping[str, Any] = {
         "queries": wanted.queries,
         "batch_size": wanted.batch_size,

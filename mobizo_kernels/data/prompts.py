@@ -20,6 +20,7 @@ from mobizo_kernels.data.errors import InputError, first_line
 
 _TEXT = "text"
 _SLOT = re.compile(r"\{(\w+)\}")
+_PROBES = ("text", "Is it?", "(so)", "No 5.", "a\n")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,21 @@ class PromptEncoder:
             [self._fill(example.text, dict(example.columns)) for example in examples]
         ).input_ids
         return [self._encode(example, tokens) for example, tokens in zip(examples, prompts, strict=True)]
+
+    def ending(self, count: int) -> list[int]:
+        """The last `count` tokens of a prompt, which are the same in all prompts.
+
+        Raises:
+            InputError: so many tokens depend on the text.
+        """
+        columns = template_columns(self._template)
+        probes = [self._tokens(self._fill(text, dict.fromkeys(columns, text))) for text in _PROBES]
+        shared = 0
+        while len({tuple(probe[-shared - 1 :]) for probe in probes}) == 1:
+            shared += 1
+        if not 1 <= count <= shared:
+            raise InputError(f"tail: expected 0 to {shared}, the tokens that end every prompt, got {count}")
+        return probes[0][-count:]
 
     def _encode(self, example: Example, tokens: list[int]) -> EncodedExample:
         text, columns, label = example.text, dict(example.columns), self.labels.index(example.label)
