@@ -15,6 +15,7 @@ from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.settings import EvalSettings, PromptSettings, TaskSettings, as_json
 from mobizo_kernels.data import (
+    CachingEncoder,
     EncodedExample,
     InputError,
     PromptEncoder,
@@ -52,7 +53,7 @@ def load_task(settings: TaskSettings) -> Task:
         torch.set_num_threads(settings.threads)
     splits, verbalizer = load_texts(settings)
     model, tokenizer = load_model(settings.model, settings.weights)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     return Task(model, tokenizer.pad_token_id, encoder, splits)
 
 

@@ -7,6 +7,7 @@ from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model, load_tokenizer
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
+from mobizo_kernels.data.token_cache import CachingEncoder
 from mobizo_kernels.data.tokenized import (
     TokenizedDataset,
     examples_fingerprint,
@@ -19,6 +20,7 @@ __all__ = [
     "ROTTEN_TOMATOES",
     "SMOLLM2",
     "TASKS",
+    "CachingEncoder",
     "EncodedExample",
     "Example",
     "InputError",

@@ -7,16 +7,19 @@ these words at the end of the prompt are the scores of the labels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 
 _TEXT = "text"
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -53,6 +56,7 @@ class PromptEncoder:
     Attributes:
         labels: the labels, in the order of the verbalizer.
         candidate_tokens: the token of each label's word, in the same order.
+        max_length: as given.
 
     Raises:
         InputError: the template does not hold ``{text}`` once; a word is not exactly one token behind the
@@ -86,6 +90,18 @@ class PromptEncoder:
             raise InputError(
                 f"max_length: expected at least {shortest}, the template and two words, got {max_length}"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """blake2b (16 bytes, in hex) over all that decides what an example becomes in tokens."""
+        parts = [
+            tokenizer_fingerprint(self._tokenizer),
+            tokenizers.__version__,
+            self._template,
+            list(self._words.items()),
+            self.max_length,
+        ]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode examples, keeping their order.
