@@ -17,12 +17,13 @@ void run_noise(const Kernels& k, const NoiseArgs& args, ParallelFor parallel_for
   parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
 }
 
-template <typename ParallelFor>
-void run_perturb(const Kernels& k, const PerturbArgs& args, ParallelFor parallel_for) {
-  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.perturb(args, begin, end); });
+// Any kernel that updates a parameter.
+template <typename Args, typename ParallelFor>
+void run_update(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, ParallelFor parallel_for) {
+  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// The L2 norm of the change that run_perturb left in args.squared_change, summed in the order of the tasks.
+// The L2 norm of the change that run_update left in args.squared_change, summed in the order of the tasks.
 inline float norm_of_change(const PerturbArgs& args) {
   double sum = 0.0;
   for (int64_t task = 0; task < flat_tasks(args.numel); ++task) sum += args.squared_change[task];

@@ -28,7 +28,7 @@ Tensor& zo_update_out(KernelRuntimeContext& context, Tensor& param, const Tensor
   args.stream = stream;
   args.decay = static_cast<float>(decay);
   args.squared_change = squared_change.get();
-  run_perturb(*k, args, ParallelFor{});
+  run_update(k->perturb, args, ParallelFor{});
   *out.mutable_data_ptr<float>() = norm_of_change(args);
   return out;
 }
