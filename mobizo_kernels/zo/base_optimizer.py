@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -161,17 +161,18 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
         self.update(group, seeds.to(device), record.coeffs.to(device), rate, record.decay)
         self.count(group)
 
-    def _each(self, group: dict[str, Any]) -> Iterator[tuple[torch.Tensor, list[torch.Tensor], int]]:
-        """Every parameter of a group with its state and its stream."""
-        names = self.rule_of(group).state
-        for param, name in zip(group["params"], group["param_names"], strict=True):
-            yield param, [self.state[param][part] for part in names], parameter_stream(name)
+    def _state(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
+        """For each kind of state in a group the tensors of all its parameters."""
+        return [[self.state[param][name] for param in group["params"]] for name in self.rule_of(group).state]
+
+    @staticmethod
+    def _streams(group: dict[str, Any]) -> list[int]:
+        return [parameter_stream(name) for name in group["param_names"]]
 
     def _perturb(
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, decay: float = 1.0
     ) -> None:
         """p = decay * p + sum_k coeffs[k] z(seeds[k]) of each parameter, under its own stream."""
         device = group["params"][0].device
-        streams = [parameter_stream(name) for name in group["param_names"]]
-        coeffs = coeffs.to(device, torch.float32)
+        coeffs, streams = coeffs.to(device, torch.float32), self._streams(group)
         foreach_perturb_(group["params"], seeds.to(device), coeffs, streams, decay, group["distribution"])

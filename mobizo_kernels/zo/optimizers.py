@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mobizo_kernels.ops import zo_adam, zo_momentum, zo_sign
+from mobizo_kernels.ops import foreach_zo_adam_, foreach_zo_momentum_, foreach_zo_sign_
 from mobizo_kernels.zo.base_optimizer import NamedParameters, ZOOptimizer
 from mobizo_kernels.zo.rules import UpdateRule
 
@@ -57,10 +57,11 @@ class ZOSGD(ZOOptimizer):
         if not group["momentum"]:
             self._perturb(group, seeds, coeffs, decay)
             return
-        for param, (velocity,), stream in self._each(group):
-            zo_momentum(
-                param, velocity, seeds, coeffs, stream, group["momentum"], decay, group["distribution"]
-            )
+        (velocities,) = self._state(group)
+        foreach_zo_momentum_(
+            group["params"], velocities, seeds, coeffs, self._streams(group), group["momentum"], decay,
+            group["distribution"],
+        )  # fmt: skip
 
 
 class ZOAdam(ZOOptimizer):
@@ -105,9 +106,11 @@ class ZOAdam(ZOOptimizer):
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
         decay: float = 1.0,
     ) -> None:  # fmt: skip
-        numbers = (*group["betas"], group["eps"], decay)
-        for param, (mean, square), stream in self._each(group):
-            zo_adam(param, mean, square, seeds, coeffs, rate, stream, *numbers, group["distribution"])
+        means, squares = self._state(group)
+        foreach_zo_adam_(
+            group["params"], means, squares, seeds, coeffs, rate, self._streams(group), *group["betas"],
+            group["eps"], decay, group["distribution"],
+        )  # fmt: skip
 
     def count(self, group: dict[str, Any]) -> None:
         for param in group["params"]:
@@ -146,8 +149,9 @@ class ZOSign(ZOOptimizer):
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
         decay: float = 1.0,
     ) -> None:  # fmt: skip
-        for param, _, stream in self._each(group):
-            zo_sign(param, seeds, coeffs, rate, stream, decay, group["distribution"])
+        foreach_zo_sign_(
+            group["params"], seeds, coeffs, rate, self._streams(group), decay, group["distribution"]
+        )
 
 
 def make_optimizer(
