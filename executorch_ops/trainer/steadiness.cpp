@@ -21,4 +21,9 @@ bool Steadiness::observe(float loss, bool applied) {
   return skipped_ >= kWindow || mean_ - lowest_ > std::max(kDeviations * deviation_, 0.1 * lowest_);
 }
 
+bool Steadiness::validate(double loss) {
+  if (!first_validation_) first_validation_ = loss;
+  return !(loss <= 2 * *first_validation_);
+}
+
 }  // namespace mobizo::trainer

@@ -71,6 +71,7 @@ class Run {
     program_.reset_optimizer();
     try {
       validate();
+      unsteady_ = false;  // whatever the untuned model is like
       for (const StepRecord& record : recorded()) {
         repeat(record);
         validate();
@@ -128,7 +129,8 @@ class Run {
     const TrainStep forward =
         program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), std::exchange(pending_, std::nullopt));
 
-    const double loss = estimator_.loss(forward.losses), lr = schedule_.lr(step);
+    const double loss = static_cast<float>(estimator_.loss(forward.losses));  // as a journal has it
+    const double lr = schedule_.lr(step);
     StepReport report{step, loss,  forward.losses, estimator_.projected_gradients(forward.losses), forward.update_norm, lr,
                       0,    false, false};
     const StepRecord record = record_of(report);
@@ -184,6 +186,7 @@ class Run {
       result_.best_step = step;
       best_ = program_.adapter().lora_b;
     }
+    unsteady_ |= steadiness_.validate(evaluation.loss);
     observer_.on_evaluation(result_.evaluations.back());
   }
 

@@ -96,7 +96,8 @@ def tune(
     targets = label_targets(validation)
     curve, lowest, best = Curve(), math.inf, {}
 
-    def validate(step: int) -> None:
+    def validate(step: int) -> bool:
+        """Whether that shows an unsteady run."""
         nonlocal lowest, best
         scores = label_scores(zo.loss, validation, pad_token)
         loss = metrics.cross_entropy(scores, targets)
@@ -110,6 +111,7 @@ def tune(
         if loss < lowest:
             lowest, curve.best_step = loss, step
             best = {name: layer.lora_b.clone() for name, layer in layers.items()}
+        return zo.steadiness.validate(loss)
 
     validate(0)
     with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
@@ -132,13 +134,14 @@ def tune(
                         "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
                     }
                 )
-            # A run that had ended here ends here again.
-            curve.stopped = unsteady and settings.stop_unsteady and step + 1 >= len(recorded)
-            if (step + 1) % every == 0 or step + 1 == settings.steps or curve.stopped:
-                validate(step + 1)
+            # A run that had ended here ends here again; one that was told to go on goes on.
+            stoppable = settings.stop_unsteady and step + 1 >= len(recorded)
+            if (step + 1) % every == 0 or step + 1 == settings.steps or (unsteady and stoppable):
+                unsteady |= validate(step + 1)
             progress.update()
-            if curve.stopped:
+            if unsteady and stoppable:
                 break
+    curve.stopped = len(curve.losses) < settings.steps
     with torch.no_grad():
         for name, b in best.items():
             layers[name].lora_b.copy_(b)

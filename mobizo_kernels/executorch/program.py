@@ -67,32 +67,32 @@ class TracedLinear(nn.Module):
         return [self.get_buffer(name) for name in self.rule.state]
 
     def update(
-        self,
-        seeds: torch.Tensor,
-        coeffs: torch.Tensor,
-        lr: torch.Tensor | None = None,
-        decay: torch.Tensor | None = None,
+        self, seeds: torch.Tensor, coeffs: torch.Tensor, lr: torch.Tensor, decay: torch.Tensor | None
     ) -> torch.Tensor:
         """The rule's update of B and its state in place; the L2 norm of its change of B, [1].
 
         Args:
             seeds: int64 [q].
             coeffs: float32 [q].
-            lr: float32 [1], if the rule takes it.
-            decay: float32 [1]; B is multiplied by it first, which the norm leaves out. An op of ours would
-                take it as a number, which a graph would keep.
+            lr: float32 [1]; read by a rule that takes its rate.
+            decay: float32 [1] or None; B is multiplied by it first, which the norm leaves out. Our ops take a
+                number there, which a graph would keep.
         """
         rule, stream, distribution = self.rule, self.stream, self.directions.distribution
         if decay is not None:
             self.lora_b.mul_(decay)
         if rule.name == "adam":
-            numbers = (*rule.betas, rule.eps, 1.0)
-            return ops.zo_adam(self.lora_b, *self.state, seeds, coeffs, lr, stream, *numbers, distribution)
+            mean, square = self.state
+            return ops.zo_adam(
+                self.lora_b, mean, square, seeds, coeffs, lr, stream, *rule.betas, rule.eps, 1.0, distribution
+            )
         if rule.name == "sign":
             return ops.zo_sign(self.lora_b, seeds, coeffs, lr, stream, 1.0, distribution)
         if rule.momentum:
-            numbers = (rule.momentum, 1.0)
-            return ops.zo_momentum(self.lora_b, *self.state, seeds, coeffs, stream, *numbers, distribution)
+            (velocity,) = self.state
+            return ops.zo_momentum(
+                self.lora_b, velocity, seeds, coeffs, stream, rule.momentum, 1.0, distribution
+            )
         return ops.zo_update(self.lora_b, seeds, coeffs, stream, 1.0, distribution)
 
 
@@ -144,7 +144,7 @@ class TrainingGraph(nn.Module):
             coeffs: float32 [q].
             numbers: float32 [1] each: the rate if the rule takes one, then the decay if it has weight decay.
         """
-        lr = numbers[0] if self.rule.takes_rate else None
+        lr = numbers[0] if self.rule.takes_rate else torch.zeros(1)
         decay = numbers[-1] if self.rule.weight_decay else None
         norms = torch.cat([linear.update(seeds, coeffs, lr, decay) for linear in self.linears])
         return norms.square().sum(dim=0, keepdim=True).sqrt()
@@ -227,7 +227,7 @@ class TrainStep(Method):
         target_ids: torch.Tensor,
         seeds: torch.Tensor,
         coeffs: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> Any:
         program = self.program
         program.directions.use(seeds, coeffs)
         hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)

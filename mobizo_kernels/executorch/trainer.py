@@ -209,10 +209,9 @@ class Trainer:
         Raises:
             ValueError: naming the argument, if dtype or shape do not fit.
         """
-        return self._native.train_step(
-            *(input_ids, attention_mask, target_positions, target_ids),
-            *(seeds, coeffs, update_seeds, update_coeffs, update_lr, update_decay),
-        )
+        batch = (input_ids, attention_mask, target_positions, target_ids)
+        update = (update_seeds, update_coeffs, update_lr, update_decay)
+        return self._native.train_step(*batch, seeds, coeffs, *update)
 
     def evaluate_batch(
         self,

@@ -106,9 +106,9 @@ class ZOAdam(ZOOptimizer):
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
         decay: float = 1.0,
     ) -> None:  # fmt: skip
-        means, squares = self._state(group)
+        (means, squares), (beta1, beta2) = self._state(group), group["betas"]
         foreach_zo_adam_(
-            group["params"], means, squares, seeds, coeffs, rate, self._streams(group), *group["betas"],
+            group["params"], means, squares, seeds, coeffs, rate, self._streams(group), beta1, beta2,
             group["eps"], decay, group["distribution"],
         )  # fmt: skip
 

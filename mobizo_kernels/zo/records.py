@@ -114,12 +114,14 @@ def parse_records(content: bytes, start: int, version: int, queries: int) -> tup
 
 def _columns(rows: NDArray[Any], version: int) -> Records:
     if version > 1:
-        numbers = [torch.from_numpy(rows[name].astype(np.float32)) for name in ("rate", "decay", "loss")]
+        rate, decay, loss = (
+            torch.from_numpy(rows[name].astype(np.float32)) for name in ("rate", "decay", "loss")
+        )
         applied = torch.from_numpy(rows["applied"] == 1)
     else:  # plain SGD, which records a step that it skips as one of zeros
         ones = torch.ones(len(rows))
-        numbers, applied = [0 * ones, ones, float("nan") * ones], ones.bool()
-    return Records(torch.from_numpy(rows["coeffs"].astype(np.float32)), *numbers, applied)
+        rate, decay, loss, applied = 0 * ones, ones, float("nan") * ones, ones.bool()
+    return Records(torch.from_numpy(rows["coeffs"].astype(np.float32)), rate, decay, loss, applied)
 
 
 def _checksum(row: Any) -> int:
