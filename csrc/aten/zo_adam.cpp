@@ -3,16 +3,6 @@
 namespace mobizo {
 namespace {
 
-// lr and the constants, each complement made in double and rounded once.
-void set_numbers(ZoAdamArgs& args, float lr, double beta1, double beta2, double eps) {
-  args.lr = lr;
-  args.beta1 = static_cast<float>(beta1);
-  args.one_minus_beta1 = static_cast<float>(1.0 - beta1);
-  args.beta2 = static_cast<float>(beta2);
-  args.one_minus_beta2 = static_cast<float>(1.0 - beta2);
-  args.eps = static_cast<float>(eps);
-}
-
 Tensor zo_adam_out(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, const Tensor& seeds, const Tensor& coeffs, const Tensor& lr,
                    int64_t stream, double beta1, double beta2, double eps, double decay, std::string distribution, Tensor out) {
   constexpr const char* op = "zo_adam";
@@ -20,7 +10,7 @@ Tensor zo_adam_out(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, const Tensor
   Updates updates;
   ZoAdamArgs args{};
   static_cast<PerturbArgs&>(args) = perturb_args(updates, param, directions, stream, decay, distribution, op, "param");
-  set_numbers(args, learning_rate(lr, op), beta1, beta2, eps);
+  set_adam(args, learning_rate(lr, op), beta1, beta2, eps);
   add_state(updates, exp_avg, param, op, "exp_avg");
   add_state(updates, exp_avg_sq, param, op, "exp_avg_sq");
   check_norm(out, op);
@@ -54,7 +44,7 @@ void foreach_zo_adam_(std::vector<Tensor> params, std::vector<Tensor> exp_avgs, 
     const std::string name = element_of("params", i);
     static_cast<PerturbArgs&>(args[i]) =
         perturb_args(updates, params[i], directions, streams[i], decay, distribution, op, name);
-    set_numbers(args[i], rate, beta1, beta2, eps);
+    set_adam(args[i], rate, beta1, beta2, eps);
     add_state(updates, exp_avgs[i], params[i], op, element_of("exp_avgs", i));
     add_state(updates, exp_avg_sqs[i], params[i], op, element_of("exp_avg_sqs", i));
   }

@@ -21,8 +21,9 @@ def zo_sign(
     """param = decay * param - lr * sign(sum_i coeffs[i] * z(seeds[i])), in place.
 
     signSGD (Bernstein et al., arXiv 1802.04434) on the zeroth-order estimate; sign(0) = 0, and a sum of NaN
-    makes NaN. The sum runs as in :func:`mobizo_kernels.ops.perturb_` from 0 on, each operation after it rounds
-    once to float32 and the parameter once to its dtype: the same bits on every backend and thread count.
+    makes NaN. The sum runs as in :func:`mobizo_kernels.ops.perturb_`, from 0 on; each operation after it
+    rounds once to float32 and the parameter once to its dtype: the same bits on every backend and thread
+    count.
 
     Args:
         param: float32, bfloat16 or float16, any shape, changed in place.
