@@ -64,6 +64,35 @@ def test_zo_update(dtype: torch.dtype, rng: torch.Generator) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_optimizers(dtype: torch.dtype, foreach: bool, rng: torch.Generator) -> None:
+    size = 300_007
+    start, state = torch.randn(size, generator=rng).to(dtype), torch.rand(size, generator=rng)
+    seeds, coeffs = directions(3, rng)
+    lr, numbers = torch.tensor([0.01]), (0.9, 0.999, 1e-8)
+
+    def run() -> torch.Tensor:
+        param, momentum, exp_avg, exp_avg_sq = start.clone(), state.clone(), state.clone(), state.clone()
+        if foreach:
+            each = [tensor.split([150_001, 3, 60_003, 90_000]) for tensor in (momentum, exp_avg, exp_avg_sq)]
+            params, streams = param.split([150_001, 3, 60_003, 90_000]), [1, 2, 3, 4]
+            ops.foreach_zo_momentum_(params, each[0], seeds, coeffs, streams, 0.9, 0.95)
+            ops.foreach_zo_adam_(params, *each[1:], seeds, coeffs, lr, streams, *numbers, 0.95)
+            ops.foreach_zo_sign_(params, seeds, coeffs, lr, streams, 0.95)
+            norms = []
+        else:
+            norms = [
+                ops.zo_momentum(param, momentum, seeds, coeffs, 2, 0.9, 0.95),
+                ops.zo_adam(param, exp_avg, exp_avg_sq, seeds, coeffs, lr, 2, *numbers, 0.95),
+                ops.zo_sign(param, seeds, coeffs, lr, 2, 0.95),
+            ]
+        return torch.cat([param.float(), momentum, exp_avg, exp_avg_sq, *norms])
+
+    assert_threads_agree(run)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize(
     "sizes", [(200, 70, 300, 4, 4), (1024, 33, 65, 16, 2), (256, 20, 700, 4, 256)], ids=name_of

@@ -38,6 +38,27 @@ struct PerturbArgs {
   double* squared_change;  // null, or one element per task: the sum of squares of (new - old) as stored
 };
 
+// The optimizers below step along g = sum_i coeffs[i] * z(seeds[i], stream), which never exists beyond a tile, and keep state
+// of float32 in the order of the parameter's elements.
+
+// momentum = beta * momentum + g, param = decay * param + momentum: the coefficients carry minus the learning rate.
+struct ZoMomentumArgs : PerturbArgs {
+  float* momentum;
+  float beta;
+};
+
+// exp_avg = beta1 * exp_avg + (1 - beta1) * g, exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g^2,
+// param = decay * param - lr * exp_avg / (sqrt(exp_avg_sq) + eps): lr carries the correction of both averages' bias.
+struct ZoAdamArgs : PerturbArgs {
+  float *exp_avg, *exp_avg_sq;
+  float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
+};
+
+// param = decay * param - lr * sign(g).
+struct ZoSignArgs : PerturbArgs {
+  float lr;
+};
+
 // out = base + scaling * (x A^T) (B + coeffs[g] z(seeds[g], stream))^T for the rows of each of `groups` equal row blocks.
 // x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank]
 // contiguous. base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
@@ -87,6 +108,9 @@ struct Kernels {
   const char* name;
   void (*noise)(const NoiseArgs&, int64_t begin, int64_t end);
   void (*perturb)(const PerturbArgs&, int64_t begin, int64_t end);
+  void (*zo_momentum)(const ZoMomentumArgs&, int64_t begin, int64_t end);
+  void (*zo_adam)(const ZoAdamArgs&, int64_t begin, int64_t end);
+  void (*zo_sign)(const ZoSignArgs&, int64_t begin, int64_t end);
   void (*mp_lora_shrink)(const MpLoraArgs&, int64_t first_row, int64_t last_row);
   void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
 };

@@ -17,12 +17,23 @@ void run_noise(const Kernels& k, const NoiseArgs& args, ParallelFor parallel_for
   parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
 }
 
-template <typename ParallelFor>
-void run_perturb(const Kernels& k, const PerturbArgs& args, ParallelFor parallel_for) {
-  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.perturb(args, begin, end); });
+// Any kernel that updates a parameter.
+template <typename Args, typename ParallelFor>
+void run_update(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, ParallelFor parallel_for) {
+  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// The L2 norm of the change that run_perturb left in args.squared_change, summed in the order of the tasks.
+// The numbers of Adam: each complement is made in double and rounded once.
+inline void set_adam(ZoAdamArgs& args, float lr, double beta1, double beta2, double eps) {
+  args.lr = lr;
+  args.beta1 = static_cast<float>(beta1);
+  args.one_minus_beta1 = static_cast<float>(1.0 - beta1);
+  args.beta2 = static_cast<float>(beta2);
+  args.one_minus_beta2 = static_cast<float>(1.0 - beta2);
+  args.eps = static_cast<float>(eps);
+}
+
+// The L2 norm of the change that run_update left in args.squared_change, summed in the order of the tasks.
 inline float norm_of_change(const PerturbArgs& args) {
   double sum = 0.0;
   for (int64_t task = 0; task < flat_tasks(args.numel); ++task) sum += args.squared_change[task];

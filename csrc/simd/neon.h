@@ -141,6 +141,10 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   vst1q_f32(out, vpaddq_f32(ab, cd));
 }
 
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)}; }
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) { return {vcltq_f32(a.lo, b.lo), vcltq_f32(a.hi, b.hi)}; }
+
 }  // namespace mobizo::neon
 
 #include "partial.h"

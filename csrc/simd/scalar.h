@@ -195,6 +195,14 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   out[3] = sum_lanes(d);
 }
 
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) {
+  return each<F32>([&](int i) { return a.v[i] / b.v[i]; });
+}
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) {
+  return each<Mask>([&](int i) { return a.v[i] < b.v[i]; });
+}
+
 }  // namespace mobizo::scalar
 
 #include "partial.h"

@@ -6,6 +6,7 @@
 //   Word                one 32-bit Philox word for each of kCounters = kLanes / 2 consecutive counters
 //   load, store         float32 values from and to float, BFloat16 and Float16 memory (round to nearest even), whole or first n
 //   fma(a, b, c)        a * b + c with one rounding
+//   a < b               a Mask, false where either is NaN
 //   multiply, high, low the 64-bit product of a Word and a constant, and its two halves
 //   pair, interleave    how Words become lanes in memory order (see below)
 //   flip_signs(v, bits) v with the sign of lane i flipped where bit i of the bit stream at `bits` is set
