@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -368,3 +369,21 @@ def test_a_bad_batch_is_no_step(rng: torch.Generator) -> None:
         zo.step({**batch, "labels": torch.full_like(batch["labels"], -100)})
     assert zo.steps == 0
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "warned"),
+    [
+        (torch.float32, 1e-2, False),
+        (torch.float32, 1e-4, False),
+        (torch.float32, 1e-1, True),
+        (torch.bfloat16, 1e-2, False),
+        (torch.bfloat16, 1e-3, True),
+    ],
+)
+def test_a_size_of_perturbation_that_tells_little(dtype: torch.dtype, eps: float, warned: bool) -> None:
+    model = wrap(tiny.llama().to(dtype), LoraConfig(r=2, target_modules=["q_proj"]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ZerothOrder(model, eps=eps)
+    assert any(f"eps={eps:g} is outside of" in str(warning.message) for warning in caught) == warned

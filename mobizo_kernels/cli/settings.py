@@ -112,16 +112,14 @@ class StepSettings:
         int,
         _tune(
             min=0,
-            help="Tokens at the end of the prompt on which the adapter acts (Activated LoRA); those before are "
-            "then computed once for all directions. 0 for all of the prompt.",
+            help="Tokens at the end of the prompt on which the adapter acts (Activated LoRA); those before "
+            "are then computed once for all directions. 0 for all of the prompt.",
         ),
     ] = 2
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"
-    quantization: Annotated[
-        Literal["none", "int8", "int4"], _engine(help="Of the base weights inside ExecuTorch.")
-    ] = "none"
+    quantization: Annotated[Literal["none", "int8", "int4"], _engine(help="Of the base weights.")] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

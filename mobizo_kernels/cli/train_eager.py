@@ -30,15 +30,17 @@ from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, InputError, collate, examples_fingerprint, training_batches
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
+from mobizo_kernels.lora.quantization import quantize_base
 from mobizo_kernels.zo import Records, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
-    if settings.program is not None or settings.quantization != "none":
-        name = "quantization" if settings.program is None else "program"
-        raise InputError(f"{name}: expected --engine executorch with it")
+    if settings.program is not None:
+        raise InputError("program: expected --engine executorch with it")
     task = load_task(settings)
+    with blame_input("quantization"):
+        quantize_base(task.model, settings.quantization)
     examples = task.encoder.encode(task.splits.train)
     validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
     test = task.encoder.encode(task.splits.test[: settings.eval_rows])

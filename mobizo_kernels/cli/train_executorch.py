@@ -22,7 +22,13 @@ from mobizo_kernels.cli.results import (
 )
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
-from mobizo_kernels.data import InputError, write_dataset
+from mobizo_kernels.data import (
+    InputError,
+    PromptEncoder,
+    load_tokenizer,
+    parse_verbalizer,
+    write_dataset,
+)
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, model_fingerprint, peft_from_device
 from mobizo_kernels.zo import make_estimator, read_journal
