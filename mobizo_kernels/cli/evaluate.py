@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from mobizo_kernels.data import (
     PromptEncoder,
     Splits,
     collate,
+    evaluation_batches,
     load_model,
     load_splits,
     parse_verbalizer,
@@ -29,8 +31,6 @@ from mobizo_kernels.data import (
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.zo import LabelledLoss
-
-_ROWS_PER_FORWARD = 32
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,9 @@ def label_scores(
     loss: LabelledLoss, examples: Sequence[EncodedExample], pad_token: int
 ) -> NDArray[np.float32]:
     """The logits of the label words behind each prompt, [examples, labels]; the answers are not looked at."""
-    by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids))
-    parts = []
-    for start in range(0, len(by_length), _ROWS_PER_FORWARD):
-        rows = by_length[start : start + _ROWS_PER_FORWARD]
-        parts.append(loss.logits(collate([examples[row] for row in rows], pad_token)).cpu())
-    return torch.cat(parts).numpy()[np.argsort(by_length)]
+    batches = evaluation_batches(examples)
+    parts = [loss.logits(collate([examples[row] for row in rows], pad_token)).cpu() for rows in batches]
+    return torch.cat(parts).numpy()[np.argsort(list(itertools.chain.from_iterable(batches)))]
 
 
 def label_targets(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Models, labelled texts and prompts for the command line: everything between a name and a batch."""
 
-from mobizo_kernels.data.batches import collate, training_batches, training_order
+from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
 from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
@@ -28,6 +28,7 @@ __all__ = [
     "Splits",
     "TokenizedDataset",
     "collate",
+    "evaluation_batches",
     "examples_fingerprint",
     "load_model",
     "load_splits",
