@@ -17,7 +17,7 @@ struct Constant {
   static constexpr int n = value;
 };
 template <int max, typename F>
-MOBIZO_INLINE void with_constant(int64_t n, F f) {
+MOBIZO_INLINE void with_constant(int64_t n, const F& f) {
   if constexpr (max > 1) {
     if (n < max) return with_constant<max - 1>(n, f);
   }
