@@ -76,15 +76,19 @@ def test_same_values(cpu: str, rng: torch.Generator, tmp_path: Path) -> None:
     seeds, coeffs = directions(5, rng)
     problems = []
     for dtype in DTYPES:
-        for rows, in_features, out_features, rank in ((30, 65, 131, 5), (40, 33, 70, 16), (10, 20, 40, 100)):
+        for rows, in_features, out_features, rank, copies in (
+            (30, 65, 131, 5, 1),
+            (40, 33, 70, 16, 2),  # two groups for each seed
+            (10, 20, 40, 100, 1),
+        ):
             problems.append(
                 (
                     torch.randn(rows, out_features, generator=rng).to(dtype),
                     torch.randn(rows, in_features, generator=rng).to(dtype),
                     torch.randn(rank, in_features, generator=rng),
                     torch.randn(out_features, rank, generator=rng),
-                    seeds,
-                    coeffs,
+                    seeds.repeat(copies),
+                    torch.cat([coeffs, -coeffs])[: 5 * copies],
                 )
             )
     given = {"params": params, "directions": (seeds, coeffs), "mp_lora": problems}

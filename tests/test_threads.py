@@ -95,9 +95,20 @@ def test_optimizers(dtype: torch.dtype, foreach: bool, rng: torch.Generator) -> 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize(
-    "sizes", [(200, 70, 300, 4, 4), (1024, 33, 65, 16, 2), (256, 20, 700, 4, 256)], ids=name_of
+    "sizes",
+    [
+        (200, 70, 300, 4, 4),
+        (1024, 33, 65, 16, 2),
+        (256, 20, 700, 4, 256),
+        (18, 20, 700, 8, 6),
+        (64, 9, 80, 3, 32),
+    ],
+    ids=name_of,
 )
-def test_mp_lora(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("paired", [False, True], ids=["alone", "paired"])
+def test_mp_lora(
+    sizes: tuple[int, int, int, int, int], paired: bool, dtype: torch.dtype, rng: torch.Generator
+) -> None:
     rows, in_features, out_features, rank, groups = sizes
     # Small integers: the linear inside mp_lora_linear is then exact in whatever order its library sums.
     x = torch.randint(-2, 3, (rows, in_features), generator=rng).to(dtype)
@@ -105,7 +116,10 @@ def test_mp_lora(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, rng:
     base = torch.randn(rows, out_features, generator=rng).to(dtype)
     lora_a = torch.randn(rank, in_features, generator=rng)
     lora_b = torch.randn(out_features, rank, generator=rng)
-    args = (lora_a, lora_b, *directions(groups, rng), 0.5, 9)
+    seeds, coeffs = directions(groups, rng)
+    if paired:
+        seeds = seeds[: groups // 2].repeat(2)
+    args = (lora_a, lora_b, seeds, coeffs, 0.5, 9)
     assert_threads_agree(lambda: ops.mp_lora(base, x, *args))
     assert_threads_agree(lambda: ops.mp_lora_(base.clone(), x, *args))
     assert_threads_agree(lambda: torch.ops.mobizo.mp_lora.out(base, x, *args, out=torch.empty_like(base)))
