@@ -58,6 +58,9 @@ class PromptSettings(QuestionSettings):
 
     text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
     label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
+    train_rows: Annotated[
+        int | None, _task(min=1, help="Most rows of the training split to use.", show_default="all")
+    ] = None
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
 
 
@@ -162,6 +165,14 @@ class TrainSettings(StepSettings, TaskSettings):
     ] = True
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+    state_memory: Annotated[
+        int,
+        _run(
+            min=0,
+            help="MiB for what the base model makes of rows before --tail, to be used again when they come "
+            "round (torch only).",
+        ),
+    ] = 1024
     eval_every: Annotated[
         int | None, _run(min=1, help="Steps between validations.", show_default="a tenth of --steps")
     ] = None
