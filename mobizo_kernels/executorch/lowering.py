@@ -37,7 +37,7 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     update = (torch.arange(queries), torch.zeros(queries))
     # An example at a bound would be taken for a fixed length.
     example = length - 1 if description["dynamic_length"] else length
-    time = {1: Dim("length", min=MIN_LENGTH, max=length)} if description["dynamic_length"] else None
+    time = _length_of(description) if description["dynamic_length"] else None
 
     def tokens(rows: int) -> tuple[torch.Tensor, ...]:
         ids = torch.ones(rows, example, dtype=torch.int64)
@@ -62,6 +62,14 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
         _log.info("tracing %s", name)
         programs[name] = torch.export.export(method.eval(), arguments, dynamic_shapes=shapes, strict=False)
     return programs
+
+
+def _length_of(description: Mapping[str, Any]) -> dict[int, Any]:
+    """The dynamic size of inputs [rows, T]: T itself, or T - n, for of T torch.export does not see T > n."""
+    shortest, longest, tail = (description[key] for key in ("min_length", "max_length", "tail_length"))
+    if tail is None:
+        return {1: Dim("length", min=shortest, max=longest)}
+    return {1: Dim("prefix", min=shortest - tail, max=longest - tail) + tail}
 
 
 def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> EdgeProgramManager:
