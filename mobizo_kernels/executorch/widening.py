@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 class Widening:
     """Copies the rows of a forward, group after group, on their way into the first module with an adapter.
 
-    That module is a layer of the decoder, or the decoder as a whole where an adapter is outside of its layers.
-    An adapter of the LM head needs no copies of what is below.
+    That module is a layer of the decoder, or the decoder as a whole where an adapter is outside of its
+    layers. An adapter of the LM head needs no copies of what is below.
 
     Args:
         model: a decoder of transformers; hooks are put on its modules.
@@ -51,10 +51,8 @@ def _from_first_adapted(model: PreTrainedModel, adapted: Sequence[str]) -> list[
     """What is called with rows to widen: the layers from the first adapted one on, or the decoder."""
     decoder, head = model.base_model, model.get_output_embeddings()
     count = model.config.get_text_config().num_hidden_layers
-    name, layers = next(
-        (found for found in model.named_modules() if isinstance(found[1], nn.ModuleList) and len(found[1]) == count),
-        ("", None),
-    )  # fmt: skip
+    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    name, layers = next(((name, found) for name, found in lists if len(found) == count), ("", None))
     inside = [path for path in adapted if model.get_submodule(path) is not head]
     if layers is None or not all(path.startswith(f"{name}.") for path in inside):
         return [decoder]

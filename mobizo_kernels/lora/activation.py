@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedModel
 
 from mobizo_kernels.lora.linear import Directions
 
@@ -48,10 +49,11 @@ def install_activation(model: nn.Module, config: LoraConfig, directions: Directi
     if tokens is None:
         return []
     activation = _Activation(tokens, directions)
-    base: nn.Module = getattr(model, "base_model", model)  # type: ignore[assignment]
+    # Not `base_model`: some causal LMs call what lies inside of that one.
+    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     return [
-        base.register_forward_pre_hook(activation.begin, with_kwargs=True),
-        base.register_forward_hook(activation.end, always_call=True),
+        decoder.register_forward_pre_hook(activation.begin, with_kwargs=True),
+        decoder.register_forward_hook(activation.end, always_call=True),
     ]
 
 
