@@ -67,7 +67,10 @@ def train(inputs: Path, out: Path, *options: str) -> int:
     ("options", "message"),
     [
         (["--data=absent.csv"], "there is no file 'absent.csv'"),
-        (["--data=data.parquet"], "expected rotten-tomatoes, FILE.csv or FILE.jsonl"),
+        (["--data=data.parquet"], "expected FILE.csv or FILE.jsonl or the name of a task"),
+        (["--template="], "template: expected one with --data"),
+        (["--verbalizer="], "verbalizer: expected one with --data"),
+        (["--template={text} {question}?"], "no column 'question', only 'text', 'label'"),
         (["--data={inputs}/empty_text.csv"], "line 146 has an empty 'text'"),
         (
             ["--data={inputs}/third_label.csv"],

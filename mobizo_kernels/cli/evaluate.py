@@ -23,6 +23,7 @@ from mobizo_kernels.data import (
     load_model,
     load_splits,
     parse_verbalizer,
+    template_columns,
 )
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import load_adapter
@@ -62,7 +63,8 @@ def load_texts(settings: PromptSettings) -> tuple[Splits, dict[str, str]]:
         InputError: one of them cannot be read, or they do not fit each other.
     """
     verbalizer = parse_verbalizer(settings.verbalizer)
-    splits = load_splits(settings.data, settings.text_column, settings.label_column)
+    columns = template_columns(settings.template)
+    splits = load_splits(settings.data, settings.text_column, settings.label_column, columns)
     if set(verbalizer) != set(splits.labels):
         expected, got = (", ".join(map(repr, labels)) for labels in (splits.labels, verbalizer))
         raise InputError(f"verbalizer: expected one word for each label of the data ({expected}), got {got}")

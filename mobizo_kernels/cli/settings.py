@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
-from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2
+from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2, TASKS, InputError
 
 # Which heading of the help an option stands under.
 _task = partial(Option, rich_help_panel="Model and data")
@@ -25,20 +26,35 @@ class QuestionSettings:
     """A model and the question that is put to it."""
 
     model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
-    template: Annotated[str, _task(help="The prompt; {text} stands for the text.")] = (
-        "Movie review: {text}\nRating:"
-    )
-    verbalizer: Annotated[str, _task(help="JSON: the word that answers the prompt, for each label.")] = (
-        '{"0": " bad", "1": " good"}'
-    )
+    data: Annotated[str, _task(help=f"{', '.join(TASKS)}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
+    template: Annotated[
+        str,
+        _task(
+            help="The prompt; {text} stands for the text, {NAME} for another column.",
+            show_default="that of --data",
+        ),
+    ] = ""
+    verbalizer: Annotated[
+        str,
+        _task(help="JSON: the word that answers the prompt, for each label.", show_default="that of --data"),
+    ] = ""
     max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
+
+    def __post_init__(self) -> None:
+        """Fill in the prompt of a named task where none is given. Raises InputError if `data` is a file."""
+        for name in ("template", "verbalizer"):
+            if getattr(self, name):
+                continue
+            if self.data not in TASKS:
+                raise InputError(f"{name}: expected one with --data {self.data}, which has none of its own")
+            own = getattr(TASKS[self.data], name)
+            object.__setattr__(self, name, own if isinstance(own, str) else json.dumps(dict(own)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings(QuestionSettings):
     """The same, and labelled texts to ask about."""
 
-    data: Annotated[str, _task(help=f"{ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
     text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
     label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600

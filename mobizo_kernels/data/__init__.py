@@ -1,11 +1,12 @@
 """Models, labelled texts and prompts for the command line: everything between a name and a batch."""
 
 from mobizo_kernels.data.batches import collate, training_batches, training_order
-from mobizo_kernels.data.datasets import ROTTEN_TOMATOES, Example, Splits, load_splits
+from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model, load_tokenizer
-from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer
+from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
+from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
 from mobizo_kernels.data.tokenized import (
     TokenizedDataset,
     examples_fingerprint,
@@ -17,6 +18,7 @@ __all__ = [
     "DTYPES",
     "ROTTEN_TOMATOES",
     "SMOLLM2",
+    "TASKS",
     "EncodedExample",
     "Example",
     "InputError",
@@ -30,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "parse_verbalizer",
     "read_dataset",
+    "template_columns",
     "tokenizer_fingerprint",
     "training_batches",
     "training_order",

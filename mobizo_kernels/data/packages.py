@@ -20,7 +20,8 @@ def package_file(package: str, name: str, install: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"the package {package} is not installed ({install})")
-    path = Path(next(iter(spec.submodule_search_locations))) / name
-    if not path.is_file():
-        raise InputError(f"the installed package {package} has no file {name} ({install})")
-    return path
+    # Several packages may share one namespace, each in a directory of its own.
+    for directory in spec.submodule_search_locations:
+        if (path := Path(directory) / name).is_file():
+            return path
+    raise InputError(f"the installed package {package} has no file {name} ({install})")

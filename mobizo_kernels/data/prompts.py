@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.data.errors import InputError, first_line
 
-_SLOT = "{text}"
+_TEXT = "text"
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class PromptEncoder:
 
     Args:
         tokenizer: of the model that will read the prompts.
-        template: a sentence holding ``{text}`` once, e.g. ``"{text} It was"``.
+        template: a sentence holding ``{text}`` once, e.g. ``"{text} It was"``. Other names in braces
+            stand for columns of the example: ``"{text}\\nQuestion: {question}?\\nAnswer:"``.
         verbalizer: the word of each label, with the white space before it, e.g.
             ``{"0": " terrible", "1": " great"}``.
         max_length: the most tokens of an encoded example, label word included. Longer texts lose their end,
-            never the template.
+            never the template, nor another column.
 
     Attributes:
         labels: the labels, in the order of the verbalizer.
@@ -64,8 +66,8 @@ class PromptEncoder:
         verbalizer: Mapping[str, str],
         max_length: int = 128,
     ) -> None:
-        if template.count(_SLOT) != 1:
-            raise InputError(f"template: expected {_SLOT} exactly once, got {template!r}")
+        if _SLOT.findall(template).count(_TEXT) != 1:
+            raise InputError(f"template: expected {{text}} exactly once, got {template!r}")
         if len(verbalizer) < 2:
             raise InputError(f"verbalizer: expected words for at least two labels, got {dict(verbalizer)!r}")
         self.labels = tuple(verbalizer)
@@ -74,7 +76,7 @@ class PromptEncoder:
         self._template = template
         self._words = dict(verbalizer)
 
-        probe = self._fill("text")
+        probe = self._fill("text", dict.fromkeys(template_columns(template), "text"))
         self.candidate_tokens = tuple(self._word_token(probe, word) for word in verbalizer.values())
         if len(set(self.candidate_tokens)) < len(self.labels):
             raise InputError(f"verbalizer: expected a different word for each label, got {self._words!r}")
@@ -88,9 +90,11 @@ class PromptEncoder:
         """Encode examples, keeping their order.
 
         Raises:
-            InputError: an empty text, a label without a word, or a text that merges with the label word
+            InputError: an empty text, a label without a word, an example without a column of the template, a
+                column so long that no room is left for the text, or a text that merges with the label word
                 into other tokens.
         """
+        wanted = set(template_columns(self._template))
         for example in examples:
             if example.label not in self._words:
                 raise InputError(
@@ -99,33 +103,72 @@ class PromptEncoder:
                 )
             if not example.text.strip():
                 raise InputError(f"data: empty text with the label {example.label!r}")
+            if missing := wanted - {name for name, _ in example.columns}:
+                there = ", ".join([_TEXT, *(name for name, _ in example.columns)])
+                raise InputError(
+                    f"template: expected only columns of the data in braces ({there}), got {min(missing)!r}"
+                )
         if not examples:
             return []
-        prompts = self._tokenizer([self._fill(example.text) for example in examples]).input_ids
+        prompts = self._tokenizer(
+            [self._fill(example.text, dict(example.columns)) for example in examples]
+        ).input_ids
         return [self._encode(example, tokens) for example, tokens in zip(examples, prompts, strict=True)]
 
     def _encode(self, example: Example, tokens: list[int]) -> EncodedExample:
-        text, label = example.text, self.labels.index(example.label)
+        text, columns, label = example.text, dict(example.columns), self.labels.index(example.label)
         if len(tokens) >= self.max_length:
-            text = self._truncate(text)
-            tokens = self._tokens(self._fill(text))
-        if self._template.endswith(
-            _SLOT
-        ):  # the label word then touches the text, and each text is a new case
-            self._word_token(self._fill(text), self._words[example.label])
+            text, tokens = self._truncate(text, columns, len(tokens))
+        # Behind a slot the label word touches what fills it, and each example is a new case.
+        if not _SLOT.split(self._template)[-1]:
+            self._word_token(self._fill(text, columns), self._words[example.label])
         return EncodedExample([*tokens, self.candidate_tokens[label]], label)
 
-    def _truncate(self, text: str) -> str:
-        """The longest start of `text`, by bisection, that leaves room for the template and the label word."""
+    def _truncate(self, text: str, columns: Mapping[str, str], tokens: int) -> tuple[str, list[int]]:
+        """The longest start of `text` that leaves room for all else, and the tokens of its prompt.
 
-        def length(end: int) -> int:
-            return len(self._tokens(self._fill(text[:end].rstrip())))
+        Args:
+            text: too long.
+            columns: of the same example.
+            tokens: how many its whole prompt has.
+        """
+        fits, found = -1, ("", list[int]())
+        too_long, end, step = len(text), self._likely_end(text, columns, tokens), 1
+        while too_long - fits > 1:
+            if not fits < end < too_long:
+                end = (fits + too_long) // 2
+            start = text[:end].rstrip()
+            prompt = self._tokens(self._fill(start, columns))
+            if len(prompt) < self.max_length:
+                fits, found = end, (start, prompt)
+                end += step
+            else:
+                too_long = end
+                end -= step
+            step *= 2
+        if fits < 0:
+            least = len(self._tokens(self._fill("", columns))) + 1
+            raise InputError(
+                f"max_length: expected at least {least} for an example whose other columns are "
+                f"{dict(columns)!r}, got {self.max_length}"
+            )
+        return found
 
-        first_too_long = bisect_right(range(len(text)), self.max_length - 1, key=length)
-        return text[: first_too_long - 1].rstrip()
+    def _likely_end(self, text: str, columns: Mapping[str, str], tokens: int) -> int:
+        """Where `text` would have to end if the tokens before its end did not depend on what follows."""
+        too_many = tokens + 1 - self.max_length
+        if not self._tokenizer.is_fast:  # only these tell which characters a token is of
+            return len(text) - round(too_many / tokens * len(text))
+        first = len(_filled(self._template.partition(f"{{{_TEXT}}}")[0], columns))
+        offsets = self._tokenizer(self._fill(text, columns), return_offsets_mapping=True).offset_mapping
+        starts = [start - first for start, end in offsets if first <= start < end <= first + len(text)]
+        if too_many > len(starts):
+            return 0
+        dropped = starts[-too_many]  # the first token to drop may begin with a space, which costs nothing
+        return dropped + len(text[dropped:]) - len(text[dropped:].lstrip())
 
-    def _fill(self, text: str) -> str:
-        return self._template.replace(_SLOT, text)
+    def _fill(self, text: str, columns: Mapping[str, str]) -> str:
+        return _filled(self._template, {**columns, _TEXT: text})
 
     def _tokens(self, prompt: str) -> list[int]:
         return self._tokenizer(prompt).input_ids
@@ -144,6 +187,15 @@ class PromptEncoder:
                 f"but it adds {added}" + (f" in place of {lost}" if lost else "")
             )
         return after[-1]
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    return _SLOT.sub(lambda slot: values[slot[1]], template)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """The names in braces in `template` other than ``text``, each once, in their order."""
+    return tuple(dict.fromkeys(name for name in _SLOT.findall(template) if name != _TEXT))
 
 
 def parse_verbalizer(text: str) -> dict[str, str]:

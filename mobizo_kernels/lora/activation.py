@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import PreTrainedModel
 
 from mobizo_kernels.lora.linear import Directions
 
@@ -49,8 +48,7 @@ def install_activation(model: nn.Module, config: LoraConfig, directions: Directi
     if tokens is None:
         return []
     activation = _Activation(tokens, directions)
-    # Not `base_model`: some causal LMs call what lies inside of that one.
-    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     return [
         decoder.register_forward_pre_hook(activation.begin, with_kwargs=True),
         decoder.register_forward_hook(activation.end, always_call=True),

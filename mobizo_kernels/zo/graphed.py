@@ -94,10 +94,10 @@ class GraphedSteps:
 
     def _key(self, labelled: LabelledBatch) -> Hashable:
         """All that a graph takes for granted."""
-        shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in labelled.inputs.items())
+        shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in labelled.tensors().items())
         params = (param for group in self._optimizer.param_groups for param in group["params"])
         places = tuple(param.data_ptr() for param in params)
-        return shapes, len(labelled.targets), places, self._loss.model.training
+        return shapes, places, self._loss.model.training
 
     def _load(self, seeds: torch.Tensor) -> None:
         """Write what the next step differs by."""
@@ -150,19 +150,16 @@ class _StaticStep:
     """
 
     def __init__(self, batch: LabelledBatch, estimator: Estimator) -> None:
-        inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
-        self.batch = LabelledBatch(inputs, batch.rows.clone(), batch.columns.clone(), batch.targets.clone())
+        self.batch = batch.clone()
         self.result = torch.empty(estimator.groups + estimator.queries, device=batch.rows.device)
         self.fresh = True
         self.replay: Callable[[], None] | None = None
 
     def load(self, batch: LabelledBatch) -> None:
         """Take the values of a batch of the same shape."""
-        for name, tensor in self.batch.inputs.items():
-            tensor.copy_(batch.inputs[name])
-        self.batch.rows.copy_(batch.rows)
-        self.batch.columns.copy_(batch.columns)
-        self.batch.targets.copy_(batch.targets)
+        values = batch.tensors()
+        for name, tensor in self.batch.tensors().items():
+            tensor.copy_(values[name])
 
 
 def check_capturable(model: nn.Module, optimizer: ZOSGD) -> None:

@@ -1,0 +1,264 @@
+"""A decoder that runs G groups of a batch and computes once what is the same in all of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.sharing.attention import AttentionPass, KeysAndValues, attending
+from mobizo_kernels.sharing.states import BaseStates, RowStates, StateStore
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Successive tokens of B rows.
+
+    Attributes:
+        inputs: what the decoder takes of them: `input_ids`, `position_ids`, ..., each [B, n, ...].
+        seen: bool [B, n], False where a token is padding; None if none is.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    seen: torch.Tensor | None = None
+
+    def rows(self, rows: Sequence[int]) -> TokenBlock:
+        """Some rows of it."""
+        index = torch.tensor(rows, device=self.inputs["input_ids"].device)
+        return TokenBlock(
+            {name: tensor[index] for name, tensor in self.inputs.items()},
+            None if self.seen is None else self.seen[index],
+        )
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row that are no padding."""
+        rows, width = self.inputs["input_ids"].shape
+        return [width] * rows if self.seen is None else self.seen.sum(dim=1).tolist()
+
+
+class _Reached(Exception):
+    """Ends a forward that has brought what it was made for."""
+
+
+class SharedDecoder:
+    """The decoder of a wrapped model, for G groups of the same B rows.
+
+    Layers below the first adapted one run over the B rows; there the rows widen to G * B. With Activated
+    LoRA (arXiv 2504.12397) the tokens before the invocation run once over the B rows as well, without
+    adapters, and every group attends to their keys and values, which are never copied per group.
+
+    Args:
+        model: a wrapped causal LM of transformers.
+
+    Attributes:
+        first: the first layer with an adapter.
+
+    Raises:
+        ValueError: if the model's layers, attention or positions are not of a known kind.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        name = type(model).__name__
+        self._decoder = model.base_model
+        self._directions = adapter_of(model).directions
+        if "position_ids" not in inspect.signature(self._decoder.forward).parameters:
+            raise ValueError(f"{name} takes no position_ids")
+        if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
+            raise ValueError(f"{name} attends within chunks")
+        self._layers, self.first = _decoder_layers(model)
+        modules = [module for layer in self._layers for module in layer.modules()]
+        attentions = [module for module in modules if hasattr(module, "layer_idx")]
+        if not attentions:
+            raise ValueError(f"the attention of {name} does not know its layer")
+        self._last = max(int(module.layer_idx) for module in attentions)  # type: ignore[arg-type]
+        owners: list[Any] = [self._decoder, *attentions]
+        self._configs = list({id(owner.config): owner.config for owner in owners}.values())
+
+    def __call__(
+        self,
+        tail: TokenBlock,
+        groups: int,
+        prefix: TokenBlock | None = None,
+        *,
+        store: StateStore | None = None,
+        keys: Sequence[bytes] = (),
+    ) -> torch.Tensor:
+        """The last hidden states of `tail` in every group, [G * B, n, H], group after group.
+
+        Args:
+            tail: the tokens on which the adapters act.
+            groups: G.
+            prefix: the tokens before, padded on the left; None if there are none.
+            store: keeps what does not depend on the adapter, for the next time.
+            keys: of the rows in `store`, [B].
+        """
+        if store is not None and prefix is not None:
+            base = self._kept(tail, prefix, store, keys)
+        else:
+            base = BaseStates({} if prefix is None else self._prefix(prefix))
+        state = AttentionPass(tail.inputs["position_ids"], tail.seen, base.layers)
+        if prefix is not None:
+            state.prefix_positions, state.prefix_seen = prefix.inputs["position_ids"], prefix.seen
+        rows = len(tail.inputs["input_ids"])
+        with self._directions.acting(True), attending(self._configs, state), ExitStack() as stack:
+            if base.hidden is not None:
+                stack.enter_context(self._skipping_to(base.hidden))
+            stack.enter_context(self._widening(rows, groups))
+            return self._run(tail)
+
+    def _run(self, block: TokenBlock) -> torch.Tensor:
+        states: torch.Tensor = self._decoder(**block.inputs, use_cache=False).last_hidden_state
+        return states
+
+    def _prefix(self, prefix: TokenBlock) -> dict[int, KeysAndValues]:
+        """Keys and values of the base model at the tokens of the prefix, by layer."""
+        record = _UntilLayer(self._last)
+        state = AttentionPass(prefix.inputs["position_ids"], prefix.seen, record=record)
+        with self._directions.acting(False), attending(self._configs, state), suppress(_Reached):
+            self._run(prefix)
+        return dict(record)
+
+    def _first_hidden(
+        self, tail: TokenBlock, prefix: TokenBlock, layers: dict[int, KeysAndValues]
+    ) -> torch.Tensor:
+        """What enters the first adapted layer at the tokens of the tail, [B, n, H]."""
+        found: list[torch.Tensor] = []
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        state = AttentionPass(tail.inputs["position_ids"], tail.seen, layers)
+        state.prefix_positions, state.prefix_seen = prefix.inputs["position_ids"], prefix.seen
+        hook = self._layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with self._directions.acting(False), attending(self._configs, state):
+                self._run(tail)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def _kept(
+        self, tail: TokenBlock, prefix: TokenBlock, store: StateStore, keys: Sequence[bytes]
+    ) -> BaseStates:
+        """The states of all rows; those that `store` lacks are computed and given to it."""
+        rows = [store.get(key) for key in keys]
+        missing = [row for row, states in enumerate(rows) if states is None]
+        if missing:
+            some_tail, some_prefix = tail.rows(missing), prefix.rows(missing)
+            layers = self._prefix(some_prefix)
+            hidden = self._first_hidden(some_tail, some_prefix, layers)
+            upper = {layer: states for layer, states in layers.items() if layer >= self.first}
+            lengths = zip(some_prefix.lengths(), some_tail.lengths(), strict=True)
+            for index, (row, (before, own)) in enumerate(zip(missing, lengths, strict=True)):
+                rows[row] = RowStates.cut(upper, hidden, index, before, own)
+                store.put(keys[row], rows[row])  # type: ignore[arg-type]
+        width = tail.inputs["input_ids"].shape[1]
+        length = prefix.inputs["input_ids"].shape[1]
+        return BaseStates.of_rows(rows, length, width)  # type: ignore[arg-type]
+
+    @contextmanager
+    def _skipping_to(self, hidden: torch.Tensor) -> Iterator[None]:
+        """Enter the decoder at the first adapted layer, with `hidden` [B, n, H]."""
+
+        def through(states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            return states
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        lower = self._layers[: self.first]
+        hook = self._layers[self.first].register_forward_pre_hook(enter, with_kwargs=True)
+        for layer in lower:
+            layer.forward = through
+        try:
+            yield
+        finally:
+            hook.remove()
+            for layer in lower:
+                del layer.forward
+
+    @contextmanager
+    def _widening(self, rows: int, groups: int) -> Iterator[None]:
+        """Repeat whatever has `rows` rows for each group, from the first adapted layer on."""
+        copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def widened(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(widened(item) for item in value)
+            if not isinstance(value, torch.Tensor) or value.dim() < 2 or len(value) != rows:
+                return value
+            if id(value) not in copies:  # the original is kept too, or another could get its id
+                copies[id(value)] = value, torch.cat([value] * groups)
+            return copies[id(value)][1]
+
+        def widen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            return widened(args), {name: widened(value) for name, value in kwargs.items()}
+
+        def widen_later(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            # The hidden states are wide by now, also where that is as many rows as before.
+            if args:
+                return (args[0], *widened(args[1:])), _widened_but_hidden(kwargs, widened)
+            return args, _widened_but_hidden(kwargs, widened)
+
+        hooks = [
+            layer.register_forward_pre_hook(widen if index == 0 else widen_later, with_kwargs=True)
+            for index, layer in enumerate(self._layers[self.first :])
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _UntilLayer(dict[int, KeysAndValues]):
+    """Keys and values by layer; ends the forward that fills it once it has those of the last layer."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self._last = last
+
+    def __setitem__(self, layer: int, states: KeysAndValues) -> None:
+        super().__setitem__(layer, states)
+        if layer == self._last:
+            raise _Reached
+
+
+def _widened_but_hidden(kwargs: dict[str, Any], widened: Any) -> dict[str, Any]:
+    return {name: value if name == "hidden_states" else widened(value) for name, value in kwargs.items()}
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
+    """The layers of the decoder in their order, and the first of them with an adapter in it."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = {
+        name: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no list of its {count} layers")
+    name = min(lists, key=len)
+    layers = list(lists[name])
+    adapted = {id(layer) for layer in adapter_layers(model).values()}
+    inside = [any(id(module) in adapted for module in layer.modules()) for layer in layers]
+    within = sum(id(module) in adapted for layer in layers for module in layer.modules())
+    heads = [module for module in [model.get_output_embeddings()] if id(module) in adapted]
+    if within + len(heads) != len(adapted):
+        raise ValueError(f"{type(model).__name__} has adapters outside of its layers")
+    if not re.search(r"\w", name):
+        raise ValueError(f"{type(model).__name__} keeps its layers in an unknown place")
+    return layers, inside.index(True) if any(inside) else count - 1
