@@ -14,7 +14,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch.export import Dim, ExportedProgram
 
 from mobizo_kernels._files import written_whole
-from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
+from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
     Evaluate,
     GetAdapter,
@@ -78,7 +78,7 @@ def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]
     delegated = {"train_step", "evaluate"}
     return to_edge_transform_and_lower(
         programs,
-        transform_passes=[InferViewSizes()],
+        transform_passes=[SeparateConstants(), InferViewSizes()],
         partitioner={name: [LevelPartitioner()] if name in delegated else [] for name in programs},
         constant_methods=constant_methods,
     )

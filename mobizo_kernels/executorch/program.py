@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mobizo_kernels import ops
 from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
 from mobizo_kernels.executorch.widening import Widening
-from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of
+from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.zo.loss import IGNORED, after_head
 
 _LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
@@ -95,8 +95,9 @@ class TrainingGraph(nn.Module):
         super().__init__()
         self.groups, self.attention, self.tail_length = groups, attention, tail_length
         self.directions = TracedDirections(distribution)
-        for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
-            hook.remove()
+        if is_wrapped(model):
+            for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
+                hook.remove()
         layers = adapter_layers(model)
         for name, layer in layers.items():
             model.set_submodule(name, TracedLinear(layer, self.directions))

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 class Widening:
     """Copies the rows of a forward, group after group, on their way into the first module with an adapter.
 
-    That module is a layer of the decoder, or the decoder as a whole where an adapter is outside of its
-    layers. An adapter of the LM head needs no copies of what is below.
+    That module is a layer of the decoder, or the decoder as a whole where nothing is adapted or an adapter is
+    outside of its layers. An adapter of the LM head needs no copies of what is below.
 
     Args:
         model: a decoder of transformers; hooks are put on its modules.
@@ -54,7 +54,7 @@ def _from_first_adapted(model: PreTrainedModel, adapted: Sequence[str]) -> list[
     lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     name, layers = next(((name, found) for name, found in lists if len(found) == count), ("", None))
     inside = [path for path in adapted if model.get_submodule(path) is not head]
-    if layers is None or not all(path.startswith(f"{name}.") for path in inside):
+    if not adapted or layers is None or not all(path.startswith(f"{name}.") for path in inside):
         return [decoder]
     first = min((int(path.removeprefix(f"{name}.").split(".")[0]) for path in inside), default=count)
     return list(layers)[first:]
