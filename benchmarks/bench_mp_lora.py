@@ -1,6 +1,6 @@
 """mp_lora_ and mp_lora_linear against the stacked LoRA-B of public P-RGE, and against the bare linear.
 
-    python -m benchmarks.bench_mp_lora [--json FILE] [--threads N] [--quick]
+    python -m benchmarks.bench_mp_lora [--json FILE] [--threads N] [--quick] [--shapes large|few|all]
 
 All variants compute the adapted linear of all G groups (two-sided: q = G / 2 directions), and are checked to
 agree before they are timed. Ours make the directions from their seeds inside the call. The peer finds its
@@ -13,8 +13,10 @@ The limit is `F.linear` alone. A sample goes through 8 layers, each with its own
 variant finds its weights in the cache because it has just used them. Times are per layer.
 
 Columns: ms of F.linear; how much longer than it the others take, in %; the same for F.linear with the peer
-and the making of its stack. Goals for mp_lora_ in float32 on 2 threads: at most +8 %, +6 %, +3 % and +15 % in
-the order of the rows, never above the stacked form.
+and the making of its stack; the us of the op mp_lora_ by itself, and the share of them that its noise takes:
+what the same call saves when all its coefficients are 0, which draws nothing and adds nothing to B. Goals for
+mp_lora_ in float32 on 2 threads: at most +8 %, +6 %, +3 % and +15 % in the order of the first rows, never
+above the stacked form.
 """
 
 from __future__ import annotations
@@ -27,20 +29,32 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import Report, Variant, dtype_name, fastest, parser, time_variants
-from benchmarks.peers import make_stack_, stacked_lora_linear
+from benchmarks.peers import make_sign_stack_, make_stack_, stacked_lora_linear
 from mobizo_kernels import ops
 
 LAYERS = 8
 EPS, SCALING = 1e-2, 2.0
-# Rows, in, out, rank, groups: q_proj and gate_proj of SmolLM2-135M, a square layer of a 1B model, and many
-# groups of few rows.
+# Rows, in, out, rank, groups: q_proj and gate_proj of SmolLM2-135M, a square layer of a 1B model.
 SHAPES = (
     (2048, 576, 576, 16, 8),
     (2048, 576, 1536, 16, 8),
     (2048, 2048, 2048, 16, 8),
     (256, 576, 576, 4, 16),
 )
+# Many groups of few rows, 1 to 32, as adapters on the last tokens of few samples make them.
+FEW_ROWS = (
+    (16, 576, 192, 8, 16),
+    (16, 576, 576, 8, 16),
+    (32, 576, 576, 8, 16),
+    (128, 576, 576, 8, 16),
+    (512, 576, 576, 8, 16),
+    (32, 576, 576, 4, 16),
+    (64, 576, 576, 8, 32),
+    (64, 576, 576, 4, 64),
+    (128, 2048, 2048, 8, 64),
+)
 QUICK_SHAPES = ((64, 48, 32, 4, 4),)
+DISTRIBUTIONS = ("gaussian", "rademacher")
 
 
 @dataclass(frozen=True)
@@ -54,17 +68,22 @@ class Layer:
     lora_b: torch.Tensor
     seeds: torch.Tensor
     coeffs: torch.Tensor
+    zeros: torch.Tensor
+    distribution: str
+    base: torch.Tensor
     peer_a: torch.Tensor
     stack: torch.Tensor
     stack_t: torch.Tensor
 
     def mp_lora(self) -> torch.Tensor:
-        base = F.linear(self.x, self.weight)
-        directions = (self.seeds, self.coeffs, SCALING, self.stream)
+        return self.adapter(F.linear(self.x, self.weight), self.coeffs)
+
+    def adapter(self, base: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
+        directions = (self.seeds, coeffs, SCALING, self.stream, self.distribution)
         return ops.mp_lora_(base, self.x, self.lora_a, self.lora_b, *directions)
 
     def mp_lora_linear(self) -> torch.Tensor:
-        directions = (self.seeds, self.coeffs, SCALING, self.stream)
+        directions = (self.seeds, self.coeffs, SCALING, self.stream, self.distribution)
         return ops.mp_lora_linear(self.x, self.weight, None, self.lora_a, self.lora_b, *directions)
 
     def stacked(self) -> torch.Tensor:
@@ -75,14 +94,15 @@ class Layer:
 
 
 def make_layer(
-    stream: int, rows: int, in_features: int, out_features: int, rank: int, groups: int, dtype: torch.dtype
+    stream: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype, distribution: str
 ) -> Layer:
     """Random operands; the peer's stack holds the directions of our seeds."""
+    rows, in_features, out_features, rank, groups = shape
     lora_a = torch.randn(rank, in_features) / in_features**0.5
     lora_b = torch.randn(out_features, rank) / rank**0.5
     seeds = torch.arange(groups // 2).repeat(2)
     coeffs = torch.tensor([EPS, -EPS]).repeat_interleave(groups // 2)
-    noise = [ops.noise([out_features, rank], seed, stream) for seed in seeds]
+    noise = [ops.noise([out_features, rank], seed, stream, distribution) for seed in seeds]
     stack = torch.stack([lora_b + coeff * z for coeff, z in zip(coeffs, noise, strict=True)]).to(dtype)
     return Layer(
         stream=stream,
@@ -92,6 +112,9 @@ def make_layer(
         lora_b=lora_b,
         seeds=seeds,
         coeffs=coeffs,
+        zeros=torch.zeros(groups),
+        distribution=distribution,
+        base=torch.zeros(rows, out_features, dtype=dtype),
         peer_a=lora_a.to(dtype),
         stack=stack,
         stack_t=stack.mT.contiguous(),
@@ -111,6 +134,7 @@ def variants(layers: list[Layer]) -> dict[str, Variant]:
     peer_b = [layer.lora_b.mT.to(layer.x.dtype).contiguous() for layer in layers]
     room = torch.empty_like(layers[0].stack_t)
     noise = torch.empty_like(room[: len(room) // 2])
+    make = make_stack_ if layers[0].distribution == "gaussian" else make_sign_stack_
 
     def through_layers(run: Callable[[Layer], object]) -> Variant:
         def variant() -> None:
@@ -119,28 +143,47 @@ def variants(layers: list[Layer]) -> dict[str, Variant]:
 
         return variant
 
+    def alone(layer: Layer) -> torch.Tensor:
+        return layer.adapter(layer.base, layer.coeffs)
+
+    def alone_clean(layer: Layer) -> torch.Tensor:
+        return layer.adapter(layer.base, layer.zeros)
+
     return {
         "F.linear": through_layers(lambda layer: F.linear(layer.x, layer.weight)),
         "mp_lora_": through_layers(Layer.mp_lora),
         "mp_lora_linear": through_layers(Layer.mp_lora_linear),
         "stacked [G, out, r]": through_layers(Layer.stacked),
         "stacked [G, r, out]": through_layers(Layer.stacked_t),
-        "make stack": through_layers(lambda layer: make_stack_(room, noise, peer_b[layer.stream], EPS)),
+        "make stack": through_layers(lambda layer: make(room, noise, peer_b[layer.stream], EPS)),
+        "mp_lora_ alone": through_layers(alone),
+        "mp_lora_ alone, coefficients 0": through_layers(
+            lambda layer: layer.adapter(layer.base, layer.zeros)
+        ),
     }
 
 
-def compare(report: Report, rounds: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+def compare(
+    report: Report,
+    rounds: int,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int, int],
+    distribution: str,
+) -> None:
     """Add one row."""
-    layers = [make_layer(stream, *shape, dtype) for stream in range(LAYERS)]
+    layers = [make_layer(stream, shape, dtype, distribution) for stream in range(LAYERS)]
     for layer in layers:
         check(layer)
     timings = time_variants(variants(layers), rounds)
     limit = timings["F.linear"].p50
     peer = timings[fastest(timings, ("stacked [G, out, r]", "stacked [G, r, out]"))].p50
+    alone = timings["mp_lora_ alone"].p50
+    clean = timings["mp_lora_ alone, coefficients 0"].p50
     rows, in_features, out_features, rank, groups = shape
     report.add(
         {
             "dtype": dtype_name(dtype),
+            "noise": distribution,
             "rows": rows,
             "in": in_features,
             "out": out_features,
@@ -154,19 +197,25 @@ def compare(report: Report, rounds: int, shape: tuple[int, int, int, int, int], 
             "mp_lora_linear %": 100 * (timings["mp_lora_linear"].p50 / limit - 1),
             "stacked %": 100 * (peer / limit - 1),
             "stacked, made %": 100 * ((peer + timings["make stack"].p50) / limit - 1),
+            "alone us": timings["mp_lora_ alone"].show(1e6 / LAYERS),
+            "noise share %": 100 * (1 - clean / alone),
         },
     )
 
 
 @torch.no_grad()
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--shapes", choices=("large", "few", "all"), default="all", help="rows per group")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # the agreement of the variants is checked: the same way in every run
     report = Report("mp_lora", options)
-    shapes, rounds = (QUICK_SHAPES, 3) if options.quick else (SHAPES, 41)
-    for dtype, shape in product((torch.float32, torch.bfloat16), shapes):
-        compare(report, rounds, shape, dtype)
+    large, few, rounds = (QUICK_SHAPES, (), 3) if options.quick else (SHAPES, FEW_ROWS, 41)
+    cases = [*product(large, DISTRIBUTIONS[:1])] if options.shapes != "few" else []
+    cases += [*product(few, DISTRIBUTIONS)] if options.shapes != "large" else []
+    for dtype, (shape, distribution) in product((torch.float32, torch.bfloat16), cases):
+        compare(report, rounds, dtype, shape, distribution)
     report.finish()
 
 

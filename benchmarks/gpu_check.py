@@ -99,7 +99,7 @@ def steps(device: torch.device) -> Iterator[tuple[str, bool]]:
             batch = {"input_ids": tokens, "labels": tokens}
             before = _adapters(twin)
             expected, got = zo.step(batch), other.step(batch)
-            coeffs = other.optimizer.coefficients(got.projected_grads)
+            coeffs = other.optimizer.record(got.projected_grads).coeffs
             _put_back(model, before)
             zo.optimizer.perturb(query_seeds(0, step, 3), coeffs)
             # Losses differ in their last bits, and so do gradients; the update follows from the gradients.

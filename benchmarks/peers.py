@@ -51,6 +51,17 @@ def make_stack_(stack: torch.Tensor, noise: torch.Tensor, lora_b: torch.Tensor, 
     return stack
 
 
+def make_sign_stack_(
+    stack: torch.Tensor, noise: torch.Tensor, lora_b: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """:func:`make_stack_` with signs for z, by way of 0 and 1: B - eps + 2 eps b and B + eps - 2 eps b."""
+    noise.random_(0, 2)
+    queries = len(noise)
+    torch.add(lora_b - eps, noise, alpha=2 * eps, out=stack[:queries])
+    torch.sub(lora_b + eps, noise, alpha=2 * eps, out=stack[queries:])
+    return stack
+
+
 def stacked_lora_linear(
     x: torch.Tensor, weight: torch.Tensor, lora_a: torch.Tensor, stack_t: torch.Tensor, scaling: float
 ) -> torch.Tensor:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mobizo_kernels import reference
@@ -75,6 +76,13 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.equal(actual.isnan(), nan)
     assert torch.equal(actual[~nan], expected[~nan])
     assert torch.equal(actual[~nan].signbit(), expected[~nan].signbit())
+
+
+def assert_norm(norm: torch.Tensor, expected: float) -> None:
+    """One float32 rounding of each difference and one of the root: 2 units in the last place at most."""
+    assert norm.dtype == torch.float32
+    assert norm.shape == (1,)
+    assert norm.item() == pytest.approx(expected, rel=2.0**-22, abs=0)
 
 
 def on_device(arguments: dict[str, Any], device: str) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import peft
 import pytest
+import tiny
 import torch
 
 from mobizo_kernels import load_adapter, save_adapter, unwrap, wrap
 from mobizo_kernels.lora import adapter_layers, adapter_of, invocation_starts
-from tests import tiny
 
 INVOCATION = [7, 8]
 

@@ -31,13 +31,37 @@ def opcheck_cases() -> list[Any]:
             x, base = torch.ones(2, 6, 10, dtype=dtype), torch.ones(2, 6, 7, dtype=dtype)
             weight, bias = torch.ones(7, 10, dtype=dtype), torch.ones(7, dtype=dtype)
             update = (base.clone(), SEEDS, COEFFS, 4, 0.9, distribution)
+            float32, lr, out = torch.ones(2, 6, 7), torch.tensor([0.1]), {"out": torch.zeros(1)}
+            directions, streams, rest = (SEEDS, COEFFS), [4, 5], (0.9, distribution)
+            momentum = (base.clone(), float32.clone(), *directions, 4, 0.9, *rest)
+            numbers = (0.9, 0.999, 1e-8)
+            adam = (base.clone(), float32.clone(), float32.clone(), *directions, lr, 4, *numbers, *rest)
+            sign = (base.clone(), *directions, lr, 4, *rest)
+            params, state = [base.clone(), bias.clone()], [[float32.clone(), torch.ones(7)] for _ in "mv"]
             lora = adapter(distribution)
             calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
                 (op.noise.default, ([3, 5], SEEDS[:1], 4, distribution), {"dtype": dtype}),
                 (op.perturb_.default, update, {}),
                 (op.foreach_perturb_.default, ([base.clone(), bias], SEEDS, COEFFS, [4, 5], 0.9), {}),
                 (op.zo_update.default, update, {}),
-                (op.zo_update.out, update, {"out": torch.zeros(1)}),
+                (op.zo_update.out, update, out),
+                (op.zo_momentum.default, momentum, {}),
+                (op.zo_momentum.out, momentum, out),
+                (
+                    op.foreach_zo_momentum_.default,
+                    (params, state[0], *directions, streams, 0.9, *rest),
+                    {},
+                ),
+                (op.zo_adam.default, adam, {}),
+                (op.zo_adam.out, adam, out),
+                (
+                    op.foreach_zo_adam_.default,
+                    (params, *state, *directions, lr, streams, *numbers, *rest),
+                    {},
+                ),
+                (op.zo_sign.default, sign, {}),
+                (op.zo_sign.out, sign, out),
+                (op.foreach_zo_sign_.default, (params, *directions, lr, streams, *rest), {}),
                 (op.mp_lora.default, (base, x, *lora), {}),
                 (op.mp_lora.out, (base, x, *lora), {"out": torch.zeros_like(base)}),
                 (op.mp_lora_.default, (base.clone(), x, *lora), {}),
@@ -66,6 +90,9 @@ class Step(nn.Module):
     lora_b: torch.Tensor
     seeds: torch.Tensor
     coeffs: torch.Tensor
+    momentum: torch.Tensor
+    squares: torch.Tensor
+    lr: torch.Tensor
 
     def __init__(self, form: str, update: str) -> None:
         super().__init__()
@@ -77,6 +104,9 @@ class Step(nn.Module):
         self.register_buffer("lora_b", lora_b.clone())
         self.register_buffer("seeds", SEEDS)
         self.register_buffer("coeffs", COEFFS)
+        self.register_buffer("momentum", torch.zeros_like(lora_b))
+        self.register_buffer("squares", torch.zeros_like(lora_b))
+        self.register_buffer("lr", torch.tensor([0.01]))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         norm = torch.zeros(1)
@@ -87,6 +117,14 @@ class Step(nn.Module):
             ops.perturb_(self.lora_b, *update)
         elif self.update == "foreach_perturb_":
             ops.foreach_perturb_([self.lora_b], self.seeds, self.coeffs, [11], 0.9)
+        elif self.update == "optimizers":
+            lora_b, (seeds, coeffs, stream, _) = self.lora_b, update
+            norm = ops.zo_momentum(lora_b, self.momentum, *update)
+            norm = norm + ops.zo_adam(
+                lora_b, self.momentum, self.squares, seeds, coeffs, self.lr, stream, 0.9, 0.99, 1e-8
+            )
+            norm = norm + ops.zo_sign(lora_b, seeds, coeffs, self.lr, stream)
+            ops.foreach_zo_momentum_([lora_b], [self.momentum], seeds, coeffs, [stream], 0.9)
         rest = (self.lora_a, self.lora_b, self.seeds, self.coeffs, 2.0, 11)
         if self.form == "mp_lora_linear":
             return ops.mp_lora_linear(x, self.weight, None, *rest), norm
@@ -108,7 +146,7 @@ def assert_traces(step: Step, trace: Callable[[Step], Any], rows: tuple[int, ...
 
 
 FORMS = ("mp_lora", "mp_lora_", "mp_lora_linear")
-UPDATES = ("none", "zo_update", "perturb_", "foreach_perturb_")
+UPDATES = ("none", "zo_update", "perturb_", "foreach_perturb_", "optimizers")
 
 
 @pytest.mark.parametrize("update", UPDATES)

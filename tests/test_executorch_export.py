@@ -83,6 +83,7 @@ def test_description(program: Path) -> None:
         "groups": 4,
         "estimator": "two_sided",
         "distribution": "gaussian",
+        "optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0},
         "min_length": 3,
         "max_length": 24,
         "dynamic_length": True,

@@ -18,7 +18,7 @@ from mobizo_kernels.zo import replay
 from mobizo_kernels.zo.journal import read_journal
 
 STEPS: dict[str, Any] = {"steps": 9, "eval_every": 2}
-RECORD = 12 + 4 * 2  # bytes of a step with two queries
+RECORD = 28 + 4 * 2  # bytes of a step with two queries
 
 
 @pytest.fixture

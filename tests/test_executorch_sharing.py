@@ -231,8 +231,7 @@ def test_graphs_of_all_architectures(
             inputs = more if invocation is None else len(invocation) + count - 1
             rows += activated_rows(rng, [(before, inputs)], invocation or [], targets=count, candidates=False)
         ids, mask, positions, wanted = (torch.from_numpy(x) for x in program_batch(rows, description))
-        update = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
-        found["losses"], _ = TrainStep(graph)(ids, mask, positions, wanted, *groups, *update)
+        found["losses"] = TrainStep(graph)(ids, mask, positions, wanted, *groups)
         found["logits"], found["rows"] = Evaluate(graph)(ids, mask, positions), rows
         raise Stopped
 

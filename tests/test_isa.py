@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import subprocess
@@ -24,19 +25,36 @@ def instruction_sets() -> list[str]:
     return ["scalar"] + ["avx2"] * (capability in ("AVX2", "AVX512")) + ["avx512"] * (capability == "AVX512")
 
 
+def optimizer_steps(
+    param: torch.Tensor, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str
+) -> list[torch.Tensor]:
+    """A parameter after two steps of each optimizer, all state, and the norm of each step."""
+    param, lr, norms = param.clone(), torch.tensor([0.01]), []
+    momentum, exp_avg, exp_avg_sq = (torch.zeros(param.shape) for _ in range(3))
+    numbers, rest = (0.9, 0.999, 1e-8), (0.99, distribution)
+    for stream in (4, 5):
+        directions = (seeds + stream, coeffs)
+        norms.append(ops.zo_momentum(param, momentum, *directions, stream, 0.9, *rest))
+        norms.append(ops.zo_adam(param, exp_avg, exp_avg_sq, *directions, lr, stream, *numbers, *rest))
+        norms.append(ops.zo_sign(param, *directions, lr, stream, *rest))
+    return [param, momentum, exp_avg, exp_avg_sq, *norms]
+
+
 # Runs in the child: the noise and updates of every kind, and mp_lora on the problem that the parent saved.
-CHILD = """
+CHILD = f"""
 import sys, torch
 from mobizo_kernels import ops
+{inspect.getsource(optimizer_steps)}
 problem, result = sys.argv[1:]
 given = torch.load(problem)
-out = {"name": torch.ops.mobizo.cpu_capability(), "noise": [], "perturb": [], "norm": [], "mp_lora": []}
+out = dict(name=torch.ops.mobizo.cpu_capability(), noise=[], perturb=[], norm=[], optimizers=[], mp_lora=[])
 for distribution in ("gaussian", "rademacher"):
     out["noise"].append(ops.noise([5003], torch.tensor(-3), 4, distribution))
     for param in given["params"]:
         seeds, coeffs = given["directions"]
         out["perturb"].append(ops.perturb_(param.clone(), seeds, coeffs, 4, 0.9, distribution))
         out["norm"].append(ops.zo_update(param.clone(), seeds, coeffs, 4, 0.9, distribution))
+        out["optimizers"].append(optimizer_steps(param, seeds, coeffs, distribution))
     for arguments in given["mp_lora"]:
         out["mp_lora"].append(ops.mp_lora(*arguments, 0.5, 4, distribution))
 torch.save(out, result)
@@ -58,15 +76,19 @@ def test_same_values(cpu: str, rng: torch.Generator, tmp_path: Path) -> None:
     seeds, coeffs = directions(5, rng)
     problems = []
     for dtype in DTYPES:
-        for rows, in_features, out_features, rank in ((30, 65, 131, 5), (40, 33, 70, 16), (10, 20, 40, 100)):
+        for rows, in_features, out_features, rank, copies in (
+            (30, 65, 131, 5, 1),
+            (40, 33, 70, 16, 2),  # two groups for each seed
+            (10, 20, 40, 100, 1),
+        ):
             problems.append(
                 (
                     torch.randn(rows, out_features, generator=rng).to(dtype),
                     torch.randn(rows, in_features, generator=rng).to(dtype),
                     torch.randn(rank, in_features, generator=rng),
                     torch.randn(out_features, rank, generator=rng),
-                    seeds,
-                    coeffs,
+                    seeds.repeat(copies),
+                    torch.cat([coeffs, -coeffs])[: 5 * copies],
                 )
             )
     given = {"params": params, "directions": (seeds, coeffs), "mp_lora": problems}
@@ -83,6 +105,9 @@ def test_same_values(cpu: str, rng: torch.Generator, tmp_path: Path) -> None:
             assert_same_bits(got["perturb"].pop(0), reference.perturb(*args))
             # This process runs another instruction set: the norms agree to the bit across all of them.
             assert_same_bits(got["norm"].pop(0), ops.zo_update(param.clone(), *args[1:]))
+            stepped = optimizer_steps(param, seeds, coeffs, distribution)
+            for one, other in zip(got["optimizers"].pop(0), stepped, strict=True):
+                assert_same_bits(one, other)
         for arguments in problems:
             assert_close_to_mp_lora(got["mp_lora"].pop(0), *arguments, 0.5, 4, distribution)
 

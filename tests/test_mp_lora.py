@@ -23,7 +23,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobizo_kernels import ops
+from mobizo_kernels import ops, reference
 
 # Storage of base and x, of A, of B. Float32 adapters over a bfloat16 base are the usual case.
 MIXES = [(base, a, b) for base in DTYPES for a in DTYPES for b in DTYPES]
@@ -104,6 +104,7 @@ def test_sizes(
     groups=st.integers(1, 9),
     mix=st.sampled_from(MIXES),
     distribution=st.sampled_from(DISTRIBUTIONS),
+    paired=st.booleans(),
     draw=st.integers(0, 2**32),
 )
 def test_any_sizes(
@@ -114,11 +115,76 @@ def test_any_sizes(
     groups: int,
     mix: tuple[torch.dtype, torch.dtype, torch.dtype],
     distribution: str,
+    paired: bool,
     draw: int,
 ) -> None:
     rng = torch.Generator().manual_seed(draw)
     p = problem((rows * groups, in_features, out_features, rank, groups), rng, mix, distribution)
+    if paired:
+        p = p._replace(seeds=seed_patterns(p.seeds)["paired"])
     assert_close_to_mp_lora(ops.mp_lora(*p), *p)
+
+
+def seed_patterns(seeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which groups share a seed, by name; the seeds of two-sided estimators are paired."""
+    groups = len(seeds)
+    paired = torch.cat([seeds[: groups // 2].repeat(2), seeds[groups // 2 * 2 :]])
+    almost = paired.clone()
+    almost[-1] += 1
+    return {"paired": paired, "almost": almost, "alone": seeds, "one": seeds[:1].repeat(groups)}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("pattern", ["paired", "almost", "alone", "one"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (16, 65, 193, 8, 16),
+        (32, 40, 67, 4, 16),
+        (21, 33, 70, 5, 7),
+        (24, 20, 50, 1, 6),
+        (28, 20, 300, 18, 4),
+        (80, 12, 33, 33, 2),
+    ],
+    ids=name_of,
+)
+def test_groups_are_as_if_alone(
+    sizes: tuple[int, int, int, int, int],
+    pattern: str,
+    dtype: torch.dtype,
+    distribution: str,
+    rng: torch.Generator,
+) -> None:
+    """Whatever groups share a seed or have coefficient 0, each has the bits of a call of its own."""
+    p = problem(sizes, rng, (dtype, torch.float32, torch.float32), distribution)
+    coeffs = torch.where(torch.rand(sizes[4], generator=rng) < 0.3, 0.0, p.coeffs)
+    p = p._replace(seeds=seed_patterns(p.seeds)[pattern], coeffs=coeffs)
+    got = ops.mp_lora(*p)
+    assert_close_to_mp_lora(got, *p)
+    rows = sizes[0] // sizes[4]
+    for group in range(sizes[4]):
+        part, here = slice(group * rows, (group + 1) * rows), slice(group, group + 1)
+        alone = p._replace(base=p.base[part], x=p.x[part], seeds=p.seeds[here], coeffs=p.coeffs[here])
+        assert_same_bits(got[part], ops.mp_lora(*alone))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 7, 8, 16, 17, 40])
+def test_perturbed_b_has_the_bits_of_perturb(rank: int, distribution: str, rng: torch.Generator) -> None:
+    """With unit vectors for x and A, the output is B + c z itself, rounded once."""
+    p = problem((2 * rank, rank, 77, rank, 2), rng, distribution=distribution)
+    p = p._replace(
+        base=torch.zeros(2 * rank, 77),
+        x=torch.eye(rank).repeat(2, 1),
+        lora_a=torch.eye(rank),
+        seeds=p.seeds[:1].repeat(2),
+        scaling=1.0,
+    )
+    halves = ops.mp_lora(*p).split(rank)
+    for half, seed, coeff in zip(halves, p.seeds, p.coeffs, strict=True):
+        expected = reference.perturb(p.lora_b, seed[None], coeff[None], p.stream, 1.0, distribution)
+        assert_same_bits(half.T.contiguous(), expected)
 
 
 @pytest.mark.parametrize("rank", [*range(1, 34), 47, 48, 63, 64, 65, 96, 127, 128, 129, 192, 255, 256])
@@ -220,6 +286,16 @@ def test_base_may_be_x(rng: torch.Generator) -> None:
     p = problem((24, 37, 37, 5, 3), rng)
     expected = ops.mp_lora(*p._replace(base=p.x.clone()))
     assert_same_bits(ops.mp_lora_(*p._replace(base=p.x)), expected)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_groups_of_coefficient_zero_have_no_noise(distribution: str, rng: torch.Generator) -> None:
+    p = problem((24, 37, 67, 5, 8), rng, distribution=distribution)
+    p.coeffs[[0, 3, 4]] = 0.0
+    got, other = ops.mp_lora(*p), ops.mp_lora(*p._replace(seeds=p.seeds + 1))
+    clean = (p.coeffs == 0).repeat_interleave(3)
+    assert_same_bits(got[clean], other[clean])
+    assert bool((got[~clean] != other[~clean]).any(dim=1).all())
 
 
 def test_one_group_of_coefficient_zero_is_lora(rng: torch.Generator) -> None:

@@ -1,4 +1,6 @@
-"""ZOSGD against replicas made of the reference noise, to the bit, and its life as a torch optimizer."""
+"""The optimizers against replicas made of the reference noise and torch's own optimizers, and their life as
+torch optimizers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from helpers import DISTRIBUTIONS, DTYPES, assert_same_bits, name_of
 
 from mobizo_kernels import reference
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import ZOSGD, optimizers
+from mobizo_kernels.zo import (
+    ZOSGD,
+    StepRecord,
+    UpdateRule,
+    ZOAdam,
+    ZOOptimizer,
+    ZOSign,
+    base_optimizer,
+    make_optimizer,
+)
 
 SHAPES = {"a.weight": (5, 7), "a.bias": (5,), "b.weight": (3, 1, 43)}
 
@@ -60,7 +71,7 @@ def test_step_is_one_pass(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch)
     def counted(params: list[torch.Tensor], *args: Any) -> None:
         calls.append(len(params))
 
-    monkeypatch.setattr(optimizers, "foreach_perturb_", counted)
+    monkeypatch.setattr(base_optimizer, "foreach_perturb_", counted)
     seeds, grads = gradient(rng)
     ZOSGD(parameters(rng).items()).step(seeds, grads, standing=torch.tensor([0.0, 0.0, 0.5]))
     assert calls == [len(SHAPES)]
@@ -79,20 +90,118 @@ def test_standing_perturbation_is_taken_off_in_the_same_pass(rng: torch.Generato
     assert_all_same_bits(params, perturbed(trial, seeds, coeffs, decay))
 
 
+def estimate(seeds: torch.Tensor, grads: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(1 / q) sum_k g_k z_k of every parameter, float64."""
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    for seed, slope in zip(seeds.tolist(), grads.tolist(), strict=True):
+        for name, shape in SHAPES.items():
+            noise = torch.from_numpy(reference.noise(shape, seed, parameter_stream(name)))
+            sums[name] += slope / len(grads) * noise.double()
+    return sums
+
+
+PEERS: dict[str, tuple[Any, Any]] = {
+    "sgd": (ZOSGD, lambda p: torch.optim.SGD(p, lr=0.03)),
+    "momentum": (
+        lambda p: ZOSGD(p, lr=0.03, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+    ),
+    "adam": (
+        lambda p: ZOAdam(p, lr=0.03, betas=(0.8, 0.9), eps=1e-12, weight_decay=0.5),
+        lambda p: torch.optim.AdamW(p, lr=0.03, betas=(0.8, 0.9), eps=1e-12, weight_decay=0.5),
+    ),
+}
+
+
 @pytest.mark.parametrize("standing", [None, torch.tensor([0.0, 0.0, 0.125])], ids=["clean", "standing"])
-def test_momentum(standing: torch.Tensor | None, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("name", PEERS)
+def test_steps_are_those_of_torch(name: str, standing: torch.Tensor | None, rng: torch.Generator) -> None:
+    """In float64, over the estimate as a gradient tensor."""
+    params, (ours, theirs) = parameters(rng), PEERS[name]
+    peers = {key: value.double().requires_grad_() for key, value in clone(params).items()}
+    optimizer, peer = ours(params.items()), theirs(peers.values())
+    optimizer.param_groups[0]["lr"] = 0.03
+    for _ in range(4):
+        seeds, grads = gradient(rng)
+        if standing is not None:
+            optimizer.perturb(seeds, standing)
+        optimizer.step(seeds, grads, standing)
+        for key, value in estimate(seeds, grads).items():
+            peers[key].grad = value
+        peer.step()
+    for key, value in params.items():
+        torch.testing.assert_close(value.double(), peers[key].detach(), rtol=2e-5, atol=2e-6)
+
+
+def test_sign(rng: torch.Generator) -> None:
     params = parameters(rng)
-    expected, buffers = clone(params), {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    optimizer = ZOSGD(params.items(), lr=0.03, momentum=0.9, weight_decay=0.2)
+    expected, optimizer = clone(params), ZOSign(params.items(), lr=0.03, weight_decay=0.2)
     for _ in range(3):
         seeds, grads = gradient(rng)
-        optimizer.step(seeds, grads, standing)
-        if standing is not None:
-            expected = perturbed(expected, seeds, -standing)
-        buffers = perturbed(buffers, seeds, grads.double() / 3, 0.9)
-        for name in SHAPES:
-            expected[name] = torch.add(expected[name] * (1 - 0.03 * 0.2), buffers[name], alpha=-0.03)
-    assert_all_same_bits(params, expected)
+        optimizer.step(seeds, grads)
+        for name, value in estimate(seeds, grads).items():
+            expected[name] = expected[name].double() * (1 - 0.03 * 0.2) - 0.03 * value.sign()
+    for name, value in params.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6)
+    assert not optimizer.state
+
+
+def test_a_velocity_is_of_steps(rng: torch.Generator) -> None:
+    """When the learning rate falls to zero, the steps of before go on; torch.optim.SGD would stop."""
+    params, (seeds, grads) = parameters(rng), gradient(rng)
+    start, optimizer = clone(params), ZOSGD(params.items(), lr=0.03, momentum=0.5)
+    optimizer.step(seeds, grads)
+    first = {name: params[name] - start[name] for name in SHAPES}
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = clone(params)
+    optimizer.step(seeds, grads)
+    for name in SHAPES:
+        torch.testing.assert_close(params[name] - before[name], 0.5 * first[name], rtol=1e-4, atol=1e-6)
+
+
+RULES = [
+    UpdateRule(),
+    UpdateRule(momentum=0.9, weight_decay=0.5),
+    UpdateRule("adam", betas=(0.7, 0.8)),
+    UpdateRule("sign", weight_decay=1.0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_a_recorded_step_has_the_bits_of_the_step(
+    dtype: torch.dtype, rule: UpdateRule, rng: torch.Generator
+) -> None:
+    params = parameters(rng, dtype)
+    again = clone(params)
+    optimizer = make_optimizer(params.items(), rule, 0.1, "gaussian")
+    twin = make_optimizer(again.items(), rule, 7.0, "gaussian")
+    for step in range(4):
+        seeds, grads = gradient(rng)
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        record = optimizer.record(grads)
+        optimizer.step(seeds, grads)
+        twin.redo(seeds, StepRecord.skipped(3, 0.5))
+        twin.redo(seeds, record)
+        assert_all_same_bits(again, params)
+    for state in optimizer.state.values():
+        assert all(value.dtype == torch.float32 for name, value in state.items() if name != "step")
+
+
+def test_rules_and_their_json() -> None:
+    for rule in RULES:
+        assert UpdateRule.from_json(rule.as_json()) == rule
+    assert [rule.plain for rule in RULES] == [True, False, False, False]
+    adam = UpdateRule("adam", betas=(0.5, 0.75))
+    assert adam.rate(0.1, 0) == pytest.approx(0.1 * 0.25**0.5 / 0.5)
+    assert adam.rate(0.1, 2) == pytest.approx(0.1 * (1 - 0.75**3) ** 0.5 / (1 - 0.5**3))
+    bad: list[Any] = [
+        {}, {"name": "sgd"}, {**RULES[0].as_json(), "eps": 1.0}, {**RULES[2].as_json(), "momentum": 0.0},
+        {**RULES[3].as_json(), "weight_decay": "1"}, {**RULES[2].as_json(), "beta2": 1.0},
+    ]  # fmt: skip
+    for values in bad:
+        with pytest.raises(ValueError, match="optimizer|betas"):
+            UpdateRule.from_json(values)
 
 
 def test_no_state_without_momentum(rng: torch.Generator) -> None:
@@ -122,16 +231,18 @@ def test_parameter_groups_and_scheduler(rng: torch.Generator) -> None:
     assert_all_same_bits(params, expected)
 
 
+@pytest.mark.parametrize("kind", [ZOSGD, ZOAdam], ids=["momentum", "adam"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_state_dict_round_trip(dtype: torch.dtype, rng: torch.Generator) -> None:
+def test_state_dict_round_trip(dtype: torch.dtype, kind: type[ZOOptimizer], rng: torch.Generator) -> None:
     params = parameters(rng, dtype)
-    optimizer = ZOSGD(params.items(), lr=0.03, momentum=0.9, distribution="rademacher")
+    options: dict[str, Any] = {"momentum": 0.9} if kind is ZOSGD else {"betas": (0.5, 0.6)}
+    optimizer = kind(params.items(), lr=0.03, distribution="rademacher", **options)
     optimizer.step(*gradient(rng))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     resumed_params = clone(params)
-    resumed = ZOSGD(resumed_params.items(), lr=1.0, momentum=0.5)
+    resumed = kind(resumed_params.items(), lr=1.0)
     resumed.load_state_dict(torch.load(file))
     for _ in range(2):
         seeds, grads = gradient(rng)
@@ -155,7 +266,7 @@ def test_copies_keep_everything(rng: torch.Generator) -> None:
     [
         ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
         ({"lr": float("nan")}, "lr must be at least 0, got nan"),
-        ({"weight_decay": -0.5}, "weight_decay must be at least 0, got -0.5"),
+        ({"weight_decay": -0.5}, "weight_decay must be finite and at least 0, got -0.5"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"distribution": "cauchy"}, "distribution must be gaussian or rademacher, got 'cauchy'"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import (
@@ -26,7 +27,6 @@ from mobizo_kernels import wrap
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo import LabelledLoss
-from tests import tiny
 
 INVOCATION = [7, 8]
 SIZES = {**tiny.SIZES, "num_hidden_layers": 4}

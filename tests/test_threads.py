@@ -64,11 +64,51 @@ def test_zo_update(dtype: torch.dtype, rng: torch.Generator) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_optimizers(dtype: torch.dtype, foreach: bool, rng: torch.Generator) -> None:
+    size = 300_007
+    start, state = torch.randn(size, generator=rng).to(dtype), torch.rand(size, generator=rng)
+    seeds, coeffs = directions(3, rng)
+    lr, numbers = torch.tensor([0.01]), (0.9, 0.999, 1e-8)
+
+    def run() -> torch.Tensor:
+        param, momentum, exp_avg, exp_avg_sq = start.clone(), state.clone(), state.clone(), state.clone()
+        if foreach:
+            each = [tensor.split([150_001, 3, 60_003, 90_000]) for tensor in (momentum, exp_avg, exp_avg_sq)]
+            params, streams = param.split([150_001, 3, 60_003, 90_000]), [1, 2, 3, 4]
+            ops.foreach_zo_momentum_(params, each[0], seeds, coeffs, streams, 0.9, 0.95)
+            ops.foreach_zo_adam_(params, *each[1:], seeds, coeffs, lr, streams, *numbers, 0.95)
+            ops.foreach_zo_sign_(params, seeds, coeffs, lr, streams, 0.95)
+            norms = []
+        else:
+            norms = [
+                ops.zo_momentum(param, momentum, seeds, coeffs, 2, 0.9, 0.95),
+                ops.zo_adam(param, exp_avg, exp_avg_sq, seeds, coeffs, lr, 2, *numbers, 0.95),
+                ops.zo_sign(param, seeds, coeffs, lr, 2, 0.95),
+            ]
+        return torch.cat([param.float(), momentum, exp_avg, exp_avg_sq, *norms])
+
+    assert_threads_agree(run)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize(
-    "sizes", [(200, 70, 300, 4, 4), (1024, 33, 65, 16, 2), (256, 20, 700, 4, 256)], ids=name_of
+    "sizes",
+    [
+        (200, 70, 300, 4, 4),
+        (1024, 33, 65, 16, 2),
+        (256, 20, 700, 4, 256),
+        (18, 20, 700, 8, 6),
+        (64, 9, 80, 3, 32),
+    ],
+    ids=name_of,
 )
-def test_mp_lora(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("paired", [False, True], ids=["alone", "paired"])
+def test_mp_lora(
+    sizes: tuple[int, int, int, int, int], paired: bool, dtype: torch.dtype, rng: torch.Generator
+) -> None:
     rows, in_features, out_features, rank, groups = sizes
     # Small integers: the linear inside mp_lora_linear is then exact in whatever order its library sums.
     x = torch.randint(-2, 3, (rows, in_features), generator=rng).to(dtype)
@@ -76,7 +116,10 @@ def test_mp_lora(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, rng:
     base = torch.randn(rows, out_features, generator=rng).to(dtype)
     lora_a = torch.randn(rank, in_features, generator=rng)
     lora_b = torch.randn(out_features, rank, generator=rng)
-    args = (lora_a, lora_b, *directions(groups, rng), 0.5, 9)
+    seeds, coeffs = directions(groups, rng)
+    if paired:
+        seeds = seeds[: groups // 2].repeat(2)
+    args = (lora_a, lora_b, seeds, coeffs, 0.5, 9)
     assert_threads_agree(lambda: ops.mp_lora(base, x, *args))
     assert_threads_agree(lambda: ops.mp_lora_(base.clone(), x, *args))
     assert_threads_agree(lambda: torch.ops.mobizo.mp_lora.out(base, x, *args, out=torch.empty_like(base)))

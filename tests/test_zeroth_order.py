@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from mobizo_kernels import reference
 from mobizo_kernels.lora import adapter_layers, adapter_of, unwrap, wrap
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import ZerothOrder, optimizers, query_seeds, tuned_parameters
+from mobizo_kernels.zo import ZerothOrder, base_optimizer, query_seeds, tuned_parameters
 from mobizo_kernels.zo.zeroth_order import StepOutput
 
 ESTIMATORS = ("two_sided", "one_sided")
@@ -172,7 +173,7 @@ def test_passes_and_forwards(
     def counted(params: list[torch.Tensor], seeds: torch.Tensor, *args: Any) -> None:
         passes.append(len(seeds))
 
-    monkeypatch.setattr(optimizers, "foreach_perturb_", counted)
+    monkeypatch.setattr(base_optimizer, "foreach_perturb_", counted)
     model.model.register_forward_hook(lambda *args: forwards.append(args[2].last_hidden_state.shape[0]))
     zo.step(batch)
     groups = zo.estimator.groups
@@ -247,14 +248,23 @@ def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, **option
     {"lr": 0.03, "normalize": True, "distribution": "rademacher"},
     {"lr": 0.01, "momentum": 0.9},
     {"lr": 0.1, "estimator": "one_sided", "queries": 7},
-], ids=["plain", "fzoo", "momentum", "one_sided"])  # fmt: skip
+    {"lr": 0.02, "optimizer": "adam", "weight_decay": 0.01},
+    {"lr": 0.02, "optimizer": "adam", "normalize": True, "estimator": "one_sided", "queries": 7},
+    {"lr": 0.01, "optimizer": "sign", "distribution": "rademacher"},
+], ids=["plain", "fzoo", "momentum", "one_sided", "adam", "adam fzoo one_sided", "sign"])  # fmt: skip
 def test_the_loss_falls_with_adapters(options: dict[str, Any], rng: torch.Generator) -> None:
     losses = train(wrapped(rng), tiny.batch(rng), 100, **options)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_the_loss_falls_with_all_parameters(rng: torch.Generator) -> None:
-    losses = train(tiny.llama(), tiny.batch(rng), 100, eps=1e-3, lr=1e-3)
+@pytest.mark.parametrize("options", [
+    {"lr": 1e-3},
+    {"lr": 3e-4, "momentum": 0.7},
+    {"lr": 3e-3, "optimizer": "adam", "estimator": "one_sided"},
+    {"lr": 4e-3, "optimizer": "sign"},
+], ids=["plain", "momentum", "adam", "sign"])  # fmt: skip
+def test_the_loss_falls_with_all_parameters(options: dict[str, Any], rng: torch.Generator) -> None:
+    losses = train(tiny.llama(), tiny.batch(rng), 100, eps=1e-3, **options)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
@@ -289,9 +299,10 @@ def test_a_compiled_decoder_keeps_its_noise(full: bool, rng: torch.Generator) ->
         torch.testing.assert_close(twin, parameter, rtol=0, atol=1e-4)
 
 
-def test_resuming_gives_the_same_model(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("rule", [{"momentum": 0.5}, {"optimizer": "adam"}], ids=["momentum", "adam"])
+def test_resuming_gives_the_same_model(rule: dict[str, Any], rng: torch.Generator) -> None:
     model, batches = wrapped(rng), [tiny.batch(rng) for _ in range(6)]
-    options: dict[str, Any] = {"queries": 2, "run_seed": 9, "momentum": 0.5, "normalize": True}
+    options: dict[str, Any] = {"queries": 2, "run_seed": 9, "normalize": True, **rule}
     zo = ZerothOrder(model, **options)
     for batch in batches[:3]:
         zo.step(batch)
@@ -302,7 +313,7 @@ def test_resuming_gives_the_same_model(rng: torch.Generator) -> None:
     resumed.load_state_dict(state)
     for batch in batches[3:]:
         resumed.step(batch)
-    assert resumed.steps == 6
+    assert resumed.steps == 6 and resumed.steadiness == zo.steadiness
     assert_unchanged(resumed_model, snapshot(model))
 
 
@@ -331,7 +342,11 @@ def test_adapters_and_weights_have_the_same_names(rng: torch.Generator) -> None:
         ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, got 'spsa'"),
         ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"momentum": 0.5, "optimizer": "sign"}, "momentum must be 0 with optimizer 'sign', got 0.5"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, sign, got 'lion'"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"adam_eps": 0.0}, "eps of adam must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0, got -1.0"),
         ({"candidate_tokens": [1]}, "candidate_tokens must be at least 2"),
     ],
 )
@@ -354,3 +369,21 @@ def test_a_bad_batch_is_no_step(rng: torch.Generator) -> None:
         zo.step({**batch, "labels": torch.full_like(batch["labels"], -100)})
     assert zo.steps == 0
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "warned"),
+    [
+        (torch.float32, 1e-2, False),
+        (torch.float32, 1e-4, False),
+        (torch.float32, 1e-1, True),
+        (torch.bfloat16, 1e-2, False),
+        (torch.bfloat16, 1e-3, True),
+    ],
+)
+def test_a_size_of_perturbation_that_tells_little(dtype: torch.dtype, eps: float, warned: bool) -> None:
+    model = wrap(tiny.llama().to(dtype), LoraConfig(r=2, target_modules=["q_proj"]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ZerothOrder(model, eps=eps)
+    assert any(f"eps={eps:g} is outside of" in str(warning.message) for warning in caught) == warned

@@ -9,6 +9,7 @@ import torch
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
+    assert_norm,
     assert_same_bits,
     directions,
     gaps_untouched,
@@ -19,13 +20,6 @@ from helpers import (
 )
 
 from mobizo_kernels import ops, reference
-
-
-def assert_norm(norm: torch.Tensor, expected: float) -> None:
-    """One float32 rounding of each difference and one of the root: 2 units in the last place at most."""
-    assert norm.dtype == torch.float32
-    assert norm.shape == (1,)
-    assert norm.item() == pytest.approx(expected, rel=2.0**-22, abs=0)
 
 
 @pytest.mark.parametrize("form", ["functional", "out"])

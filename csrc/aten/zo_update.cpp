@@ -1,4 +1,4 @@
-#include "perturb.h"
+#include "update.h"
 
 namespace mobizo {
 namespace {
@@ -7,25 +7,19 @@ Tensor zo_update_out(Tensor param, const Tensor& seeds, const Tensor& coeffs, in
                      std::string distribution, Tensor out) {
   constexpr const char* op = "zo_update";
   const Directions directions = directions_of(seeds, coeffs, op);
-  PerturbArgs args = perturb_args(param, directions, stream, decay, distribution, op, "param");
-  check_cpu(out, op, "out");
-  MOBIZO_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 1 && out.numel() == 1, op,
-               "out must be float32 of shape (1,), got ", name_of(out.scalar_type()), " of shape ", shape_of(out));
+  Updates updates;
+  PerturbArgs args = perturb_args(updates, param, directions, stream, decay, distribution, op, "param");
+  check_norm(out, op);
   const Kernels& k = kernels();
-  ContiguousUpdate update(param);
-  std::vector<double> squared_change(flat_tasks(args.numel));
-  args.param = update.data();
-  args.squared_change = squared_change.data();
-  run_perturb(k, args, ParallelFor{});
-  update.finish();
-  *static_cast<float*>(out.mutable_data_ptr()) = norm_of_change(args);
+  updates.begin(op);
+  args.param = updates.data(0);
+  run_with_norm(k.perturb, args, updates, out);
   return out;
 }
 
 Tensor zo_update(Tensor param, const Tensor& seeds, const Tensor& coeffs, int64_t stream, double decay,
                  std::string distribution) {
-  const Tensor norm = torch::stable::empty({1}, ScalarType::Float, std::nullopt, param.device());
-  return zo_update_out(param, seeds, coeffs, stream, decay, distribution, norm);
+  return zo_update_out(param, seeds, coeffs, stream, decay, distribution, empty_norm(param));
 }
 
 }  // namespace

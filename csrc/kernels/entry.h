@@ -8,6 +8,9 @@ namespace mobizo::MOBIZO_ISA {
 
 void noise(const NoiseArgs& args, int64_t begin, int64_t end);
 void perturb(const PerturbArgs& args, int64_t begin, int64_t end);
+void zo_momentum(const ZoMomentumArgs& args, int64_t begin, int64_t end);
+void zo_adam(const ZoAdamArgs& args, int64_t begin, int64_t end);
+void zo_sign(const ZoSignArgs& args, int64_t begin, int64_t end);
 void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row);
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end);
 

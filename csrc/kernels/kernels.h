@@ -38,6 +38,27 @@ struct PerturbArgs {
   double* squared_change;  // null, or one element per task: the sum of squares of (new - old) as stored
 };
 
+// The optimizers below step along g = sum_i coeffs[i] * z(seeds[i], stream), which never exists beyond a tile, and keep state
+// of float32 in the order of the parameter's elements.
+
+// momentum = beta * momentum + g, param = decay * param + momentum: the coefficients carry minus the learning rate.
+struct ZoMomentumArgs : PerturbArgs {
+  float* momentum;
+  float beta;
+};
+
+// exp_avg = beta1 * exp_avg + (1 - beta1) * g, exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g^2,
+// param = decay * param - lr * exp_avg / (sqrt(exp_avg_sq) + eps): lr carries the correction of both averages' bias.
+struct ZoAdamArgs : PerturbArgs {
+  float *exp_avg, *exp_avg_sq;
+  float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
+};
+
+// param = decay * param - lr * sign(g).
+struct ZoSignArgs : PerturbArgs {
+  float lr;
+};
+
 // out = base + scaling * (x A^T) (B + coeffs[g] z(seeds[g], stream))^T for the rows of each of `groups` equal row blocks.
 // x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank]
 // contiguous. base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
@@ -56,6 +77,7 @@ struct MpLoraArgs {
   float scaling;
   int64_t stream;
   Distribution distribution;
+  int64_t units;         // from mp_lora_units
   int64_t tile_columns;  // from mp_lora_tile_columns
   float* shrunk;
 };
@@ -64,21 +86,32 @@ struct MpLoraArgs {
 constexpr int64_t kTaskElements = 2048;
 constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
 
-// mp_lora_shrink works on any range of rows. One task of mp_lora_expand covers the rows of one group in `tile_columns` columns
-// of the output; the tasks of a group follow each other. Wide tiles read memory in long runs; narrow ones keep every thread
-// busy. Neither changes a bit of the result.
-constexpr int64_t kColumnStep = 64;     // tiles start on whole vectors of every instruction set
-constexpr int64_t kPanelFloats = 8192;  // what a task's share of B should take at most: 32 KiB of the first-level cache
-constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64_t groups, int64_t threads) {
+// mp_lora_shrink works on any range of rows. mp_lora_expand works on tiles of `tile_columns` columns of the output and on
+// `units` of groups: unit k is the groups k, k + units, k + 2 * units, ..., which have one seed, so that the noise of a tile is
+// made once for all of them. Task tile * units + k covers the rows of unit k in one tile; tasks of a tile that run after one
+// another share its part of B. Wide tiles read memory in long runs; narrow ones keep every thread busy. Neither the tiles nor
+// the units change a bit of the result.
+constexpr int64_t kColumnStep = 64;  // tiles start on whole vectors of every instruction set
+constexpr int64_t kTileFloats =
+    4096;  // of B in a tile at most: three such tiles and rows of x and out share the first-level cache
+
+// groups / 2 if the second half of the groups repeats the seeds of the first, as in the two-sided estimator; else groups.
+inline int64_t mp_lora_units(const int64_t* seeds, int64_t groups) {
+  const int64_t half = groups / 2;
+  if (groups % 2 != 0) return groups;
+  for (int64_t group = 0; group < half; ++group)
+    if (seeds[group] != seeds[group + half]) return groups;
+  return half;
+}
+constexpr int64_t mp_lora_tile_columns(int64_t out_features, int64_t rank, int64_t most_steps) {
   const int64_t steps = (out_features + kColumnStep - 1) / kColumnStep;
-  const int64_t fit_cache = kPanelFloats / (rank * kColumnStep);
-  const int64_t feed_threads = steps * groups / (4 * threads);
-  const int64_t most = fit_cache < feed_threads ? fit_cache : feed_threads;
+  const int64_t fit_cache = kTileFloats / (rank * kColumnStep);
+  const int64_t most = fit_cache < most_steps ? fit_cache : most_steps;
   if (most <= 1) return kColumnStep;
   const int64_t tiles = (steps + most - 1) / most;
   return (steps + tiles - 1) / tiles * kColumnStep;  // tiles of about one size
 }
-constexpr int64_t mp_lora_tiles_per_group(int64_t out_features, int64_t tile_columns) {
+constexpr int64_t mp_lora_tiles(int64_t out_features, int64_t tile_columns) {
   return (out_features + tile_columns - 1) / tile_columns;
 }
 
@@ -87,6 +120,9 @@ struct Kernels {
   const char* name;
   void (*noise)(const NoiseArgs&, int64_t begin, int64_t end);
   void (*perturb)(const PerturbArgs&, int64_t begin, int64_t end);
+  void (*zo_momentum)(const ZoMomentumArgs&, int64_t begin, int64_t end);
+  void (*zo_adam)(const ZoAdamArgs&, int64_t begin, int64_t end);
+  void (*zo_sign)(const ZoSignArgs&, int64_t begin, int64_t end);
   void (*mp_lora_shrink)(const MpLoraArgs&, int64_t first_row, int64_t last_row);
   void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
 };

@@ -9,7 +9,6 @@
 namespace mobizo::MOBIZO_ISA {
 namespace {
 
-constexpr int64_t kLargestPanel = kColumnStep * kMaxRank;
 constexpr int64_t kInnerColumns = 1024;  // columns of x taken at a time, so that a tile of x and of A stays in the cache
 
 // f(integral constant n) for the n in [1, max] that equals `n` at run time.
@@ -18,7 +17,7 @@ struct Constant {
   static constexpr int n = value;
 };
 template <int max, typename F>
-MOBIZO_INLINE void with_constant(int64_t n, F f) {
+MOBIZO_INLINE void with_constant(int64_t n, const F& f) {
   if constexpr (max > 1) {
     if (n < max) return with_constant<max - 1>(n, f);
   }
@@ -97,25 +96,71 @@ MOBIZO_INLINE void shrink_rows(const MpLoraArgs& args, const T* x, float* u) {
 
 // --- expand -----------------------------------------------------------------------------------------------------------------
 
-// panel[j * width + n] = B[first_column + n, j] + coeff * z, for `columns` columns; zeros from there to width.
-template <typename T>
-MOBIZO_INLINE void perturbed_panel(const MpLoraArgs& args, const T* lora_b, int64_t group, int64_t first_column,
-                                   int64_t columns, int64_t width, float* panel) {
-  alignas(64) float rows[kLargestPanel];  // B as it lies in memory, [columns, rank]
-  const int64_t first = first_column * args.rank, count = columns * args.rank;
-  const T* b = lora_b + first;
-  const float coeff = args.coeffs[group];
-  if (coeff == 0.0f) {
-    each_vector(count, [&](int64_t i, auto... n) { store(rows + i, load(b + i, n...), n...); });
-  } else {
-    const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[group]), static_cast<uint64_t>(args.stream));
-    const F32 c = broadcast(coeff);
-    visit_noise(args.distribution, stream, first, count,
-                [&](int64_t i, F32 z, auto... n) { store(rows + i, fma(c, z, load(b + i, n...)), n...); });
+// A tile of B, or of the noise for it, transposed: [rank, width] with zeros in the columns beyond the last.
+constexpr int64_t kLargestTile = kColumnStep * kMaxRank > kTileFloats ? kColumnStep * kMaxRank : kTileFloats;
+constexpr int64_t kSignsPerWord = 16;  // of the 25 bits that load_bits promises
+
+struct Tile {
+  int64_t first_column, columns, width, rank;
+  int64_t first() const { return first_column * rank; }  // element of B
+  int64_t count() const { return columns * rank; }
+  int64_t padded() const { return width * rank; }
+};
+
+// panel[j * width + n] = rows[n * rank + j]. `rows` has room for, and gets, 3 values behind the padded tile.
+MOBIZO_INLINE void transpose(const Tile& t, float* rows, float* panel) {
+  for (int64_t i = t.count(); i < t.padded() + 3; ++i) rows[i] = 0.0f;
+  for (int64_t n = 0; n < t.width; n += kLanes) {
+    for (int64_t j = 0; j < t.rank; j += 4) {
+      F32 quad[4];
+      load_transposed(rows + n * t.rank + j, t.rank, quad);
+      for (int64_t i = 0; i < min(4, t.rank - j); ++i) store(panel + (j + i) * t.width + n, quad[i]);
+    }
   }
-  for (int64_t i = count; i < width * args.rank; ++i) rows[i] = 0.0f;
-  for (int64_t n = 0; n < width; n += kLanes)
-    for (int64_t j = 0; j < args.rank; ++j) store(panel + j * width + n, gather(rows + n * args.rank + j, args.rank));
+}
+
+template <typename T>
+MOBIZO_INLINE void transposed_b(const Tile& t, const T* lora_b, float* rows, float* panel) {
+  const T* b = lora_b + t.first();
+  each_vector(t.count(), [&](int64_t i, auto... n) { store(rows + i, load(b + i, n...), n...); });
+  transpose(t, rows, panel);
+}
+
+// The noise of a tile, as it is used for every group of one seed: Gaussian values transposed like B, or words of kSignsPerWord
+// signs, [ceil(rank / kSignsPerWord), width], bit j % kSignsPerWord for the value of rank index j.
+MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, const NoiseStream& stream, float* rows,
+                                    float* noise) {
+  if (distribution == Distribution::kGaussian) {
+    visit_gaussian(stream, t.first(), t.count(), [&](int64_t i, F32 z, auto... n) { store(rows + i, z, n...); });
+    transpose(t, rows, noise);
+    return;
+  }
+  auto* bits = reinterpret_cast<uint8_t*>(rows);
+  const int64_t offset = rademacher_bits(stream, t.first(), t.padded(), bits);
+  for (int64_t j = 0; j < t.rank; j += kSignsPerWord, noise += t.width)
+    for (int64_t n = 0; n < t.width; n += kLanes) store(noise + n, as_float(load_bits(bits, offset + n * t.rank + j, t.rank)));
+}
+
+// panel = B + coeff * z with one rounding, for B and z transposed.
+MOBIZO_INLINE void perturbed_b(const Tile& t, Distribution distribution, float coeff, const float* b, const float* noise,
+                               float* panel) {
+  if (distribution == Distribution::kGaussian) {
+    const F32 c = broadcast(coeff);
+    for (int64_t i = 0; i < t.padded(); i += kLanes) store(panel + i, fma(c, load(noise + i), load(b + i)));
+    return;
+  }
+  const F32 plus = broadcast(coeff), minus = broadcast(-coeff);
+  for (int64_t first = 0; first < t.rank; first += kSignsPerWord, noise += t.width) {
+    const int64_t last = min(first + kSignsPerWord, t.rank);
+    for (int64_t n = 0; n < t.width; n += kLanes) {
+      const U32 word = as_bits(load(noise + n));
+      U32 bit = broadcast(1u);
+      for (int64_t j = first; j < last; ++j, bit = bit + bit) {
+        const int64_t i = j * t.width + n;
+        store(panel + i, load(b + i) + select(test(word, bit), minus, plus));
+      }
+    }
+  }
 }
 
 // out = base + scaling * u panel for `rows` rows and `vecs` vectors of columns, the last of them cut to `n` values if given.
@@ -175,27 +220,42 @@ void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row)
 }
 
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
-  const int64_t tiles = mp_lora_tiles_per_group(args.out_features, args.tile_columns);
-  const int64_t group_rows = args.rows / args.groups;
-  alignas(64) float panel[kLargestPanel];
+  const int64_t units = args.units, group_rows = args.rows / args.groups;
+  constexpr int64_t kScratch = kLargestTile + rademacher_bytes(0) / 4 + 4;
+  alignas(64) float b[kLargestTile], noise[kLargestTile], scratch[kScratch];
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t group = task / tiles, column = task % tiles * args.tile_columns;
+    const int64_t unit = task % units, column = task / units * args.tile_columns;
     const int64_t columns = min(args.tile_columns, args.out_features - column);
-    const int64_t width = (columns + kLanes - 1) / kLanes * kLanes;
-    with_type(args.lora_b_dtype, [&](auto type) {
-      perturbed_panel(args, static_cast<const decltype(type)*>(args.lora_b), group, column, columns, width, panel);
-    });
-    with_type(args.dtype, [&](auto type) {
-      const auto* base = static_cast<const decltype(type)*>(args.base) + column;
-      auto* out = static_cast<decltype(type)*>(args.out) + column;
-      const int64_t last = (group + 1) * group_rows;
-      for (int64_t row = group * group_rows; row < last; row += kTileRows) {
-        with_constant<kTileRows>(min(kTileRows, last - row), [&](auto rows) {
-          expand_rows<decltype(rows)::n>(args, args.shrunk + row * args.rank, panel, columns, width,
-                                         base + row * args.base_stride, out + row * args.out_stride);
-        });
+    const Tile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank};
+    if (task == begin || unit == 0) {
+      with_type(args.lora_b_dtype,
+                [&](auto type) { transposed_b(tile, static_cast<const decltype(type)*>(args.lora_b), scratch, b); });
+    }
+    bool drawn = false;
+    for (int64_t group = unit; group < args.groups; group += units) {
+      const float coeff = args.coeffs[group];
+      const float* panel = b;
+      if (coeff != 0.0f) {
+        if (!drawn) {
+          const auto seed = static_cast<uint64_t>(args.seeds[group]), stream = static_cast<uint64_t>(args.stream);
+          transposed_noise(tile, args.distribution, noise_stream(seed, stream), scratch, noise);
+          drawn = true;
+        }
+        perturbed_b(tile, args.distribution, coeff, b, noise, scratch);
+        panel = scratch;
       }
-    });
+      with_type(args.dtype, [&](auto type) {
+        const auto* base = static_cast<const decltype(type)*>(args.base) + column;
+        auto* out = static_cast<decltype(type)*>(args.out) + column;
+        const int64_t last = (group + 1) * group_rows;
+        for (int64_t row = group * group_rows; row < last; row += kTileRows) {
+          with_constant<kTileRows>(min(kTileRows, last - row), [&](auto rows) {
+            expand_rows<decltype(rows)::n>(args, args.shrunk + row * args.rank, panel, columns, tile.width,
+                                           base + row * args.base_stride, out + row * args.out_stride);
+          });
+        }
+      });
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // f(b, e) on disjoint ranges that cover [begin, end). No partition changes a bit of a result.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -9,44 +10,61 @@
 
 namespace mobizo {
 
-constexpr int64_t kNoiseGrain = 8;    // tasks per thread at least: about 10 us of Gaussian noise
-constexpr int64_t kShrinkGrain = 24;  // rows per thread at least
+constexpr int64_t kNoiseGrain = 8;     // tasks per thread at least: about 10 us of Gaussian noise
+constexpr int64_t kShrinkGrain = 24;   // rows per thread at least
+constexpr int64_t kRowsTogether = 64;  // that pass through shrink and expand in turns: they stay in the second-level cache
 
 template <typename ParallelFor>
 void run_noise(const Kernels& k, const NoiseArgs& args, ParallelFor parallel_for) {
   parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
 }
 
-template <typename ParallelFor>
-void run_perturb(const Kernels& k, const PerturbArgs& args, ParallelFor parallel_for) {
-  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.perturb(args, begin, end); });
+// Any kernel that updates a parameter.
+template <typename Args, typename ParallelFor>
+void run_update(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, ParallelFor parallel_for) {
+  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// The L2 norm of the change that run_perturb left in args.squared_change, summed in the order of the tasks.
+// The numbers of Adam: each complement is made in double and rounded once.
+inline void set_adam(ZoAdamArgs& args, float lr, double beta1, double beta2, double eps) {
+  args.lr = lr;
+  args.beta1 = static_cast<float>(beta1);
+  args.one_minus_beta1 = static_cast<float>(1.0 - beta1);
+  args.beta2 = static_cast<float>(beta2);
+  args.one_minus_beta2 = static_cast<float>(1.0 - beta2);
+  args.eps = static_cast<float>(eps);
+}
+
+// The L2 norm of the change that run_update left in args.squared_change, summed in the order of the tasks.
 inline float norm_of_change(const PerturbArgs& args) {
   double sum = 0.0;
   for (int64_t task = 0; task < flat_tasks(args.numel); ++task) sum += args.squared_change[task];
   return static_cast<float>(std::sqrt(sum));
 }
 
-// Chooses args.tile_columns; everything else in args is set.
+// Chooses args.units and args.tile_columns; everything else in args is set.
 template <typename ParallelFor>
 void run_mp_lora(const Kernels& k, MpLoraArgs& args, int64_t threads, ParallelFor parallel_for) {
-  const int64_t groups = args.groups;
-  args.tile_columns = mp_lora_tile_columns(args.out_features, args.rank, groups, threads);
-  const int64_t tiles = mp_lora_tiles_per_group(args.out_features, args.tile_columns);
-  if (groups % threads == 0 || groups >= 4 * threads) {
-    // Whole groups keep every thread busy: one parallel region, and what shrink made is still in cache when expand reads it.
-    const int64_t group_rows = args.rows / groups;
-    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
-        k.mp_lora_shrink(args, group * group_rows, (group + 1) * group_rows);
-        k.mp_lora_expand(args, group * tiles, (group + 1) * tiles);
+  const int64_t units = args.units = mp_lora_units(args.seeds, args.groups);
+  if (units % threads == 0 || units >= 4 * threads) {
+    // Whole units keep every thread busy: one parallel region, and what shrink made is still in cache when expand reads it.
+    args.tile_columns = mp_lora_tile_columns(args.out_features, args.rank, args.out_features);
+    const int64_t tiles = mp_lora_tiles(args.out_features, args.tile_columns), group_rows = args.rows / args.groups;
+    const int64_t together = std::max<int64_t>(1, kRowsTogether / std::max<int64_t>(1, args.rows / units));
+    parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+      for (int64_t begin = first; begin < last; begin += together) {
+        const int64_t end = std::min(last, begin + together);
+        for (int64_t half = 0; half < args.groups; half += units)
+          k.mp_lora_shrink(args, (half + begin) * group_rows, (half + end) * group_rows);
+        for (int64_t tile = 0; tile < tiles; ++tile) k.mp_lora_expand(args, tile * units + begin, tile * units + end);
       }
     });
   } else {
+    const int64_t steps = (args.out_features + kColumnStep - 1) / kColumnStep;
+    args.tile_columns = mp_lora_tile_columns(args.out_features, args.rank, steps * units / (4 * threads));
+    const int64_t tasks = mp_lora_tiles(args.out_features, args.tile_columns) * units;
     parallel_for(0, args.rows, kShrinkGrain, [&](int64_t begin, int64_t end) { k.mp_lora_shrink(args, begin, end); });
-    parallel_for(0, groups * tiles, 1, [&](int64_t begin, int64_t end) { k.mp_lora_expand(args, begin, end); });
+    parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { k.mp_lora_expand(args, begin, end); });
   }
 }
 

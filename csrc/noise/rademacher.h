@@ -20,4 +20,18 @@ MOBIZO_INLINE void rademacher(const NoiseStream& s, uint64_t e, float words[kRad
   store(words + kLanes, second_half);
 }
 
+// Room for the bits of any `count` elements, in bytes, and for load_bits to read past the last of them.
+constexpr int64_t rademacher_bytes(int64_t count) { return (count + 2 * kRademacherBlock) / 8 + 4; }
+
+// The bit stream of elements first .. first + count - 1 into `bits`; element first + i is bit number result + i.
+MOBIZO_INLINE int64_t rademacher_bits(const NoiseStream& s, int64_t first, int64_t count, uint8_t* bits) {
+  const int64_t offset = first % kRademacherBlock;
+  for (int64_t block = 0; block < offset + count; block += kRademacherBlock) {
+    float words[kRademacherBlock / 32];
+    rademacher(s, static_cast<uint64_t>(first - offset + block), words);
+    std::memcpy(bits + block / 8, words, sizeof words);
+  }
+  return offset;
+}
+
 }  // namespace mobizo::MOBIZO_ISA

@@ -41,15 +41,15 @@ MOBIZO_INLINE void visit_gaussian(const NoiseStream& s, int64_t first, int64_t c
   }
 }
 
+// visit(i, magnitude * z): a sign needs no multiply.
 template <typename Visit>
-MOBIZO_INLINE void visit_rademacher(const NoiseStream& s, int64_t first, int64_t count, Visit visit) {
+MOBIZO_INLINE void visit_rademacher(const NoiseStream& s, F32 magnitude, int64_t first, int64_t count, Visit visit) {
   const int64_t last = first + count;
-  const F32 one = broadcast(1.0f);
   for (int64_t block = first - first % kRademacherBlock; block < last; block += kRademacherBlock) {
     float words[kRademacherBlock / 32];
     rademacher(s, static_cast<uint64_t>(block), words);
     const uint8_t* bits = reinterpret_cast<const uint8_t*>(words);
-    const auto z = [&](int v) { return flip_signs(one, bits + v * (kLanes / 8)); };
+    const auto z = [&](int v) { return flip_signs(magnitude, bits + v * (kLanes / 8)); };
     if (block >= first && block + kRademacherBlock <= last) {
 #pragma GCC unroll 4
       for (int v = 0; v < kRademacherVecs; ++v) visit(block - first + v * kLanes, z(v));
@@ -64,7 +64,7 @@ MOBIZO_INLINE void visit_noise(Distribution d, const NoiseStream& s, int64_t fir
   if (d == Distribution::kGaussian) {
     visit_gaussian(s, first, count, visit);
   } else {
-    visit_rademacher(s, first, count, visit);
+    visit_rademacher(s, broadcast(1.0f), first, count, visit);
   }
 }
 

@@ -95,9 +95,28 @@ MOBIZO_INLINE void store(Float16* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-MOBIZO_INLINE F32 gather(const float* p, int64_t stride) {
+MOBIZO_INLINE void load_transposed(const float* p, int64_t stride, F32 out[4]) {
+  __m256 quad[4];  // quad[i]: the four values of rows i and i + 4
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const float* row = p + i * stride;
+    quad[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)), _mm_loadu_ps(row + 4 * stride), 1);
+  }
+  const __m256d lo01 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[0], quad[1]));
+  const __m256d lo23 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[2], quad[3]));
+  const __m256d hi01 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[0], quad[1]));
+  const __m256d hi23 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[2], quad[3]));
+  out[0] = {_mm256_castpd_ps(_mm256_unpacklo_pd(lo01, lo23))};
+  out[1] = {_mm256_castpd_ps(_mm256_unpackhi_pd(lo01, lo23))};
+  out[2] = {_mm256_castpd_ps(_mm256_unpacklo_pd(hi01, hi23))};
+  out[3] = {_mm256_castpd_ps(_mm256_unpackhi_pd(hi01, hi23))};
+}
+MOBIZO_INLINE U32 load_bits(const uint8_t* bits, int64_t first, int64_t stride) {
   const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-  return {_mm256_i32gather_ps(p, _mm256_mullo_epi32(lane, _mm256_set1_epi32(static_cast<int>(stride))), 4)};
+  const __m256i bit = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first)),
+                                       _mm256_mullo_epi32(lane, _mm256_set1_epi32(static_cast<int>(stride))));
+  const __m256i words = _mm256_i32gather_epi32(reinterpret_cast<const int*>(bits), _mm256_srli_epi32(bit, 3), 1);
+  return {_mm256_srlv_epi32(words, _mm256_and_si256(bit, _mm256_set1_epi32(7)))};
 }
 
 // --- Philox words -----------------------------------------------------------------------------------------------------------
@@ -121,6 +140,10 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
 }
+
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 
 }  // namespace mobizo::avx2
 

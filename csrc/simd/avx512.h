@@ -101,9 +101,31 @@ MOBIZO_INLINE F32 load(const Float16* p, int n) { return {_mm512_cvtph_ps(_mm256
 MOBIZO_INLINE void store(Float16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_float16(a)); }
 MOBIZO_INLINE void store(Float16* p, F32 a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_float16(a)); }
 
-MOBIZO_INLINE F32 gather(const float* p, int64_t stride) {
+MOBIZO_INLINE void load_transposed(const float* p, int64_t stride, F32 out[4]) {
+  __m512 quad[4];  // quad[i]: the four values of rows i, i + 4, i + 8, i + 12
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const float* row = p + i * stride;
+    quad[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
+    quad[i] = _mm512_insertf32x4(quad[i], _mm_loadu_ps(row + 4 * stride), 1);
+    quad[i] = _mm512_insertf32x4(quad[i], _mm_loadu_ps(row + 8 * stride), 2);
+    quad[i] = _mm512_insertf32x4(quad[i], _mm_loadu_ps(row + 12 * stride), 3);
+  }
+  const __m512d lo01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1]));
+  const __m512d lo23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
+  const __m512d hi01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1]));
+  const __m512d hi23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
+  out[0] = {_mm512_castpd_ps(_mm512_unpacklo_pd(lo01, lo23))};
+  out[1] = {_mm512_castpd_ps(_mm512_unpackhi_pd(lo01, lo23))};
+  out[2] = {_mm512_castpd_ps(_mm512_unpacklo_pd(hi01, hi23))};
+  out[3] = {_mm512_castpd_ps(_mm512_unpackhi_pd(hi01, hi23))};
+}
+MOBIZO_INLINE U32 load_bits(const uint8_t* bits, int64_t first, int64_t stride) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  return {_mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))), p, 4)};
+  const __m512i bit = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
+                                       _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))));
+  const __m512i words = _mm512_i32gather_epi32(_mm512_srli_epi32(bit, 3), bits, 1);
+  return {_mm512_srlv_epi32(words, _mm512_and_si512(bit, _mm512_set1_epi32(7)))};
 }
 
 // --- Philox words -----------------------------------------------------------------------------------------------------------
@@ -134,5 +156,9 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
+
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 
 }  // namespace mobizo::avx512

@@ -109,10 +109,36 @@ MOBIZO_INLINE void store(Float16* p, F32 a) {
   vst1q_u16(reinterpret_cast<uint16_t*>(p), vreinterpretq_u16_f16(h));
 }
 
-MOBIZO_INLINE F32 gather(const float* p, int64_t stride) {
-  const float32x4_t lo = {p[0], p[stride], p[2 * stride], p[3 * stride]};
-  const float32x4_t hi = {p[4 * stride], p[5 * stride], p[6 * stride], p[7 * stride]};
-  return {lo, hi};
+MOBIZO_INLINE void load_transposed(const float* p, int64_t stride, float32x4_t out[4]) {
+  const float32x4_t row0 = vld1q_f32(p), row1 = vld1q_f32(p + stride);
+  const float32x4_t row2 = vld1q_f32(p + 2 * stride), row3 = vld1q_f32(p + 3 * stride);
+  const float64x2_t even01 = vreinterpretq_f64_f32(vtrn1q_f32(row0, row1)),
+                    odd01 = vreinterpretq_f64_f32(vtrn2q_f32(row0, row1));
+  const float64x2_t even23 = vreinterpretq_f64_f32(vtrn1q_f32(row2, row3)),
+                    odd23 = vreinterpretq_f64_f32(vtrn2q_f32(row2, row3));
+  out[0] = vreinterpretq_f32_f64(vtrn1q_f64(even01, even23));
+  out[1] = vreinterpretq_f32_f64(vtrn1q_f64(odd01, odd23));
+  out[2] = vreinterpretq_f32_f64(vtrn2q_f64(even01, even23));
+  out[3] = vreinterpretq_f32_f64(vtrn2q_f64(odd01, odd23));
+}
+MOBIZO_INLINE void load_transposed(const float* p, int64_t stride, F32 out[4]) {
+  float32x4_t lo[4], hi[4];
+  load_transposed(p, stride, lo);
+  load_transposed(p + 4 * stride, stride, hi);
+  for (int j = 0; j < 4; ++j) out[j] = {lo[j], hi[j]};
+}
+MOBIZO_INLINE uint32x4_t load_four_bits(const uint8_t* bits, int64_t first, int64_t stride) {
+  uint32_t words[4];
+  int32_t shifts[4];
+  for (int i = 0; i < 4; ++i) {
+    const int64_t bit = first + i * stride;
+    std::memcpy(&words[i], bits + bit / 8, sizeof words[i]);
+    shifts[i] = -static_cast<int32_t>(bit % 8);
+  }
+  return vshlq_u32(vld1q_u32(words), vld1q_s32(shifts));
+}
+MOBIZO_INLINE U32 load_bits(const uint8_t* bits, int64_t first, int64_t stride) {
+  return {load_four_bits(bits, first, stride), load_four_bits(bits, first + 4 * stride, stride)};
 }
 
 // --- Philox words -----------------------------------------------------------------------------------------------------------
@@ -140,6 +166,10 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   const float32x4_t cd = vpaddq_f32(vaddq_f32(c.lo, c.hi), vaddq_f32(d.lo, d.hi));
   vst1q_f32(out, vpaddq_f32(ab, cd));
 }
+
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)}; }
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) { return {vcltq_f32(a.lo, b.lo), vcltq_f32(a.hi, b.hi)}; }
 
 }  // namespace mobizo::neon
 

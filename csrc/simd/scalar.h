@@ -151,8 +151,16 @@ MOBIZO_INLINE void store(T* p, F32 a) {
   for (int i = 0; i < kLanes; ++i) narrow(a.v[i], p + i);
 }
 
-MOBIZO_INLINE F32 gather(const float* p, int64_t stride) {
-  return each<F32>([=](int i) { return p[i * stride]; });
+MOBIZO_INLINE void load_transposed(const float* p, int64_t stride, F32 out[4]) {
+  for (int j = 0; j < 4; ++j) out[j] = each<F32>([=](int i) { return p[i * stride + j]; });
+}
+MOBIZO_INLINE U32 load_bits(const uint8_t* bits, int64_t first, int64_t stride) {
+  return each<U32>([=](int i) {
+    const int64_t bit = first + i * stride;
+    uint32_t word;
+    std::memcpy(&word, bits + bit / 8, sizeof word);
+    return word >> bit % 8;
+  });
 }
 
 // --- Philox words -----------------------------------------------------------------------------------------------------------
@@ -193,6 +201,14 @@ MOBIZO_INLINE void sum_lanes(float* out, F32 a, F32 b, F32 c, F32 d) {
   out[1] = sum_lanes(b);
   out[2] = sum_lanes(c);
   out[3] = sum_lanes(d);
+}
+
+// --- steps of optimizers ----------------------------------------------------------------------------------------------------
+MOBIZO_INLINE F32 operator/(F32 a, F32 b) {
+  return each<F32>([&](int i) { return a.v[i] / b.v[i]; });
+}
+MOBIZO_INLINE Mask operator<(F32 a, F32 b) {
+  return each<Mask>([&](int i) { return a.v[i] < b.v[i]; });
 }
 
 }  // namespace mobizo::scalar

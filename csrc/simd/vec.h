@@ -6,10 +6,14 @@
 //   Word                one 32-bit Philox word for each of kCounters = kLanes / 2 consecutive counters
 //   load, store         float32 values from and to float, BFloat16 and Float16 memory (round to nearest even), whole or first n
 //   fma(a, b, c)        a * b + c with one rounding
+//   a < b               a Mask, false where either is NaN
 //   multiply, high, low the 64-bit product of a Word and a constant, and its two halves
 //   pair, interleave    how Words become lanes in memory order (see below)
 //   flip_signs(v, bits) v with the sign of lane i flipped where bit i of the bit stream at `bits` is set
-//   gather(p, stride)   p[0], p[stride], p[2 * stride], ...
+//   load_transposed(p, stride, out)  kLanes rows of four values that lie `stride` apart, as four vectors: out[j] holds p[j],
+//                       p[stride + j], p[2 * stride + j], ...
+//   load_bits(bits, first, stride)   in lane i the bits from number first + i * stride of the bit stream on, the first of them
+//                       lowest, 25 at least; reads four bytes per lane
 //   sum_lanes(out, a, b, c, d)  out[0..3] = the sums over the lanes of four vectors
 //
 // pair(w0, w2) puts the words w0 and w2 of each counter side by side; interleave(x, y) merges x = (x0, x2 per counter) and

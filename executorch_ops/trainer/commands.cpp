@@ -48,7 +48,8 @@ Json as_json(const StepReport& report) {
                       {"update_norm", double{report.update_norm}},
                       {"lr", report.lr},
                       {"seconds", report.seconds},
-                      {"skipped", report.skipped}};
+                      {"skipped", report.skipped},
+                      {"unsteady", report.unsteady}};
 }
 
 void print_json(bool wanted, const Json& json) {
@@ -146,6 +147,8 @@ void train_command(int argc, char** argv) {
   options.whole("eval-every", train_options.eval_every, 0, "steps between validations, 0 for none [a tenth of steps]");
   options.whole("validation-rows", train_options.validation_rows, 1, "most rows of the validation split to use");
   options.choice("keep", "best|last", train_options.keep, "the adapter to keep [best]");
+  options.flag("stop-unsteady", train_options.stop_unsteady, "end the run when its loss runs away [the default]");
+  options.flag("no-stop-unsteady", train_options.stop_unsteady, "go on whatever the loss does", false);
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
   options.text("log", "FILE", log, "append a line of JSON for each step and validation");
   options.whole("print-every", print_every, 1, "steps between lines of progress");
@@ -164,10 +167,14 @@ void train_command(int argc, char** argv) {
   const double load_seconds = seconds_since(start);
   const TrainResult result = train(program, dataset, train_options, progress.observer());
   save_adapter(adapter_out, program.description(), program.adapter());
+  if (result.stopped)
+    std::fprintf(stderr, "mobizo_runner: stopped after %lld steps: the loss runs away; try a lower --lr\n",
+                 static_cast<long long>(result.steps));
   if (!quiet) std::printf("kept the adapter of step %lld: %s\n", static_cast<long long>(result.best_step), adapter_out.c_str());
   Json::Array evaluations;
   for (const EvaluationReport& report : result.evaluations) evaluations.push_back(as_json(report));
   print_json(json, Json::Object{{"steps", result.steps},
+                                {"stopped", result.stopped},
                                 {"resumed_steps", result.resumed_steps},
                                 {"skipped_steps", result.skipped_steps},
                                 {"best_step", result.best_step},

@@ -88,6 +88,7 @@ Description parse_description(const std::string& text) {
   d.groups = int_field(json, "groups", 1);
   d.estimator = string_field(json, "estimator");
   d.distribution = string_field(json, "distribution");
+  if (json.find("optimizer") != nullptr) d.rule = field(json, "optimizer", parse_update_rule);
   d.min_length = int_field(json, "min_length", 1);
   d.max_length = int_field(json, "max_length", 1);
   d.dynamic_length = field(json, "dynamic_length", [](const Json& value) { return value.as_bool(); });

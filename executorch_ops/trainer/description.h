@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "json.h"
+#include "update_rule.h"
 
 namespace mobizo::trainer {
 
@@ -23,6 +24,7 @@ struct Description {
   std::string model_name, architecture, fingerprint, quantization;
   int64_t queries, batch_size, groups;
   std::string estimator, distribution;
+  UpdateRule rule;
   int64_t min_length, max_length;  // of the model's input, in tokens
   bool dynamic_length;
   int64_t targets_per_row;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <cstring>
+#include <limits>
 #include <string_view>
 
 #include "crc32.h"
@@ -12,7 +13,7 @@ namespace mobizo::trainer {
 namespace {
 
 constexpr std::string_view kMagic = "MOBIZOJN";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kPreamble = 16, kCrc = 4;
 
 template <typename T>
@@ -27,25 +28,49 @@ void store(std::string& bytes, T value) {
   bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-size_t record_bytes(int64_t queries) { return 12 + 4 * static_cast<size_t>(queries); }
+size_t record_bytes(const Journal& journal) {
+  return (journal.version == 1 ? 12 : 28) + 4 * static_cast<size_t>(journal.queries);
+}
 
 void read_header(std::string_view bytes, Journal& journal) {
   if (bytes.substr(0, kMagic.size()) != kMagic) fail("not a journal");
   if (bytes.size() < kPreamble) fail("the header is cut short");
-  const auto version = load<uint32_t>(&bytes[8]), length = load<uint32_t>(&bytes[12]);
-  if (version != kVersion) fail("expected journal version ", kVersion, ", got ", version);
+  journal.version = load<uint32_t>(&bytes[8]);
+  const auto length = load<uint32_t>(&bytes[12]);
+  if (journal.version < 1 || journal.version > kVersion)
+    fail("expected journal version 1 or ", kVersion, ", got ", journal.version);
   if (bytes.size() - kPreamble < length + kCrc) fail("the header is cut short");
   const size_t end = kPreamble + length;
   if (crc32(bytes.data(), end) != load<uint32_t>(&bytes[end])) fail("the header is damaged: its checksum is wrong");
   journal.header = parse_json(bytes.substr(kPreamble, length));
+  if (journal.version == 1) {
+    Json::Object members = journal.header.as_object();
+    members.emplace_back("optimizer", UpdateRule{}.json());
+    journal.header = std::move(members);
+  }
+  journal.rule = parse_update_rule(journal.header["optimizer"]);
   journal.queries = journal.header["queries"].as_int();
   journal.run_seed = journal.header["run_seed"].as_int();
   if (journal.queries < 1 || journal.queries > 1 << 20) fail("queries must be at least 1, got ", journal.queries);
   journal.valid_bytes = static_cast<int64_t>(end + kCrc);
 }
 
+StepRecord read_record(const char* bytes, const Journal& journal) {
+  StepRecord record{true, std::numeric_limits<float>::quiet_NaN(), 0, 1, {}};
+  size_t at = 8;
+  if (journal.version > 1) {
+    const auto applied = load<uint32_t>(bytes + 8);
+    if (applied > 1) fail("the record of step ", journal.records.size(), " is damaged: neither applied nor skipped: ", applied);
+    record = {applied == 1, load<float>(bytes + 12), load<float>(bytes + 16), load<float>(bytes + 20), {}};
+    at = 24;
+  }
+  record.coeffs.resize(static_cast<size_t>(journal.queries));
+  std::memcpy(record.coeffs.data(), bytes + at, 4 * record.coeffs.size());
+  return record;
+}
+
 void read_records(std::string_view bytes, Journal& journal) {
-  const size_t first = static_cast<size_t>(journal.valid_bytes), size = record_bytes(journal.queries);
+  const size_t first = static_cast<size_t>(journal.valid_bytes), size = record_bytes(journal);
   for (size_t at = first; at + size <= bytes.size(); at += size) {
     const char* record = &bytes[at];
     const auto step = static_cast<int64_t>(journal.records.size());
@@ -55,14 +80,18 @@ void read_records(std::string_view bytes, Journal& journal) {
     }
     if (load<int64_t>(record) != step)
       fail("the record of step ", step, " is damaged: it says that it is of step ", load<int64_t>(record));
-    std::vector<float> coeffs(static_cast<size_t>(journal.queries));
-    std::memcpy(coeffs.data(), record + 8, 4 * coeffs.size());
-    journal.records.push_back(std::move(coeffs));
+    journal.records.push_back(read_record(record, journal));
     journal.valid_bytes += static_cast<int64_t>(size);
   }
 }
 
 }  // namespace
+
+bool StepRecord::operator==(const StepRecord& other) const {
+  const auto same = [](float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; };
+  return applied == other.applied && same(loss, other.loss) && same(rate, other.rate) && same(decay, other.decay) &&
+         coeffs == other.coeffs;
+}
 
 bool is_journal(const std::string& bytes) { return std::string_view(bytes).substr(0, kMagic.size()) == kMagic; }
 
@@ -102,16 +131,20 @@ JournalWriter::JournalWriter(const std::string& path, int64_t sync_every)
   if (sync_every < 1) fail("sync_every must be at least 1, got ", sync_every);
   file_.lock();
   journal_ = read_journal(path);
+  if (journal_.version != kVersion)
+    fail(path, ": version ", journal_.version, " of the journal's format can be replayed, but not gone on with");
   if (file_.size() != journal_.valid_bytes) file_.truncate(journal_.valid_bytes);
 }
 
-void JournalWriter::append(int64_t step, const std::vector<float>& coeffs) {
-  std::string record;
-  store(record, step);
-  record.append(reinterpret_cast<const char*>(coeffs.data()), 4 * coeffs.size());
-  store(record, crc32(record.data(), record.size()));
+void JournalWriter::append(int64_t step, const StepRecord& record) {
+  std::string bytes;
+  store(bytes, step);
+  store(bytes, uint32_t{record.applied});
+  for (const float value : {record.loss, record.rate, record.decay}) store(bytes, value);
+  bytes.append(reinterpret_cast<const char*>(record.coeffs.data()), 4 * record.coeffs.size());
+  store(bytes, crc32(bytes.data(), bytes.size()));
   try {
-    file_.append(record.data(), record.size());
+    file_.append(bytes.data(), bytes.size());
     if ((step + 1) % sync_every_ == 0) file_.sync();
   } catch (const SystemError& error) {
     try {
@@ -121,8 +154,8 @@ void JournalWriter::append(int64_t step, const std::vector<float>& coeffs) {
     throw SystemError(error.code(),
                       message("the journal cannot take the record of step ", step, ": cannot write ", file_.path()));
   }
-  journal_.valid_bytes += static_cast<int64_t>(record.size());
-  journal_.records.push_back(coeffs);
+  journal_.valid_bytes += static_cast<int64_t>(bytes.size());
+  journal_.records.push_back(record);
 }
 
 }  // namespace mobizo::trainer

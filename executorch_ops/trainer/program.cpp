@@ -113,9 +113,10 @@ Program::Program(const std::string& path, int64_t threads) : path_(path), method
   description_ = describe(*methods_->module, path);
   // Loading a method after another has run would reset the adapter that they share.
   const size_t parameters = description_.parameters.size();
-  methods_->load(path, "train_step", 8, 2);
+  const UpdateRule& rule = description_.rule;
+  methods_->load(path, "train_step", rule.plain() ? 8 : 6, rule.plain() ? 2 : 1);
   methods_->load(path, "evaluate", 3, 1);
-  methods_->load(path, "update", 2, 1);
+  methods_->load(path, "update", 2 + size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, 1);
   methods_->load(path, "get_adapter", 0, 2 * parameters);
   methods_->load(path, "set_adapter", parameters, 1);
 }
@@ -125,7 +126,7 @@ Program::~Program() = default;
 Description read_description(const std::string& path) { return describe(*open_module(path), path); }
 
 TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& seeds, const std::vector<float>& coeffs,
-                              const Update& update) {
+                              const std::optional<Update>& update) {
   const Description& d = description_;
   const std::vector<int64_t> inputs{d.batch_size, batch.length}, targets{d.batch_size, d.targets_per_row};
   check_length(batch.length);
@@ -133,11 +134,20 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
   arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
   arguments.add("target_positions", batch.target_positions, targets).add("target_ids", batch.target_ids, targets);
   arguments.add("seeds", seeds, {d.groups}).add("coeffs", coeffs, {d.groups});
-  arguments.add("update_seeds", update.seeds, {d.queries}).add("update_coeffs", update.coeffs, {d.queries});
+  const bool plain = d.rule.plain();
+  const auto queries = static_cast<size_t>(d.queries);
+  const Update none{std::vector<int64_t>(queries), std::vector<float>(queries)};
+  float norm = 0;
+  if (plain) {
+    const Update& given = update ? *update : none;
+    arguments.add("update_seeds", given.seeds, {d.queries}).add("update_coeffs", given.coeffs, {d.queries});
+  } else if (update) {
+    norm = this->update(*update);
+  }
   const auto outputs = methods_->run(path_, "train_step", arguments);
-  if (static_cast<int64_t>(outputs[0].size()) != d.groups || outputs[1].size() != 1)
-    fail(path_, ": train_step must return ", d.groups, " losses and a norm");
-  return {outputs[0], outputs[1][0]};
+  if (static_cast<int64_t>(outputs[0].size()) != d.groups || (plain && outputs[1].size() != 1))
+    fail(path_, ": train_step must return ", d.groups, " losses", plain ? " and a norm" : "");
+  return {outputs[0], plain ? outputs[1][0] : norm};
 }
 
 std::vector<float> Program::evaluate(const Batch& batch) {
@@ -157,15 +167,14 @@ std::vector<float> Program::evaluate(const Batch& batch) {
 float Program::update(const Update& update) {
   const int64_t queries = description_.queries;
   Arguments arguments;
+  const UpdateRule& rule = description_.rule;
+  const std::vector<float> rate{update.rate}, decay{update.decay};
   arguments.add("update_seeds", update.seeds, {queries}).add("update_coeffs", update.coeffs, {queries});
+  if (rule.takes_rate()) arguments.add("update_lr", rate, {1});
+  if (rule.weight_decay > 0) arguments.add("update_decay", decay, {1});
   const auto outputs = methods_->run(path_, "update", arguments);
   if (outputs[0].size() != 1) fail(path_, ": update must return a norm");
   return outputs[0][0];
-}
-
-Update Program::no_update() const {
-  const auto queries = static_cast<size_t>(description_.queries);
-  return {std::vector<int64_t>(queries, 0), std::vector<float>(queries, 0.0f)};
 }
 
 Adapter Program::adapter() {
@@ -188,6 +197,10 @@ void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
   Arguments arguments;
   for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);
   methods_->run(path_, "set_adapter", arguments);
+}
+
+void Program::reset_optimizer() {
+  if (description_.rule.has_state()) set_lora_b(adapter().lora_b);
 }
 
 void Program::check_length(int64_t length) const {

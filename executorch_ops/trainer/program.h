@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,15 +17,16 @@ struct Adapter {
   std::vector<std::vector<float>> lora_a, lora_b;
 };
 
-// The directions of an update and how much of each to add to LoRA-B, [q].
+// The directions of an update and how much of each it takes, [q]; its rate and decay, where the program's rule has them.
 struct Update {
   std::vector<int64_t> seeds;
   std::vector<float> coeffs;
+  float rate = 0, decay = 1;
 };
 
 struct TrainStep {
   std::vector<float> losses;  // [G]
-  float update_norm;
+  float update_norm;          // 0 without an update
 };
 
 // Not thread-safe. What goes wrong is an Error that names the program and the method, with ExecuTorch's name of the error.
@@ -40,17 +42,19 @@ class Program {
   const std::string& path() const { return path_; }
   const Description& description() const { return description_; }
 
-  // First B += the update, then the losses of the groups, each perturbed by coeffs[g] along the direction of seeds[g].
+  // First the update, if there is one, then the losses of the groups, each perturbed by coeffs[g] along the direction of
+  // seeds[g].
   TrainStep train_step(const Batch& batch, const std::vector<int64_t>& seeds, const std::vector<float>& coeffs,
-                       const Update& update);
+                       const std::optional<Update>& update);
   // Logits of the unperturbed model at the target positions, [E, K, C]; the batch has exactly evaluation_rows rows.
   std::vector<float> evaluate(const Batch& batch);
-  // B += the update; the L2 norm of the change.
+  // The update of B by the program's rule; the L2 norm of the change, weight decay apart.
   float update(const Update& update);
-  // An update that changes nothing.
-  Update no_update() const;
   Adapter adapter();
+  // Forgets what the optimizer keeps of earlier updates, too.
   void set_lora_b(const std::vector<std::vector<float>>& lora_b);
+  // Forgets only that.
+  void reset_optimizer();
 
  private:
   void check_length(int64_t length) const;

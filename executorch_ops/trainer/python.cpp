@@ -45,7 +45,8 @@ std::vector<T> to_vector(const char* name, const py::array& array, const std::ve
 py::dict to_dict(const StepReport& report) {
   return py::dict("step"_a = report.step, "loss"_a = report.loss, "losses"_a = to_array(report.losses),
                   "projected_gradients"_a = to_array(report.projected_gradients), "update_norm"_a = report.update_norm,
-                  "lr"_a = report.lr, "seconds"_a = report.seconds, "skipped"_a = report.skipped);
+                  "lr"_a = report.lr, "seconds"_a = report.seconds, "skipped"_a = report.skipped,
+                  "unsteady"_a = report.unsteady);
 }
 
 py::dict to_dict(const EvaluationReport& report) {
@@ -74,7 +75,7 @@ class Trainer {
     const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
     py::list evaluations;
     for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
-    return py::dict("steps"_a = result.steps, "resumed_steps"_a = result.resumed_steps,
+    return py::dict("steps"_a = result.steps, "stopped"_a = result.stopped, "resumed_steps"_a = result.resumed_steps,
                     "skipped_steps"_a = result.skipped_steps, "best_step"_a = result.best_step, "evaluations"_a = evaluations);
   }
 
@@ -96,13 +97,15 @@ class Trainer {
 
   py::tuple train_step(const py::array& input_ids, const py::array& attention_mask, const py::array& target_positions,
                        const py::array& target_ids, const py::array& seeds, const py::array& coeffs,
-                       const py::array& update_seeds, const py::array& update_coeffs) {
+                       const py::object& update_seeds, const py::object& update_coeffs, float update_lr, float update_decay) {
     const Description& d = program_.description();
     Batch batch = to_batch(d.batch_size, input_ids, attention_mask, target_positions);
     batch.target_ids = to_vector<int64_t>("target_ids", target_ids, {d.batch_size, d.targets_per_row});
     const auto group_seeds = to_vector<int64_t>("seeds", seeds, {d.groups});
     const auto group_coeffs = to_vector<float>("coeffs", coeffs, {d.groups});
-    const Update previous = to_update(update_seeds, update_coeffs);
+    std::optional<Update> previous;
+    if (!update_seeds.is_none() || !update_coeffs.is_none())
+      previous = to_update(update_seeds.cast<py::array>(), update_coeffs.cast<py::array>(), update_lr, update_decay);
     const TrainStep step = working([&] { return program_.train_step(batch, group_seeds, group_coeffs, previous); });
     return py::make_tuple(to_array(step.losses), step.update_norm);
   }
@@ -114,8 +117,8 @@ class Trainer {
     return to_array(logits, {d.evaluation_rows, d.targets_per_row, d.classes()});
   }
 
-  float update(const py::array& update_seeds, const py::array& update_coeffs) {
-    const Update update = to_update(update_seeds, update_coeffs);
+  float update(const py::array& update_seeds, const py::array& update_coeffs, float update_lr, float update_decay) {
+    const Update update = to_update(update_seeds, update_coeffs, update_lr, update_decay);
     return working([&] { return program_.update(update); });
   }
 
@@ -167,9 +170,10 @@ class Trainer {
     return batch;
   }
 
-  Update to_update(const py::array& seeds, const py::array& coeffs) {
+  Update to_update(const py::array& seeds, const py::array& coeffs, float rate, float decay) {
     const int64_t queries = program_.description().queries;
-    return {to_vector<int64_t>("update_seeds", seeds, {queries}), to_vector<float>("update_coeffs", coeffs, {queries})};
+    return {to_vector<int64_t>("update_seeds", seeds, {queries}), to_vector<float>("update_coeffs", coeffs, {queries}), rate,
+            decay};
   }
 
   Program program_;
@@ -201,23 +205,24 @@ PYBIND11_MODULE(_trainer, module) {
           "train",
           [](Trainer& trainer, const Path& dataset, int64_t steps, double eps, double lr, const std::string& lr_schedule,
              bool normalize, int64_t run_seed, const std::optional<Path>& journal, int64_t sync_every, bool resume,
-             std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, const py::object& on_step,
-             const py::object& on_evaluation) {
+             std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, bool stop_unsteady,
+             const py::object& on_step, const py::object& on_evaluation) {
             const TrainOptions options{
-                steps,      eps,    lr,         lr_schedule,     normalize, run_seed, journal ? journal->string() : "",
-                sync_every, resume, eval_every, validation_rows, keep};
+                steps,      eps,    lr,         lr_schedule,     normalize, run_seed,     journal ? journal->string() : "",
+                sync_every, resume, eval_every, validation_rows, keep,      stop_unsteady};
             return trainer.train(dataset, options, on_step, on_evaluation);
           },
           "dataset"_a, py::kw_only(), "steps"_a = defaults.steps, "eps"_a = defaults.eps, "lr"_a = defaults.lr,
           "lr_schedule"_a = defaults.lr_schedule, "normalize"_a = defaults.normalize, "run_seed"_a = defaults.run_seed,
           "journal"_a = py::none(), "sync_every"_a = defaults.sync_every, "resume"_a = defaults.resume,
           "eval_every"_a = py::none(), "validation_rows"_a = defaults.validation_rows, "keep"_a = defaults.keep,
-          "on_step"_a = py::none(), "on_evaluation"_a = py::none())
+          "stop_unsteady"_a = defaults.stop_unsteady, "on_step"_a = py::none(), "on_evaluation"_a = py::none())
       .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0)
       .def("train_step", &Trainer::train_step, "input_ids"_a, "attention_mask"_a, "target_positions"_a, "target_ids"_a,
-           "seeds"_a, "coeffs"_a, "update_seeds"_a, "update_coeffs"_a)
+           "seeds"_a, "coeffs"_a, "update_seeds"_a = py::none(), "update_coeffs"_a = py::none(), "update_lr"_a = 0.0f,
+           "update_decay"_a = 1.0f)
       .def("evaluate_batch", &Trainer::evaluate_batch, "input_ids"_a, "attention_mask"_a, "target_positions"_a)
-      .def("update", &Trainer::update, "update_seeds"_a, "update_coeffs"_a)
+      .def("update", &Trainer::update, "update_seeds"_a, "update_coeffs"_a, "update_lr"_a = 0.0f, "update_decay"_a = 1.0f)
       .def("replay", &Trainer::replay, "journal"_a, "until"_a = py::none())
       .def("adapter", &Trainer::adapter)
       .def("save_adapter", &Trainer::save_adapter, "path"_a)

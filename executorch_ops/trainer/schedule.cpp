@@ -30,11 +30,4 @@ double Schedule::lr(int64_t step) const {
   }
 }
 
-std::vector<float> Schedule::update_coeffs(int64_t step, const std::vector<float>& projected_gradients) const {
-  const double scale = -lr(step) / static_cast<double>(projected_gradients.size());
-  std::vector<float> coeffs;
-  for (const float gradient : projected_gradients) coeffs.push_back(static_cast<float>(scale * double{gradient}));
-  return coeffs;
-}
-
 }  // namespace mobizo::trainer

@@ -1,9 +1,8 @@
-// The learning rate of each step, and what an update takes of each direction.
+// The learning rate of each step.
 #pragma once
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace mobizo::trainer {
 
@@ -14,8 +13,6 @@ class Schedule {
   Schedule(const std::string& name, double lr, int64_t steps);
 
   double lr(int64_t step) const;
-  // The coefficients of the directions in the update of `step`, [q]: -lr / q times each projected gradient.
-  std::vector<float> update_coeffs(int64_t step, const std::vector<float>& projected_gradients) const;
 
  private:
   enum class Kind { kConstant, kLinear, kCosine } kind_;

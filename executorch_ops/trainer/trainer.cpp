@@ -10,6 +10,7 @@
 #include "estimator.h"
 #include "schedule.h"
 #include "seeds.h"
+#include "steadiness.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -37,6 +38,7 @@ Json journal_header(const Description& description, const Dataset& dataset, cons
                       {"normalize", options.normalize},
                       {"distribution", description.distribution},
                       {"estimator", description.estimator},
+                      {"optimizer", description.rule.json()},
                       {"batch_size", description.batch_size},
                       {"base_fingerprint", description.fingerprint},
                       {"data", dataset.checksum()},
@@ -66,13 +68,17 @@ class Run {
   }
 
   TrainResult make() {
-    result_.steps = options_.steps;
+    program_.reset_optimizer();
     try {
-      validate(0);
-      repeat();
-      for (int64_t step = result_.resumed_steps; step < options_.steps; ++step) {
-        make_step(step);
-        validate(step + 1);
+      validate();
+      unsteady_ = false;  // whatever the untuned model is like
+      for (const StepRecord& record : recorded()) {
+        repeat(record);
+        validate();
+      }
+      while (!done()) {
+        make_step();
+        validate();
       }
     } catch (...) {
       apply_pending();
@@ -80,7 +86,8 @@ class Run {
     }
     apply_pending();
     if (!best_.empty()) program_.set_lora_b(best_);
-    if (options_.keep == "last" || best_.empty()) result_.best_step = options_.steps;
+    if (options_.keep == "last" || best_.empty()) result_.best_step = result_.steps;
+    result_.stopped = result_.steps < options_.steps;
     if (journal_) journal_->sync();
     return result_;
   }
@@ -103,41 +110,74 @@ class Run {
       fail(options_.journal, ": the journal has ", result_.resumed_steps, " steps, more than ", options_.steps);
   }
 
-  // The steps that the journal has. Their validations are made again: they say which adapter is the best, and they are the
+  std::vector<StepRecord> recorded() const { return journal_ ? journal_->journal().records : std::vector<StepRecord>{}; }
+
+  // A step that the journal has. Its validation is made again: all of them say which adapter is the best, and they are the
   // same.
-  void repeat() {
-    for (int64_t step = 0; step < result_.resumed_steps; ++step) {
-      program_.update({step_seeds(step), journal_->journal().records[static_cast<size_t>(step)]});
-      validate(step + 1);
-    }
+  void repeat(const StepRecord& record) {
+    take(record);
+    apply_pending();
   }
 
-  void make_step(int64_t step) {
+  void make_step() {
     const auto started = std::chrono::steady_clock::now();
+    const Description& description = program_.description();
+    const int64_t step = result_.steps;
     const std::vector<int64_t> seeds = step_seeds(step);
-    const std::vector<int64_t> rows = dataset_.training_rows(step, program_.description().batch_size);
-    const Batch batch = make_batch(*training_, rows, program_.description());
-    const Update update = std::exchange(pending_, std::nullopt).value_or(program_.no_update());
-    const TrainStep forward = program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), update);
+    const std::vector<int64_t> rows = dataset_.training_rows(step, description.batch_size);
+    const Batch batch = make_batch(*training_, rows, description);
+    const TrainStep forward =
+        program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), std::exchange(pending_, std::nullopt));
 
-    StepReport report{step, estimator_.loss(forward.losses), forward.losses, {}, forward.update_norm, schedule_.lr(step), 0,
-                      false};
-    report.projected_gradients = estimator_.projected_gradients(forward.losses);
-    std::vector<float> coeffs = schedule_.update_coeffs(step, report.projected_gradients);
-    report.skipped = !all_finite(forward.losses) || !all_finite(coeffs);
-    if (report.skipped) {
-      coeffs = program_.no_update().coeffs;
+    const double loss = static_cast<float>(estimator_.loss(forward.losses));  // as a journal has it
+    const double lr = schedule_.lr(step);
+    StepReport report{step, loss,  forward.losses, estimator_.projected_gradients(forward.losses), forward.update_norm, lr,
+                      0,    false, false};
+    const StepRecord record = record_of(report);
+    if (!record.applied) {
+      report.skipped = true;
       report.projected_gradients.assign(seeds.size(), std::numeric_limits<float>::quiet_NaN());
       ++result_.skipped_steps;
     }
-    if (journal_) journal_->append(step, coeffs);
-    pending_ = Update{seeds, coeffs};
+    if (journal_) journal_->append(step, record);
+    take(record);
+    report.unsteady = unsteady_;
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     observer_.on_step(report);
   }
 
-  void validate(int64_t step) {
-    if (validation_ == nullptr || (step % eval_every_ != 0 && step != options_.steps)) return;
+  // What the step is about to do.
+  StepRecord record_of(const StepReport& report) const {
+    const UpdateRule& rule = program_.description().rule;
+    const double scale = rule.coefficient(report.lr, program_.description().queries);
+    StepRecord record{true,
+                      static_cast<float>(report.loss),
+                      static_cast<float>(rule.rate(report.lr, updates_)),
+                      static_cast<float>(rule.decay(report.lr)),
+                      {}};
+    for (const float gradient : report.projected_gradients)
+      record.coeffs.push_back(static_cast<float>(scale * double{gradient}));
+    if (all_finite(report.losses) && all_finite(record.coeffs)) return record;
+    return {false, record.loss, 0, 1, std::vector<float>(record.coeffs.size())};
+  }
+
+  // The next step is this one: its update is pending from now on.
+  void take(const StepRecord& record) {
+    if (record.applied) {
+      pending_ = Update{step_seeds(result_.steps), record.coeffs, record.rate, record.decay};
+      ++updates_;
+    }
+    unsteady_ = steadiness_.observe(record.loss, record.applied);
+    ++result_.steps;
+  }
+
+  bool done() const { return result_.steps == options_.steps || (unsteady_ && options_.stop_unsteady); }
+
+  // If it is time for it. What a stopped run has repeated last is where it ended.
+  void validate() {
+    const int64_t step = result_.steps;
+    const bool ended = done() && step >= result_.resumed_steps;
+    if (validation_ == nullptr || (step % eval_every_ != 0 && !ended)) return;
     apply_pending();
     const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows);
     result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
@@ -146,6 +186,7 @@ class Run {
       result_.best_step = step;
       best_ = program_.adapter().lora_b;
     }
+    unsteady_ |= steadiness_.validate(evaluation.loss);
     observer_.on_evaluation(result_.evaluations.back());
   }
 
@@ -165,6 +206,9 @@ class Run {
   Schedule schedule_;
   int64_t eval_every_;
   std::optional<Update> pending_;  // recorded, not yet applied
+  Steadiness steadiness_;
+  bool unsteady_ = false;  // after the last step
+  int64_t updates_ = 0;    // steps that were not skipped
   const Split* training_ = nullptr;
   const Split* validation_ = nullptr;
   std::unique_ptr<JournalWriter> journal_;
@@ -185,6 +229,7 @@ int64_t replay(Program& program, const std::string& path, std::optional<int64_t>
   check_journal_header(path, journal.header,
                        Json::Object{{"queries", description.queries},
                                     {"distribution", description.distribution},
+                                    {"optimizer", description.rule.json()},
                                     {"parameters", parameters_of(description)}});
   const Json* base = journal.header.find("base_fingerprint");
   if (base != nullptr && !base->is_null() && *base != Json(description.fingerprint))
@@ -192,8 +237,12 @@ int64_t replay(Program& program, const std::string& path, std::optional<int64_t>
   const auto records = static_cast<int64_t>(journal.records.size());
   const int64_t steps = until.value_or(records);
   if (steps < 0 || steps > records) fail("until must be from 0 to ", records, ", the steps of ", path, ", got ", steps);
-  for (int64_t step = 0; step < steps; ++step)
-    program.update({query_seeds(journal.run_seed, step, journal.queries), journal.records[static_cast<size_t>(step)]});
+  program.reset_optimizer();
+  for (int64_t step = 0; step < steps; ++step) {
+    const StepRecord& record = journal.records[static_cast<size_t>(step)];
+    if (record.applied)
+      program.update({query_seeds(journal.run_seed, step, journal.queries), record.coeffs, record.rate, record.decay});
+  }
   return steps;
 }
 

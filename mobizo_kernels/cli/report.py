@@ -23,7 +23,7 @@ def training_table(summary: dict[str, Any]) -> str:
             *_aligned(
                 {
                     "step time (median)": _milliseconds(summary["step_ms_median"]),
-                    "steps": f"{summary['steps']} ({summary['skipped_steps']} skipped, "
+                    "steps": f"{summary['steps']} ({_stopped(summary)}{summary['skipped_steps']} skipped, "
                     f"adapter kept from step {summary['best_step']})",
                     "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
                     **_program_size(summary),
@@ -113,6 +113,12 @@ def _quality(summary: dict[str, Any], when: str) -> tuple[str, str, str]:
         _percent(summary[f"balanced_accuracy_{when}"]),
         "-" if auc is None else f"{auc:.3f}",
     )
+
+
+def _stopped(summary: dict[str, Any]) -> str:
+    if not summary["stopped"]:
+        return ""
+    return f"of {summary['settings']['steps']}: stopped, for the loss ran away, "
 
 
 def _program_size(summary: dict[str, Any]) -> dict[str, str]:

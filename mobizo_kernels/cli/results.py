@@ -30,13 +30,14 @@ PLOT_FILE = "learning_curve.png"
 
 @dataclass
 class Curve:
-    """What was seen on the way. A loss is None if it was not finite, or of a step repeated from a journal."""
+    """What was seen on the way. A loss is None if it was not finite."""
 
     losses: list[float | None] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
     validation: list[dict[str, float | None]] = field(default_factory=list)
     best_step: int = 0
     skipped_steps: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def write_results(
         **before,
         **{f"{name}_after": value for name, value in after.items()},
         "eval_rows": len(test.labels),
-        "steps": settings.steps,
+        "steps": len(curve.losses),
+        "stopped": curve.stopped,
         "skipped_steps": curve.skipped_steps,
         "best_step": curve.best_step,
         "step_ms_median": round(median(curve.step_ms), 2) if curve.step_ms else None,

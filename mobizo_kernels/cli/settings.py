@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from typer import Argument, Option
 
 from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2, TASKS, InputError
+from mobizo_kernels.zo import UpdateRule
 
 # Which heading of the help an option stands under.
 _task = partial(Option, rich_help_panel="Model and data")
@@ -95,15 +96,30 @@ class StepSettings:
         "two_sided"
     )
     distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
+    optimizer: Annotated[
+        Literal["sgd", "adam", "sign"],
+        _tune(help="What an estimate makes of LoRA-B; each wants its own --lr."),
+    ] = "sgd"
+    momentum: Annotated[float, _tune(help="Of sgd, in [0, 1).")] = 0.0
+    beta1: Annotated[float, _tune(help="Of adam: how long the mean of the estimates lasts, in [0, 1).")] = 0.9
+    beta2: Annotated[float, _tune(help="Of adam: the same for their squares.")] = 0.999
+    adam_eps: Annotated[float, _tune(help="Of adam: added to the root of the mean square.")] = 1e-8
+    weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
     rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
     targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
+    tail: Annotated[
+        int,
+        _tune(
+            min=0,
+            help="Tokens at the end of the prompt on which the adapter acts (Activated LoRA); those before "
+            "are then computed once for all directions. 0 for all of the prompt.",
+        ),
+    ] = 2
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"
-    quantization: Annotated[
-        Literal["none", "int8", "int4"], _engine(help="Of the base weights inside ExecuTorch.")
-    ] = "none"
+    quantization: Annotated[Literal["none", "int8", "int4"], _engine(help="Of the base weights.")] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +157,9 @@ class TrainSettings(StepSettings, TaskSettings):
         Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
     ] = "linear"
     normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
-    momentum: Annotated[float, _tune(help="Of the updates, in [0, 1).")] = 0.0
-    weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
+    stop_unsteady: Annotated[
+        bool, _tune(help="End the run when its loss runs away; the best adapter is kept in any case.")
+    ] = True
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
     eval_every: Annotated[
@@ -180,6 +197,12 @@ class AdapterSettings:
         Option(help="Type of the base model's weights; the device's program was made from the same."),
     ] = "float32"
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False
+
+
+def update_rule(settings: StepSettings) -> UpdateRule:
+    """The optimizer that the settings ask for. Raises ValueError if there is none."""
+    betas = (settings.beta1, settings.beta2)
+    return UpdateRule(settings.optimizer, settings.momentum, betas, settings.adam_eps, settings.weight_decay)
 
 
 Settings = TypeVar("Settings", bound=QuestionSettings | AdapterSettings)

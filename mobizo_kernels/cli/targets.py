@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from peft import LoraConfig
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.cli.settings import StepSettings
-from mobizo_kernels.data import InputError
+from mobizo_kernels.data import InputError, PromptEncoder
 
 
-def lora_config(settings: StepSettings, model: PreTrainedModel) -> LoraConfig:
-    """PEFT's configuration of the adapter `settings` ask for. Raises InputError as `layer_range` does."""
+def lora_config(settings: StepSettings, model: PreTrainedModel, encoder: PromptEncoder) -> LoraConfig:
+    """PEFT's configuration of the adapter `settings` ask for.
+
+    Raises:
+        InputError: as `layer_range` and `PromptEncoder.ending` do.
+    """
     names = [name.strip() for name in settings.targets.split(",")]
     layers = model.config.get_text_config().num_hidden_layers
     return LoraConfig(
         r=settings.rank,
         lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
-        target_modules="all-linear" if names == ["all-linear"] else names,
+        target_modules=linear_names(model) if names == ["all-linear"] else names,
         layers_to_transform=layer_range(settings.layers, layers),
         task_type="CAUSAL_LM",
+        alora_invocation_tokens=encoder.ending(settings.tail) if settings.tail else None,
+    )
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """The names of a decoder's linears, the LM head left out: PEFT takes "all-linear" for all layers only."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        }
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mobizo_kernels.cli.evaluate import load_texts
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
-    PromptEncoder,
+    CachingEncoder,
     TokenizedDataset,
     load_tokenizer,
     tokenizer_fingerprint,
@@ -22,7 +22,7 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     """All splits, encoded. Raises InputError if something the user gave does not exist or does not fit."""
     splits, verbalizer = load_texts(settings)
     tokenizer = load_tokenizer(settings.model)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     train = encoder.encode(splits.train)
     batches = training_order(train, settings.batch_size, settings.seed)
     return TokenizedDataset(

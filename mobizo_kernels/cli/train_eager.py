@@ -30,20 +30,22 @@ from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, InputError, collate, examples_fingerprint, training_batches
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
-from mobizo_kernels.zo import StepOutput, ZerothOrder
+from mobizo_kernels.lora.quantization import quantize_base
+from mobizo_kernels.zo import Records, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
-    if settings.program is not None or settings.quantization != "none":
-        name = "quantization" if settings.program is None else "program"
-        raise InputError(f"{name}: expected --engine executorch with it")
+    if settings.program is not None:
+        raise InputError("program: expected --engine executorch with it")
     task = load_task(settings)
+    with blame_input("quantization"):
+        quantize_base(task.model, settings.quantization)
     examples = task.encoder.encode(task.splits.train)
     validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
     test = task.encoder.encode(task.splits.test[: settings.eval_rows])
     batches = training_batches(examples, settings.batch_size, settings.seed)
-    config = lora_config(settings, task.model)
+    config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):
         wrap(task.model, config, seed=settings.seed)
         zo = ZerothOrder(
@@ -55,7 +57,10 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
             estimator=settings.estimator,
             distribution=settings.distribution,
             normalize=settings.normalize,
+            optimizer=settings.optimizer,
             momentum=settings.momentum,
+            betas=(settings.beta1, settings.beta2),
+            adam_eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
             candidate_tokens=task.encoder.candidate_tokens,
         )
@@ -80,12 +85,12 @@ def tune(
     validation: list[EncodedExample],
     pad_token: int,
     settings: TrainSettings,
-    recorded: torch.Tensor,
+    recorded: Records,
 ) -> Curve:
     """Make `settings.steps` steps and leave the model with the adapter that validated best.
 
-    The steps `recorded` in a journal, float32 [n, q], come first and are repeated without a forward;
-    validations are made again, so that the adapter is that of a run in one go.
+    The steps `recorded` in a journal come first and are repeated without a forward; validations are made
+    again, so that the adapter is that of a run in one go. A loss that runs away ends the run.
     """
     scheduler = learning_rate_schedule(zo.optimizer, settings, first=len(recorded))
     every = settings.eval_every or math.ceil(settings.steps / 10)
@@ -93,7 +98,8 @@ def tune(
     targets = label_targets(validation)
     curve, lowest, best = Curve(), math.inf, {}
 
-    def validate(step: int) -> None:
+    def validate(step: int) -> bool:
+        """Whether that shows an unsteady run."""
         nonlocal lowest, best
         scores = label_scores(zo.loss, validation, pad_token)
         loss = metrics.cross_entropy(scores, targets)
@@ -107,18 +113,20 @@ def tune(
         if loss < lowest:
             lowest, curve.best_step = loss, step
             best = {name: layer.lora_b.clone() for name, layer in layers.items()}
+        return zo.steadiness.validate(loss)
 
     validate(0)
     with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
         for step, rows in enumerate(itertools.islice(batches, settings.steps)):
             if step < len(recorded):
-                zo.redo(recorded[step : step + 1])
-                curve.losses.append(None)
+                unsteady = zo.redo(recorded[step : step + 1])
+                curve.losses.append(finite_or_none(recorded.losses[step].item()))
             else:
                 started = perf_counter()
                 output = take_step(zo, collate(rows, pad_token))
                 seconds = perf_counter() - started
                 scheduler.step()
+                unsteady = output.unsteady
                 curve.losses.append(finite_or_none(output.loss))
                 curve.step_ms.append(1e3 * seconds)
                 progress.set_postfix(
@@ -128,9 +136,14 @@ def tune(
                         "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
                     }
                 )
-            if (step + 1) % every == 0 or step + 1 == settings.steps:
-                validate(step + 1)
+            # A run that had ended here ends here again; one that was told to go on goes on.
+            stoppable = settings.stop_unsteady and step + 1 >= len(recorded)
+            if (step + 1) % every == 0 or step + 1 == settings.steps or (unsteady and stoppable):
+                unsteady |= validate(step + 1)
             progress.update()
+            if unsteady and stoppable:
+                break
+    curve.stopped = len(curve.losses) < settings.steps
     with torch.no_grad():
         for name, b in best.items():
             layers[name].lora_b.copy_(b)
@@ -138,15 +151,15 @@ def tune(
     return curve
 
 
-def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: TrainSettings) -> torch.Tensor:
-    """Record the run in `settings.journal`, if that is given; the steps in it so far, float32 [n, q].
+def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: TrainSettings) -> Records:
+    """Record the run in `settings.journal`, if that is given; the steps in it so far.
 
     Raises:
         InputError: the journal is there without `settings.resume`, is that of another run, or cannot be
             written.
     """
     if settings.journal is None:
-        return torch.empty(0, settings.queries)
+        return Records.none(settings.queries)
     with blame_input("journal"):
         return zo.open_journal(
             settings.journal,

@@ -20,12 +20,18 @@ from mobizo_kernels.cli.results import (
     quality_before,
     write_results,
 )
-from mobizo_kernels.cli.settings import ExportSettings, TrainSettings
+from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
-from mobizo_kernels.data import InputError, write_dataset
+from mobizo_kernels.data import (
+    InputError,
+    PromptEncoder,
+    load_tokenizer,
+    parse_verbalizer,
+    write_dataset,
+)
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, model_fingerprint, peft_from_device
-from mobizo_kernels.zo import make_estimator
+from mobizo_kernels.zo import make_estimator, read_journal
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import StepReport, Trainer, Validation
@@ -36,8 +42,6 @@ ADAPTER_FILE = "adapter.safetensors"
 
 _POSSIBLE: dict[str, tuple[Any, ...]] = {
     "dtype": ("auto", "float32"),
-    "momentum": (0.0,),
-    "weight_decay": (0.0,),
 }
 
 
@@ -83,6 +87,7 @@ def _check(settings: TrainSettings) -> None:
         make_estimator(
             settings.estimator, queries=settings.queries, eps=settings.eps, normalize=settings.normalize
         )
+        update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:
         raise InputError(f"seed: expected a signed 64-bit integer, got {settings.seed}")
     if settings.lr < 0:
@@ -113,12 +118,16 @@ def _check_program(program: Path, wanted: ExportSettings) -> None:
     """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A."""
     with blame_input("program"):
         description = native().read_description(program)
-    model = adapted_model(wanted)
+    tokenizer = load_tokenizer(wanted.model)
+    verbalizer = parse_verbalizer(wanted.verbalizer)
+    encoder = PromptEncoder(tokenizer, wanted.template, verbalizer, wanted.max_length)
+    model = adapted_model(wanted, encoder)
     expected: Mapping[str, Any] = {
         "queries": wanted.queries,
         "batch_size": wanted.batch_size,
         "estimator": wanted.estimator,
         "distribution": wanted.distribution,
+        "optimizer": update_rule(wanted).as_json(),
         "quantization": wanted.quantization,
         "max_length": wanted.max_length,
     }
@@ -192,11 +201,15 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
                     resume=settings.resume,
                     eval_every=settings.eval_every,
                     validation_rows=settings.validation_rows,
+                    stop_unsteady=settings.stop_unsteady,
                     on_step=on_step,
                     on_evaluation=on_evaluation,
                 )
             except OSError as error:
                 raise InputError(f"journal: {error}; make room and go on with --resume") from error
-    curve.losses[:0] = [None] * result.resumed_steps
+    if settings.journal is not None:
+        recorded = read_journal(settings.journal)[1][: result.resumed_steps]
+        curve.losses[:0] = [finite_or_none(loss) for loss in recorded.losses.tolist()]
     curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
+    curve.stopped = result.stopped
     return curve

@@ -1,12 +1,13 @@
 """Models, labelled texts and prompts for the command line: everything between a name and a batch."""
 
-from mobizo_kernels.data.batches import collate, training_batches, training_order
+from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
 from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model, load_tokenizer
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
+from mobizo_kernels.data.token_cache import CachingEncoder
 from mobizo_kernels.data.tokenized import (
     TokenizedDataset,
     examples_fingerprint,
@@ -19,6 +20,7 @@ __all__ = [
     "ROTTEN_TOMATOES",
     "SMOLLM2",
     "TASKS",
+    "CachingEncoder",
     "EncodedExample",
     "Example",
     "InputError",
@@ -26,6 +28,7 @@ __all__ = [
     "Splits",
     "TokenizedDataset",
     "collate",
+    "evaluation_batches",
     "examples_fingerprint",
     "load_model",
     "load_splits",

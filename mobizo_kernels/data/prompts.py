@@ -7,19 +7,23 @@ these words at the end of the prompt are the scores of the labels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 
 _TEXT = "text"
 _SLOT = re.compile(r"\{(\w+)\}")
+_PROBES = ("text", "Is it?", "(so)", "No 5.", "a\n")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class PromptEncoder:
     Attributes:
         labels: the labels, in the order of the verbalizer.
         candidate_tokens: the token of each label's word, in the same order.
+        max_length: as given.
 
     Raises:
         InputError: the template does not hold ``{text}`` once; a word is not exactly one token behind the
@@ -86,6 +91,18 @@ class PromptEncoder:
                 f"max_length: expected at least {shortest}, the template and two words, got {max_length}"
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """blake2b (16 bytes, in hex) over all that decides what an example becomes in tokens."""
+        parts = [
+            tokenizer_fingerprint(self._tokenizer),
+            tokenizers.__version__,
+            self._template,
+            list(self._words.items()),
+            self.max_length,
+        ]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode examples, keeping their order.
 
@@ -114,6 +131,21 @@ class PromptEncoder:
             [self._fill(example.text, dict(example.columns)) for example in examples]
         ).input_ids
         return [self._encode(example, tokens) for example, tokens in zip(examples, prompts, strict=True)]
+
+    def ending(self, count: int) -> list[int]:
+        """The last `count` tokens of a prompt, which are the same in all prompts.
+
+        Raises:
+            InputError: so many tokens depend on the text.
+        """
+        columns = template_columns(self._template)
+        probes = [self._tokens(self._fill(text, dict.fromkeys(columns, text))) for text in _PROBES]
+        shared = 0
+        while len({tuple(probe[-shared - 1 :]) for probe in probes}) == 1:
+            shared += 1
+        if not 1 <= count <= shared:
+            raise InputError(f"tail: expected 0 to {shared}, the tokens that end every prompt, got {count}")
+        return probes[0][-count:]
 
     def _encode(self, example: Example, tokens: list[int]) -> EncodedExample:
         text, columns, label = example.text, dict(example.columns), self.labels.index(example.label)

@@ -129,7 +129,7 @@ TASKS: Mapping[str, NamedTask] = {
     ),
     "reuters-r8": NamedTask(
         reuters_r8,
-        "News: {text}\nTopic:",
+        "{text}\nThis news is about",
         {
             "acq": " merger",
             "crude": " oil",

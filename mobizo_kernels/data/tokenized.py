@@ -70,7 +70,7 @@ def write_dataset(path: str | os.PathLike[str], dataset: TokenizedDataset) -> No
     tensors = {
         f"{split}.{name}": array
         for split in SPLITS
-        for name, array in _arrays(getattr(dataset, split)).items()
+        for name, array in example_arrays(getattr(dataset, split)).items()
     }
     tensors[_ORDER] = np.array(dataset.order, np.int32)
     metadata = {
@@ -109,7 +109,7 @@ def read_dataset(path: str | os.PathLike[str]) -> TokenizedDataset:
     candidates = None
     if metadata.get("candidate_tokens") != "null":
         candidates = tuple(_list(metadata, "candidate_tokens", int, path))
-    splits = {split: _examples(tensors, split, path) for split in SPLITS}
+    splits = {split: examples_of_arrays(tensors, split, path) for split in SPLITS}
     dataset = TokenizedDataset(
         **splits,
         order=_tensor(tensors, _ORDER, np.int32, path).tolist(),
@@ -126,12 +126,13 @@ def read_dataset(path: str | os.PathLike[str]) -> TokenizedDataset:
 def examples_fingerprint(examples: Sequence[EncodedExample]) -> str:
     """blake2b (16 bytes, in hex) over the tokens, targets and labels of examples in their order."""
     digest = hashlib.blake2b(digest_size=16)
-    for array in _arrays(examples).values():
+    for array in example_arrays(examples).values():
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
 
-def _arrays(examples: Sequence[EncodedExample]) -> dict[str, NDArray[Any]]:
+def example_arrays(examples: Sequence[EncodedExample]) -> dict[str, NDArray[Any]]:
+    """tokens int32 [n], offsets int64 [rows + 1], targets and labels int32 [rows]: see docs/formats.md."""
     lengths = [len(example.input_ids) for example in examples]
     columns = {
         "tokens": list(itertools.chain.from_iterable(example.input_ids for example in examples)),
@@ -142,7 +143,12 @@ def _arrays(examples: Sequence[EncodedExample]) -> dict[str, NDArray[Any]]:
     return {name: np.array(columns[name], dtype) for name, dtype in _ARRAYS.items()}
 
 
-def _examples(tensors: dict[str, NDArray[Any]], split: str, path: Path) -> list[EncodedExample]:
+def examples_of_arrays(tensors: dict[str, NDArray[Any]], split: str, path: Path) -> list[EncodedExample]:
+    """The examples that `example_arrays` gave, from tensors named ``SPLIT.NAME``.
+
+    Raises:
+        InputError: naming `path` and the tensor, if one is missing or they contradict each other.
+    """
     tokens, offsets, targets, labels = (
         _tensor(tensors, f"{split}.{name}", dtype, path) for name, dtype in _ARRAYS.items()
     )

@@ -28,6 +28,7 @@ class Trainer:
         eval_every: int | None = None,
         validation_rows: int = ...,
         keep: str = ...,
+        stop_unsteady: bool = ...,
         on_step: Callable[[dict[str, Any]], object] | None = None,
         on_evaluation: Callable[[dict[str, Any]], object] | None = None,
     ) -> dict[str, Any]: ...
@@ -40,8 +41,10 @@ class Trainer:
         target_ids: NDArray[np.int64],
         seeds: NDArray[np.int64],
         coeffs: NDArray[np.float32],
-        update_seeds: NDArray[np.int64],
-        update_coeffs: NDArray[np.float32],
+        update_seeds: NDArray[np.int64] | None = None,
+        update_coeffs: NDArray[np.float32] | None = None,
+        update_lr: float = 0.0,
+        update_decay: float = 1.0,
     ) -> tuple[NDArray[np.float32], float]: ...
     def evaluate_batch(
         self,
@@ -49,7 +52,13 @@ class Trainer:
         attention_mask: NDArray[np.int64],
         target_positions: NDArray[np.int64],
     ) -> NDArray[np.float32]: ...
-    def update(self, update_seeds: NDArray[np.int64], update_coeffs: NDArray[np.float32]) -> float: ...
+    def update(
+        self,
+        update_seeds: NDArray[np.int64],
+        update_coeffs: NDArray[np.float32],
+        update_lr: float = 0.0,
+        update_decay: float = 1.0,
+    ) -> float: ...
     def replay(self, journal: Path, until: int | None = None) -> int: ...
     def adapter(self) -> dict[str, NDArray[np.float32]]: ...
     def save_adapter(self, path: Path) -> None: ...

@@ -30,7 +30,7 @@ from mobizo_kernels.lora import (
     model_fingerprint,
     wrap,
 )
-from mobizo_kernels.zo import LabelledLoss, make_estimator
+from mobizo_kernels.zo import LabelledLoss, UpdateRule, make_estimator
 
 FORMAT = 1
 DESCRIPTION = "mobizo_description"
@@ -50,6 +50,11 @@ def export_training_program(
     targets: LoraConfig | Sequence[str] | None = None,
     estimator: str = "two_sided",
     distribution: str = "gaussian",
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
+    weight_decay: float = 0.0,
     quantization: str = "none",
     dynamic_length: bool = True,
     targets_per_row: int = 1,
@@ -62,9 +67,9 @@ def export_training_program(
 
     The program holds the model, the loss and the update (MobiZO, arXiv 2409.15520). Its methods share the
     LoRA-B buffers; docs/executorch.md lists them with their arguments. Seeds, coefficients and learning rate
-    are inputs, so one program serves any run. Base linears and the rest of the decoder go to XNNPACK, the
-    adapters and their update to this package's ops. What is equal in all groups is computed once: the layers
-    below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA, arXiv
+    are inputs, so one program serves any run of its optimizer. Base linears and the rest of the decoder go to
+    XNNPACK, the adapters and their update to this package's ops. What is equal in all groups is computed once:
+    the layers below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA, arXiv
     2504.12397), the keys and values of the tokens before these.
 
     Args:
@@ -78,6 +83,12 @@ def export_training_program(
             get rank 8 and alpha 16.
         estimator: "two_sided" or "one_sided".
         distribution: of the directions, "gaussian" or "rademacher".
+        optimizer: "sgd", "adam" or "sign", see :class:`mobizo_kernels.zo.ZOSGD` and its like. What it keeps
+            of LoRA-B lies in buffers of the program.
+        momentum: of "sgd", in [0, 1).
+        betas: of "adam".
+        adam_eps: of "adam".
+        weight_decay: of LoRA-B, decoupled.
         quantization: of the base weights: "none" (float32), "int8" or "int4"; see docs/executorch.md.
         dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
         targets_per_row: K, most tokens to predict in a row.
@@ -96,6 +107,7 @@ def export_training_program(
         OSError: if `path` cannot be written.
     """
     plan = make_estimator(estimator, queries=queries, eps=1.0)
+    rule = UpdateRule(optimizer, momentum, betas, adam_eps, weight_decay)
     _check(queries, batch_size, max_length, targets_per_row, quantization, distribution)
     _check_writable(Path(path))
     if not is_wrapped(model):
@@ -133,6 +145,7 @@ def export_training_program(
         "groups": plan.groups,
         "estimator": estimator,
         "distribution": distribution,
+        "optimizer": rule.as_json(),
         "min_length": min_length if dynamic_length else max_length,
         "max_length": max_length,
         "dynamic_length": dynamic_length,
@@ -181,11 +194,12 @@ def export_training_program(
             model,
             groups=plan.groups,
             distribution=distribution,
+            rule=rule,
             candidate_tokens=candidate_tokens,
             attention=attention,
             tail_length=tail_length,
         )
-        agreement.check(TrainStep(graph), queries, _TOLERANCE[quantization])
+        agreement.check(TrainStep(graph), _TOLERANCE[quantization])
         programs = trace(graph, description)
         lowered = lower(programs, {DESCRIPTION: json.dumps(description)})
     write(lowered, Path(path))

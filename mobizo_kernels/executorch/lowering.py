@@ -23,6 +23,7 @@ from mobizo_kernels.executorch.program import (
     TrainingGraph,
     TrainStep,
     Update,
+    UpdateAndTrainStep,
 )
 
 MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
@@ -35,6 +36,8 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     groups, queries, length = graph.groups, description["queries"], description["max_length"]
     directions = (torch.arange(groups), torch.zeros(groups))
     update = (torch.arange(queries), torch.zeros(queries))
+    rule = graph.rule
+    numbers = tuple(torch.ones(1) for given in (rule.takes_rate, rule.weight_decay) if given)
     # An example at a bound would be taken for a fixed length.
     example = length - 1 if description["dynamic_length"] else length
     time = _length_of(description) if description["dynamic_length"] else None
@@ -48,12 +51,12 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
     methods: dict[str, tuple[Method, tuple[torch.Tensor, ...], Any]] = {
         "train_step": (
-            TrainStep(graph),
-            (*train, torch.zeros_like(train[2]), *directions, *update),
-            (time, time, *[None] * 6),
+            UpdateAndTrainStep(graph) if rule.plain else TrainStep(graph),
+            (*train, torch.zeros_like(train[2]), *directions, *(update if rule.plain else ())),
+            (time, time, *[None] * (6 if rule.plain else 4)),
         ),
         "evaluate": (Evaluate(graph), evaluate, (time, time, None)),
-        "update": (Update(graph), update, None),
+        "update": (Update(graph), (*update, *numbers), None),
         "get_adapter": (GetAdapter(graph), (), None),
         "set_adapter": (SetAdapter(graph), adapters, None),
     }
@@ -85,10 +88,13 @@ def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]
 
 
 def write(lowered: EdgeProgramManager, path: Path) -> None:
-    """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all."""
+    """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all.
+
+    LoRA-B and what the optimizer keeps of it begin with the values that they were traced with.
+    """
     program = lowered.to_executorch(
         ExecutorchBackendConfig(
-            passes=[InitializedMutableBufferPass(["lora_b"])],
+            passes=[InitializedMutableBufferPass(["lora_b", "momentum_buffer", "exp_avg"])],
             memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
             emit_mutable_buffer_names=True,
         )

@@ -14,6 +14,7 @@ from mobizo_kernels import ops
 from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
 from mobizo_kernels.executorch.widening import Widening
 from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.zo import UpdateRule
 from mobizo_kernels.zo.loss import IGNORED, after_head
 
 _LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
@@ -37,7 +38,8 @@ class TracedDirections:
 
 
 class TracedLinear(nn.Module):
-    """:class:`MPLoRALinear` with B as a buffer, which a program can keep and change.
+    """:class:`MPLoRALinear` with B, and what the optimizer keeps of it, as buffers, which a program can keep
+    and change.
 
     B is read by our ops only: a delegate that were given it would bake its first value in.
     """
@@ -45,12 +47,14 @@ class TracedLinear(nn.Module):
     lora_a: torch.Tensor
     lora_b: torch.Tensor
 
-    def __init__(self, layer: MPLoRALinear, directions: TracedDirections) -> None:
+    def __init__(self, layer: MPLoRALinear, directions: TracedDirections, rule: UpdateRule) -> None:
         super().__init__()
-        self.base_layer, self.directions = layer.base_layer, directions
+        self.base_layer, self.directions, self.rule = layer.base_layer, directions, rule
         self.scaling, self.stream = layer.scaling, layer.stream
         self.register_buffer("lora_a", layer.lora_a.detach().float().contiguous())
         self.register_buffer("lora_b", layer.lora_b.detach().float().contiguous().clone())
+        for name in rule.state:
+            self.register_buffer(name, torch.zeros_like(self.lora_b))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         d = self.directions
@@ -61,9 +65,39 @@ class TracedLinear(nn.Module):
             d.distribution,
         )  # fmt: skip
 
-    def update(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
-        """B += sum_k coeffs[k] z(seeds[k]) in place; the L2 norm of the change, [1]."""
-        return ops.zo_update(self.lora_b, seeds, coeffs, self.stream, 1.0, self.directions.distribution)
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What the optimizer keeps."""
+        return [self.get_buffer(name) for name in self.rule.state]
+
+    def update(
+        self, seeds: torch.Tensor, coeffs: torch.Tensor, lr: torch.Tensor, decay: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The rule's update of B and its state in place; the L2 norm of its change of B, [1].
+
+        Args:
+            seeds: int64 [q].
+            coeffs: float32 [q].
+            lr: float32 [1]; read by a rule that takes its rate.
+            decay: float32 [1] or None; B is multiplied by it first, which the norm leaves out. Our ops take a
+                number there, which a graph would keep.
+        """
+        rule, stream, distribution = self.rule, self.stream, self.directions.distribution
+        if decay is not None:
+            self.lora_b.mul_(decay)
+        if rule.name == "adam":
+            mean, square = self.state
+            return ops.zo_adam(
+                self.lora_b, mean, square, seeds, coeffs, lr, stream, *rule.betas, rule.eps, 1.0, distribution
+            )
+        if rule.name == "sign":
+            return ops.zo_sign(self.lora_b, seeds, coeffs, lr, stream, 1.0, distribution)
+        if rule.momentum:
+            (velocity,) = self.state
+            return ops.zo_momentum(
+                self.lora_b, velocity, seeds, coeffs, stream, rule.momentum, 1.0, distribution
+            )
+        return ops.zo_update(self.lora_b, seeds, coeffs, stream, 1.0, distribution)
 
 
 class TrainingGraph(nn.Module):
@@ -74,6 +108,7 @@ class TrainingGraph(nn.Module):
             linears become :class:`TracedLinear`.
         groups: G.
         distribution: of the directions.
+        rule: of the updates.
         candidate_tokens: restrict the softmax to these; None for the whole vocabulary.
         attention: that of the decoder while a method is traced.
         tail_length: n, the last tokens of a row, where the adapters act (Activated LoRA, arXiv 2504.12397):
@@ -88,19 +123,21 @@ class TrainingGraph(nn.Module):
         *,
         groups: int,
         distribution: str,
+        rule: UpdateRule,
         candidate_tokens: Sequence[int] | None,
         attention: GroupedAttention,
         tail_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.groups, self.attention, self.tail_length = groups, attention, tail_length
+        self.groups, self.rule = groups, rule
+        self.attention, self.tail_length = attention, tail_length
         self.directions = TracedDirections(distribution)
         if is_wrapped(model):
             for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
                 hook.remove()
         layers = adapter_layers(model)
         for name, layer in layers.items():
-            model.set_submodule(name, TracedLinear(layer, self.directions))
+            model.set_submodule(name, TracedLinear(layer, self.directions, rule))
         self.widening = Widening(model, list(layers))
         self.model = model
         self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
@@ -112,9 +149,17 @@ class TrainingGraph(nn.Module):
         self.restricted = candidate_tokens is not None
         self.head = head
 
-    def update(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
-        """The update of every B; the L2 norm of the change of the whole adapter, float32 [1]."""
-        norms = torch.cat([linear.update(seeds, coeffs) for linear in self.linears])
+    def update(self, seeds: torch.Tensor, coeffs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+        """The update of every B; the L2 norm of the change of the whole adapter, float32 [1].
+
+        Args:
+            seeds: int64 [q].
+            coeffs: float32 [q].
+            numbers: float32 [1] each: the rate if the rule takes one, then the decay if it has weight decay.
+        """
+        lr = numbers[0] if self.rule.takes_rate else torch.zeros(1)
+        decay = numbers[-1] if self.rule.weight_decay else None
+        norms = torch.cat([linear.update(seeds, coeffs, lr, decay) for linear in self.linears])
         return norms.square().sum(dim=0, keepdim=True).sqrt()
 
     def hidden(
@@ -192,9 +237,31 @@ class Method(nn.Module):
 
 
 class TrainStep(Method):
-    """The last step's update, then the batched forward of this one."""
+    """The batched forward of a step."""
 
     def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_ids: torch.Tensor,
+        seeds: torch.Tensor,
+        coeffs: torch.Tensor,
+    ) -> Any:
+        program = self.program
+        program.directions.use(seeds, coeffs)
+        hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
+        return program.losses(hidden, target_ids)
+
+
+class UpdateAndTrainStep(TrainStep):
+    """The last step's update, then the batched forward of this one.
+
+    Of plain SGD only: there an update of zeros changes nothing, as the first step needs it, while state and
+    weight decay would go on.
+    """
+
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -205,11 +272,9 @@ class TrainStep(Method):
         update_seeds: torch.Tensor,
         update_coeffs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        program = self.program
-        norm = program.update(update_seeds, update_coeffs)
-        program.directions.use(seeds, coeffs)
-        hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
-        return program.losses(hidden, target_ids), norm
+        norm = self.program.update(update_seeds, update_coeffs)
+        step = (input_ids, attention_mask, target_positions, target_ids, seeds, coeffs)
+        return super().forward(*step), norm
 
 
 class Evaluate(Method):
@@ -226,8 +291,10 @@ class Evaluate(Method):
 class Update(Method):
     """An update alone."""
 
-    def forward(self, update_seeds: torch.Tensor, update_coeffs: torch.Tensor) -> torch.Tensor:
-        return self.program.update(update_seeds, update_coeffs)
+    def forward(
+        self, update_seeds: torch.Tensor, update_coeffs: torch.Tensor, *numbers: torch.Tensor
+    ) -> torch.Tensor:
+        return self.program.update(update_seeds, update_coeffs, *numbers)
 
 
 class GetAdapter(Method):
@@ -239,12 +306,16 @@ class GetAdapter(Method):
 
 
 class SetAdapter(Method):
-    """Every B anew; returns their sum [1], for a method has to return something."""
+    """Every B anew, and no trace of earlier updates; returns their sum [1], for a method has to return
+    something.
+    """
 
     def forward(self, *lora_b: torch.Tensor) -> torch.Tensor:
         total = torch.zeros(1)
         for linear, value in zip(self.program.linears, lora_b, strict=True):
             linear.lora_b.copy_(value)
+            for state in linear.state:
+                state.zero_()
             total = total + value.sum()
         return total
 

@@ -21,6 +21,7 @@ class StepReport:
         lr: learning rate.
         seconds: that the step took.
         skipped: a loss was not finite, so nothing is updated.
+        unsteady: the loss has run away, see :class:`mobizo_kernels.zo.Steadiness`.
     """
 
     step: int
@@ -31,6 +32,7 @@ class StepReport:
     lr: float
     seconds: float
     skipped: bool
+    unsteady: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class TrainResult:
     """A run of :meth:`~mobizo_kernels.executorch.Trainer.train`.
 
     Attributes:
-        steps: in all.
+        steps: in all; fewer than planned if the run was stopped.
+        stopped: because the loss ran away.
         resumed_steps: of these, repeated from the journal.
         skipped_steps: of those made now.
         best_step: steps behind the adapter that was kept.
@@ -56,6 +59,7 @@ class TrainResult:
     """
 
     steps: int
+    stopped: bool
     resumed_steps: int
     skipped_steps: int
     best_step: int

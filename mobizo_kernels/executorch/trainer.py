@@ -58,6 +58,7 @@ class Trainer:
         eval_every: int | None = None,
         validation_rows: int = 200,
         keep: str = "best",
+        stop_unsteady: bool = True,
         on_step: Callable[[StepReport], object] | None = None,
         on_evaluation: Callable[[Validation], object] | None = None,
     ) -> TrainResult:
@@ -77,6 +78,7 @@ class Trainer:
             eval_every: steps between validations, a tenth of `steps` by default; 0 for none.
             validation_rows: most rows of the validation split to use.
             keep: the adapter of the lowest validation loss, "best", or of the "last" step.
+            stop_unsteady: end the run when its loss has run away, see :class:`mobizo_kernels.zo.Steadiness`.
             on_step: called after each step that is made, not after those repeated from a journal.
             on_evaluation: called after each validation. What either raises ends the run; the adapter is then
                 that of the last step made.
@@ -100,6 +102,7 @@ class Trainer:
             eval_every=eval_every,
             validation_rows=validation_rows,
             keep=keep,
+            stop_unsteady=stop_unsteady,
             on_step=None if on_step is None else lambda report: on_step(StepReport(**report)),
             on_evaluation=None if on_evaluation is None else lambda v: on_evaluation(Validation(**v)),
         )
@@ -155,7 +158,8 @@ class Trainer:
             peft_from_device(path, directory)
 
     def load_adapter(self, path: str | os.PathLike[str]) -> None:
-        """Go on with an adapter: a file of :meth:`save_adapter` or a PEFT directory.
+        """Begin again with an adapter: a file of :meth:`save_adapter` or a PEFT directory. What the optimizer
+        keeps of earlier updates is forgotten.
 
         Its LoRA-A must be the program's, which only has the means to change B.
 
@@ -177,10 +181,15 @@ class Trainer:
         target_ids: NDArray[np.int64],
         seeds: NDArray[np.int64],
         coeffs: NDArray[np.float32],
-        update_seeds: NDArray[np.int64],
-        update_coeffs: NDArray[np.float32],
+        update_seeds: NDArray[np.int64] | None = None,
+        update_coeffs: NDArray[np.float32] | None = None,
+        update_lr: float = 0.0,
+        update_decay: float = 1.0,
     ) -> tuple[NDArray[np.float32], float]:
-        """The program's method: an update, then the losses [G] of a batch under the new seeds, for own loops.
+        """An update, if there is one, then the losses [G] of a batch under the new seeds, for own loops.
+
+        That is the program's method `train_step`; where the optimizer is more than plain SGD, the method
+        `update` before it.
 
         Args:
             input_ids: int64 [B, T], padded on the left.
@@ -189,19 +198,20 @@ class Trainer:
             target_ids: int64 [B, K], -100 for no target.
             seeds: int64 [G], of the perturbation of each group.
             coeffs: float32 [G], its signed size.
-            update_seeds: int64 [q], of the update.
-            update_coeffs: float32 [q], zeros for no update.
+            update_seeds: int64 [q], of the update; None for no update, which changes nothing.
+            update_coeffs: float32 [q]: projected gradients times -lr / q for "sgd", times 1 / q for others.
+            update_lr: rate of an update by "adam", see :meth:`mobizo_kernels.zo.UpdateRule.rate`, or "sign".
+            update_decay: factor on B, if the program has weight decay.
 
         Returns:
-            The losses, float32 [G], and the L2 norm of the update.
+            The losses, float32 [G], and the L2 norm of the update, weight decay apart.
 
         Raises:
             ValueError: naming the argument, if dtype or shape do not fit.
         """
-        return self._native.train_step(
-            *(input_ids, attention_mask, target_positions, target_ids),
-            *(seeds, coeffs, update_seeds, update_coeffs),
-        )
+        batch = (input_ids, attention_mask, target_positions, target_ids)
+        update = (update_seeds, update_coeffs, update_lr, update_decay)
+        return self._native.train_step(*batch, seeds, coeffs, *update)
 
     def evaluate_batch(
         self,
@@ -212,9 +222,15 @@ class Trainer:
         """The program's method: logits float32 [E, K, C] of exactly E rows; arguments as for `train_step`."""
         return self._native.evaluate_batch(input_ids, attention_mask, target_positions)
 
-    def update(self, update_seeds: NDArray[np.int64], update_coeffs: NDArray[np.float32]) -> float:
-        """The program's method: the update alone, seeds int64 [q], coeffs float32 [q]; its L2 norm."""
-        return self._native.update(update_seeds, update_coeffs)
+    def update(
+        self,
+        update_seeds: NDArray[np.int64],
+        update_coeffs: NDArray[np.float32],
+        update_lr: float = 0.0,
+        update_decay: float = 1.0,
+    ) -> float:
+        """The program's method: the update alone, arguments as for :meth:`train_step`; its L2 norm."""
+        return self._native.update(update_seeds, update_coeffs, update_lr, update_decay)
 
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""

@@ -29,7 +29,10 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(_base_parameters(model).items()):
         shape = ",".join(map(str, parameter.shape))
         digest.update(f"{name}\0{shape}\0".encode())
-        for chunk in parameter.detach().flatten().split(_CHUNK):
+        plain = parameter.detach()
+        if type(plain) not in (torch.Tensor, nn.Parameter):  # torchao's quantised weights have no chunks
+            plain = plain.dequantize()
+        for chunk in plain.flatten().split(_CHUNK):
             values = chunk.float().cpu().contiguous().numpy()
             digest.update(values if sys.byteorder == "little" else values.byteswap())
     return digest.hexdigest()

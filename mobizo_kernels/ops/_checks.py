@@ -56,3 +56,31 @@ def check_directions(
     check(op, coeffs.dtype == torch.float32, f"coeffs must be float32, got {dtype_name(coeffs)}")
     check_shape(op, "coeffs", coeffs, seeds.shape, f"the shape of seeds, {shape_of(seeds)}")
     check_distribution(op, distribution)
+
+
+def check_param(
+    op: str, name: str, param: torch.Tensor, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str
+) -> None:
+    """A parameter to update, and the directions that it moves along."""
+    check_storage_dtype(op, name, param)
+    check_directions(op, seeds, coeffs, distribution, param.device)
+
+
+def check_state(op: str, name: str, state: torch.Tensor, param: torch.Tensor) -> None:
+    """An optimizer's state of one parameter: float32 of the same shape, on the same device."""
+    check_device(op, name, state, param.device)
+    check(op, state.dtype == torch.float32, f"{name} must be float32, got {dtype_name(state)}")
+    check_shape(op, name, state, param.shape, f"the shape of its parameter, {shape_of(param)}")
+
+
+def check_one_float(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    """A learning rate or a norm: float32 [1]."""
+    check_device(op, name, tensor, device)
+    matches = tensor.dtype == torch.float32 and tensor.shape == (1,)
+    got = f"{dtype_name(tensor)} of shape {shape_of(tensor)}"
+    check(op, matches, f"{name} must be float32 of shape (1,), got {got}")
+
+
+def check_length(op: str, name: str, entries: Sequence[object], params: Sequence[object]) -> None:
+    message = f"{name} must have one entry per parameter ({len(params)}), got {len(entries)}"
+    check(op, len(entries) == len(params), message)

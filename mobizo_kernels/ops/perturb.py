@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops._checks import check, check_directions, check_storage_dtype
+from mobizo_kernels.ops._checks import check_length, check_param
 
 
 def perturb_(
@@ -78,8 +78,7 @@ def _(
     decay: float = 1.0,
     distribution: str = "gaussian",
 ) -> torch.Tensor:
-    check_storage_dtype("perturb_", "self", param)
-    check_directions("perturb_", seeds, coeffs, distribution, param.device)
+    check_param("perturb_", "self", param, seeds, coeffs, distribution)
     return param
 
 
@@ -92,8 +91,6 @@ def _(
     decay: float = 1.0,
     distribution: str = "gaussian",
 ) -> None:
-    message = f"streams must have one entry per parameter ({len(params)}), got {len(streams)}"
-    check("foreach_perturb_", len(streams) == len(params), message)
+    check_length("foreach_perturb_", "streams", streams, params)
     for index, param in enumerate(params):
-        check_storage_dtype("foreach_perturb_", f"self[{index}]", param)
-        check_directions("foreach_perturb_", seeds, coeffs, distribution, param.device)
+        check_param("foreach_perturb_", f"self[{index}]", param, seeds, coeffs, distribution)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobizo_kernels.ops._checks import check, check_directions, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops._checks import check_one_float, check_param
 
 
 def zo_update(
@@ -47,8 +47,7 @@ def _(
     decay: float = 1.0,
     distribution: str = "gaussian",
 ) -> torch.Tensor:
-    check_storage_dtype("zo_update", "param", param)
-    check_directions("zo_update", seeds, coeffs, distribution, param.device)
+    check_param("zo_update", "param", param, seeds, coeffs, distribution)
     return param.new_empty(1, dtype=torch.float32)
 
 
@@ -63,9 +62,6 @@ def _(
     *,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    check_storage_dtype("zo_update", "param", param)
-    check_directions("zo_update", seeds, coeffs, distribution, param.device)
-    is_norm = out.dtype == torch.float32 and out.shape == (1,)
-    got = f"{dtype_name(out)} of shape {shape_of(out)}"
-    check("zo_update", is_norm, f"out must be float32 of shape (1,), got {got}")
+    check_param("zo_update", "param", param, seeds, coeffs, distribution)
+    check_one_float("zo_update", "out", out, param.device)
     return out

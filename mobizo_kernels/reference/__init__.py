@@ -3,6 +3,9 @@
 from mobizo_kernels.reference.mp_lora import mp_lora, mp_lora_stacked, stack_b
 from mobizo_kernels.reference.noise import fma, noise, philox, splitmix64
 from mobizo_kernels.reference.perturb import foreach_perturb, perturb
+from mobizo_kernels.reference.zo_adam import zo_adam
+from mobizo_kernels.reference.zo_momentum import zo_momentum
+from mobizo_kernels.reference.zo_sign import zo_sign
 from mobizo_kernels.reference.zo_update import zo_update
 
 __all__ = [
@@ -15,5 +18,8 @@ __all__ = [
     "philox",
     "splitmix64",
     "stack_b",
+    "zo_adam",
+    "zo_momentum",
+    "zo_sign",
     "zo_update",
 ]

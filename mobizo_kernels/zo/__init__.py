@@ -1,11 +1,15 @@
 """Zeroth-order optimization: seeds, estimators, optimizers, the loss of groups, the step, and the journal."""
 
+from mobizo_kernels.zo.base_optimizer import ZOOptimizer
 from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_estimator
 from mobizo_kernels.zo.journal import JournalHeader, JournalParameter, JournalWriter, read_journal
 from mobizo_kernels.zo.loss import LabelledLoss
-from mobizo_kernels.zo.optimizers import ZOSGD
+from mobizo_kernels.zo.optimizers import ZOSGD, ZOAdam, ZOSign, make_optimizer
+from mobizo_kernels.zo.records import Records, StepRecord
 from mobizo_kernels.zo.replay import replay, tuned_adapters
+from mobizo_kernels.zo.rules import UpdateRule
 from mobizo_kernels.zo.seeds import query_seed, query_seeds
+from mobizo_kernels.zo.steadiness import Steadiness
 from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder, tuned_parameters
 
 __all__ = [
@@ -16,10 +20,18 @@ __all__ = [
     "JournalWriter",
     "LabelledLoss",
     "OneSided",
+    "Records",
+    "Steadiness",
     "StepOutput",
+    "StepRecord",
     "TwoSided",
+    "UpdateRule",
+    "ZOAdam",
+    "ZOOptimizer",
+    "ZOSign",
     "ZerothOrder",
     "make_estimator",
+    "make_optimizer",
     "query_seed",
     "query_seeds",
     "read_journal",

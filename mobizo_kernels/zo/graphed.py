@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import masking_utils
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
-from mobizo_kernels.ops import foreach_perturb_, parameter_stream
+from mobizo_kernels.zo.base_optimizer import ZOOptimizer
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.loss import LabelledBatch, LabelledLoss
-from mobizo_kernels.zo.optimizers import ZOSGD
 
 MOST_GRAPHS = 32
 """Graphs kept at a time, one for each shape of a batch; the one unused for longest goes first."""
@@ -31,7 +31,8 @@ class GraphedSteps:
     The first step on a shape of batches runs as it is, which compiles and tunes its kernels; the second one
     captures the graph. Batches of one shape have equal sizes up to the column of the last prediction, as many
     labelled tokens, and either all of them padding or none. The values are those of the ordinary step to the
-    bit, but for a -0 in B that a skipped step may turn into 0. On the CPU the same operations run uncaptured.
+    bit, but for a -0 in B that a step skipped by an optimizer without state may turn into 0. On the CPU the
+    same operations run uncaptured.
 
     Args:
         loss: of the model to tune.
@@ -40,14 +41,18 @@ class GraphedSteps:
         distribution: of the directions.
     """
 
-    def __init__(self, loss: LabelledLoss, estimator: Estimator, optimizer: ZOSGD, distribution: str) -> None:
+    def __init__(
+        self, loss: LabelledLoss, estimator: Estimator, optimizer: ZOOptimizer, distribution: str
+    ) -> None:
         self._loss, self._estimator, self._optimizer = loss, estimator, optimizer
         self._distribution = distribution
         self._device = device = loss.model.device
         self._seeds = torch.zeros(estimator.queries, dtype=torch.int64, device=device)
         self._group_seeds = torch.zeros(estimator.groups, dtype=torch.int64, device=device)
         self._coeffs = estimator.coeffs().to(device)
-        self._rates = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
+        # For each group of parameters: the factor from slopes to coefficients, and the rate of the update.
+        self._scales = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
+        self._rates = torch.zeros(len(optimizer.param_groups), device=device)
         self._steps: OrderedDict[Hashable, _StaticStep] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -70,6 +75,8 @@ class GraphedSteps:
             RuntimeError: if the model cannot be captured. In each of these cases nothing was updated.
         """
         check_capturable(self._loss.model, self._optimizer)
+        for group in self._optimizer.param_groups:
+            self._optimizer.prepare(group)
         labelled = self._loss.labelled(batch)
         key = self._key(labelled)
         step = self._steps.get(key)
@@ -90,24 +97,37 @@ class GraphedSteps:
             step.replay()
         groups = self._estimator.groups
         losses, projected_grads = step.result.cpu().split([groups, len(seeds)])
+        if losses.isfinite().all():
+            for group in self._optimizer.param_groups:
+                self._optimizer.count(group)
         return losses, projected_grads
 
     def _key(self, labelled: LabelledBatch) -> Hashable:
         """All that a graph takes for granted."""
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in labelled.tensors().items())
-        params = (param for group in self._optimizer.param_groups for param in group["params"])
-        places = tuple(param.data_ptr() for param in params)
-        return shapes, places, self._loss.model.training
+        groups = self._optimizer.param_groups
+        places = tuple(tensor.data_ptr() for group in groups for tensor in self._tensors(group))
+        rules = tuple(self._optimizer.rule_of(group) for group in groups)
+        return shapes, places, rules, self._loss.model.training
 
     def _load(self, seeds: torch.Tensor) -> None:
         """Write what the next step differs by."""
-        rates = [-group["lr"] / len(seeds) for group in self._optimizer.param_groups]
+        optimizer, groups = self._optimizer, self._optimizer.param_groups
+        scales = [optimizer.rule_of(group).coefficient(group["lr"], len(seeds)) for group in groups]
+        rates = [optimizer.rate(group) for group in groups]
         self._seeds.copy_(seeds)
         self._group_seeds.copy_(self._estimator.seeds(seeds))
-        self._rates.copy_(torch.tensor(rates, dtype=torch.float64))
+        self._scales.copy_(torch.tensor(scales, dtype=torch.float64))
+        self._rates.copy_(torch.tensor(rates))
+
+    def _tensors(self, group: dict[str, Any]) -> list[torch.Tensor]:
+        """What a step of the optimizer changes of a group: parameters and their state."""
+        optimizer, params = self._optimizer, group["params"]
+        names = optimizer.rule_of(group).state
+        return [*params, *(optimizer.state[param][name] for param in params for name in names)]
 
     def _run(self, step: _StaticStep) -> None:
-        """The operations of a step; ZOSGD's arithmetic, each operation in float64 as there."""
+        """The operations of a step; the optimizer's arithmetic, each operation in float64 as there."""
         estimator, directions = self._estimator, adapter_of(self._loss.model).directions
         plain = "position_ids" not in step.batch.inputs
         with (
@@ -116,11 +136,16 @@ class GraphedSteps:
         ):
             losses = self._loss.of_labelled(step.batch, estimator.groups)
         projected_grads = estimator.slopes(losses.double()).float()
-        slopes = projected_grads.double().masked_fill(~losses.isfinite().all(), 0.0)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            streams = [parameter_stream(name) for name in group["param_names"]]
-            coeffs = (rate * slopes).float()
-            foreach_perturb_(group["params"], self._seeds, coeffs, streams, 1.0, group["distribution"])
+        finite = losses.isfinite().all()
+        slopes = projected_grads.double().masked_fill(~finite, 0.0)
+        for i, group in enumerate(self._optimizer.param_groups):
+            # State moves without a slope, too: it is put back if a loss was not finite.
+            changed = self._tensors(group) if self._optimizer.rule_of(group).state else []
+            before = [tensor.clone() for tensor in changed]
+            coeffs = (self._scales[i] * slopes).float()
+            self._optimizer.update(group, self._seeds, coeffs, self._rates[i : i + 1])
+            for tensor, old in zip(changed, before, strict=True):
+                tensor.copy_(torch.where(finite, tensor, old))
         step.result.copy_(torch.cat([losses, projected_grads]))
 
     def _captured(self, step: _StaticStep) -> Callable[[], None]:
@@ -162,14 +187,13 @@ class _StaticStep:
             tensor.copy_(values[name])
 
 
-def check_capturable(model: nn.Module, optimizer: ZOSGD) -> None:
+def check_capturable(model: nn.Module, optimizer: ZOOptimizer) -> None:
     """Raise ValueError, naming the argument, if :class:`GraphedSteps` cannot make steps of the model."""
     if not is_wrapped(model):
         raise ValueError("cuda_graph=True needs a model wrapped by mobizo_kernels.wrap, not full parameters")
     for group in optimizer.param_groups:
-        for name in ("momentum", "weight_decay"):
-            if group[name]:
-                raise ValueError(f"cuda_graph=True needs {name}=0, got {group[name]}")
+        if group["weight_decay"]:
+            raise ValueError(f"cuda_graph=True needs weight_decay=0, got {group['weight_decay']}")
 
 
 def check_on_cuda(model: nn.Module) -> None:

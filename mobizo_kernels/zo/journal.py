@@ -16,16 +16,15 @@ from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mobizo_kernels._files import written_whole
+from mobizo_kernels.zo.records import Records, StepRecord, parse_records, to_bytes
+from mobizo_kernels.zo.rules import UpdateRule
 
 MAGIC = b"MOBIZOJN"
-VERSION = 1
+VERSION = 2
 
 _PREFIX = struct.Struct("<8sII")  # magic, version, bytes of the JSON
 _CRC = struct.Struct("<I")
@@ -56,6 +55,7 @@ class JournalHeader:
         normalize: differences are divided by the spread of the losses, not by eps.
         distribution: "gaussian" or "rademacher".
         estimator: "two_sided" or "one_sided".
+        optimizer: what a step makes of its estimate.
         batch_size: rows in each step.
         base_fingerprint: :func:`mobizo_kernels.lora.model_fingerprint` of the model.
         data: a hash of the training rows.
@@ -71,6 +71,7 @@ class JournalHeader:
     normalize: bool
     distribution: str
     estimator: str
+    optimizer: UpdateRule
     batch_size: int | None
     base_fingerprint: str | None
     data: str | None
@@ -78,7 +79,8 @@ class JournalHeader:
 
     def to_bytes(self) -> bytes:
         """The head of the file, checksum included."""
-        text = json.dumps(asdict(self), allow_nan=False).encode()
+        values = {**asdict(self), "optimizer": self.optimizer.as_json()}
+        text = json.dumps(values, allow_nan=False).encode()
         head = _PREFIX.pack(MAGIC, VERSION, len(text)) + text
         return head + _CRC.pack(zlib.crc32(head))
 
@@ -90,6 +92,8 @@ class JournalHeader:
                 continue
             if field.name == "parameters":
                 there, here = first_difference(there, here)
+            if field.name == "optimizer":
+                there, here = there.as_json(), here.as_json()
             raise ValueError(f"journal {path}: {field.name} is {there!r} there, but {here!r} in this run")
 
 
@@ -101,10 +105,11 @@ class JournalWriter:
         steps: records in it, so also the number of the next step.
     """
 
-    def __init__(self, file: FileIO, path: Path, header: JournalHeader, steps: int, sync_every: int) -> None:
+    def __init__(
+        self, file: FileIO, path: Path, queries: int, *, steps: int, size: int, sync_every: int
+    ) -> None:
         self.path, self.steps = path, steps
-        self._file, self._queries, self._sync_every = file, header.queries, sync_every
-        self._start = len(header.to_bytes())
+        self._file, self._queries, self._size, self._sync_every = file, queries, size, sync_every
 
     @classmethod
     def create(cls, path: PathLike, header: JournalHeader, *, sync_every: int = 1) -> JournalWriter:
@@ -127,13 +132,13 @@ class JournalWriter:
             raise FileExistsError(f"journal {path} exists already; name another file, or resume its run")
         with written_whole(path) as scratch:
             file = FileIO(scratch, "w+")
-            _write(file, header.to_bytes(), 0)
-        return cls(file, path, header, 0, sync_every)
+            _write(file, head := header.to_bytes(), 0)
+        return cls(file, path, header.queries, steps=0, size=len(head), sync_every=sync_every)
 
     @classmethod
     def resume(
         cls, path: PathLike, header: JournalHeader, *, sync_every: int = 1
-    ) -> tuple[JournalWriter, torch.Tensor]:
+    ) -> tuple[JournalWriter, Records]:
         """Go on with a journal; a torn last record is cut off.
 
         Args:
@@ -142,27 +147,32 @@ class JournalWriter:
             sync_every: as for :meth:`create`.
 
         Returns:
-            The writer, and the coefficients recorded so far, float32 [steps, q].
+            The writer, and the steps recorded so far.
 
         Raises:
             OSError: if there is no file or it cannot be written.
-            ValueError: if the file is no journal or damaged, or its header differs from `header`; it names
-                the field then. The file is left as it was.
+            ValueError: if the file is no journal, damaged, or of the first version, or if its header differs
+                from `header`; it names the field then. The file is left as it was.
         """
         path = Path(path)
         _check_sync(sync_every)
-        there, coeffs, size = _read(path)
+        there, records, size, version = _read(path)
+        if version != VERSION:
+            raise ValueError(
+                f"journal {path}: version {version} of the format can be replayed, but not gone on with"
+            )
         there.check_same(header, path)
         file = FileIO(path, "r+")
         file.truncate(size)
-        return cls(file, path, there, len(coeffs), sync_every), coeffs
+        steps = len(records)
+        return cls(file, path, there.queries, steps=steps, size=size, sync_every=sync_every), records
 
-    def append(self, step: int, coeffs: torch.Tensor) -> None:
+    def append(self, step: int, record: StepRecord) -> None:
         """Record one step.
 
         Args:
             step: must be :attr:`steps`.
-            coeffs: float32 [q], exactly what the update is about to take.
+            record: exactly what the update is about to take, `coeffs` float32 [q].
 
         Raises:
             ValueError: if the step is not the next one, or `coeffs` is of another shape or dtype.
@@ -171,24 +181,24 @@ class JournalWriter:
         """
         if step != self.steps:
             raise ValueError(f"journal {self.path}: expected a record of step {self.steps}, got step {step}")
+        coeffs = record.coeffs
         if coeffs.shape != (self._queries,) or coeffs.dtype != torch.float32:
             raise ValueError(
                 f"coeffs must be float32 [{self._queries}], got {coeffs.dtype} {list(coeffs.shape)}"
             )
-        record = struct.pack(f"<q{self._queries}f", step, *coeffs.tolist())
-        record += _CRC.pack(zlib.crc32(record))
-        offset = self._start + step * len(record)
+        content = to_bytes(step, record, VERSION)
         try:
-            _write(self._file, record, offset)
+            _write(self._file, content, self._size)
             if (step + 1) % self._sync_every == 0:
                 os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(offset)
+                self._file.truncate(self._size)
             raise OSError(
                 error.errno, f"step {step} cannot be recorded ({error.strerror})", str(self.path)
             ) from error
         self.steps += 1
+        self._size += len(content)
 
     def close(self) -> None:
         """Bring everything to the disk and close the file; a second call does nothing."""
@@ -205,44 +215,36 @@ class JournalWriter:
         self.close()
 
 
-def read_journal(path: PathLike) -> tuple[JournalHeader, torch.Tensor]:
-    """Header and coefficients, float32 [steps, q], of a journal. A torn last record is ignored.
+def read_journal(path: PathLike) -> tuple[JournalHeader, Records]:
+    """Header and records of a journal, of this version of the format or the first. A torn last record is
+    ignored.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: naming the file and, for damage before the last record, the step.
     """
-    header, coeffs, _ = _read(Path(path))
-    return header, coeffs
+    return _read(Path(path))[:2]
 
 
-def _read(path: Path) -> tuple[JournalHeader, torch.Tensor, int]:
-    """Header, coefficients float32 [steps, q], and the bytes up to the end of the last whole record."""
+def _read(path: Path) -> tuple[JournalHeader, Records, int, int]:
+    """Header, records, the bytes up to the end of the last whole record, and the version."""
     content = path.read_bytes()
-    header, start = _parse_header(content, path)
-    layout = np.dtype([("step", "<i8"), ("coeffs", "<f4", (header.queries,)), ("crc", "<u4")])
-    count, torn = divmod(len(content) - start, layout.itemsize)
-    records: NDArray[Any] = np.frombuffer(content, layout, count, start)
-    for index, record in enumerate(records):
-        if zlib.crc32(record.tobytes()[: -_CRC.size]) != record["crc"]:
-            if index == count - 1 and not torn:
-                count = index
-                break
-            raise ValueError(f"journal {path}: the record of step {index} is damaged")
-        if record["step"] != index:
-            raise ValueError(f"journal {path}: expected the record of step {index}, got {record['step']}")
-    coeffs = torch.from_numpy(records["coeffs"][:count].astype(np.float32))
-    return header, coeffs, start + count * layout.itemsize
+    header, start, version = _parse_header(content, path)
+    try:
+        records, size = parse_records(content, start, version, header.queries)
+    except ValueError as error:
+        raise ValueError(f"journal {path}: {error}") from error
+    return header, records, size, version
 
 
-def _parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int]:
-    """The header, and where the records begin."""
+def _parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:
+    """The header, where the records begin, and the version."""
     if content[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{path} is no journal: expected {MAGIC!r} at its start, got {content[:8]!r}")
     try:
         _, version, size = _PREFIX.unpack_from(content)
-        if version != VERSION:
-            raise ValueError(f"journal {path}: expected version {VERSION} of the format, got {version}")
+        if not 1 <= version <= VERSION:
+            raise ValueError(f"journal {path}: expected version 1 or {VERSION} of the format, got {version}")
         end = _PREFIX.size + size
         (crc,) = _CRC.unpack_from(content, end)
     except struct.error as error:
@@ -254,12 +256,14 @@ def _parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int]:
         parameters = tuple(
             JournalParameter(p["name"], tuple(p["shape"]), p["stream"]) for p in values.pop("parameters")
         )
-        header = JournalHeader(**values, parameters=parameters)
+        # The first version knew plain SGD only.
+        rule = UpdateRule() if version == 1 else UpdateRule.from_json(values.pop("optimizer"))
+        header = JournalHeader(**values, optimizer=rule, parameters=parameters)
         if header.queries < 1:
             raise ValueError(f"queries is {header.queries}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"journal {path}: its header cannot be understood ({error})") from error
-    return header, end + _CRC.size
+    return header, end + _CRC.size, version
 
 
 def first_difference(

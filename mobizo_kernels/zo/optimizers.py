@@ -1,30 +1,32 @@
-"""Optimizers whose gradient is a list of seeds and as many scalars: no gradient or noise tensor is made."""
+"""The optimizers: SGD with momentum, Adam and signSGD on the zeroth-order estimate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from mobizo_kernels.ops import foreach_perturb_, parameter_stream
+from mobizo_kernels.ops import foreach_zo_adam_, foreach_zo_momentum_, foreach_zo_sign_
+from mobizo_kernels.zo.base_optimizer import NamedParameters, ZOOptimizer
+from mobizo_kernels.zo.rules import UpdateRule
 
 
-class ZOSGD(torch.optim.Optimizer):
-    """Stochastic gradient descent on the zeroth-order estimate (1 / q) sum_k g_k z_k (MeZO, arXiv 2305.17333,
-    Algorithm 1; q queries as in MobiZO, arXiv 2409.15520), with momentum and decoupled weight decay.
+class ZOSGD(ZOOptimizer):
+    """Stochastic gradient descent on the zeroth-order estimate (MeZO, arXiv 2305.17333, Algorithm 1; q
+    queries as in MobiZO, arXiv 2409.15520), with momentum and decoupled weight decay:
 
-    Without momentum a step is one pass over each parameter, whatever the number of queries:
-    p = (1 - lr * weight_decay) * p - (lr / q) * sum_k g_k z_k. With momentum, as in `torch.optim.SGD`,
-    m = momentum * m + (1 / q) * sum_k g_k z_k and p = (1 - lr * weight_decay) * p - lr * m.
+    p = (1 - lr * weight_decay) * p - (lr / q) * sum_k g_k z_k, or with momentum
+    m = momentum * m - (lr / q) * sum_k g_k z_k and p = (1 - lr * weight_decay) * p + m.
 
-    It is a `torch.optim.Optimizer`, so torch's schedulers, parameter groups and state_dict work.
+    The velocity m is a mean of steps, where that of `torch.optim.SGD` is one of gradients, which it
+    multiplies by the learning rate of the day. While the learning rate stays the two are the same; when it
+    falls, our steps of before keep their size, and fade within 1 / (1 - momentum) steps.
 
     Args:
         named_parameters: (name, tensor) pairs, or groups of them (dicts whose "params" are such pairs). A
             name is that of the parameter in the un-wrapped model: it chooses the parameter's noise.
         lr: learning rate.
-        momentum: in [0, 1); above 0 it keeps one buffer of the size and dtype of each parameter.
+        momentum: in [0, 1); above 0 it keeps one float32 buffer of the size of each parameter.
         weight_decay: decoupled, as in AdamW (arXiv 1711.05101).
         distribution: "gaussian" or "rademacher".
 
@@ -34,116 +36,131 @@ class ZOSGD(torch.optim.Optimizer):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]],
+        named_parameters: NamedParameters,
         lr: float = 1e-3,
         *,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         distribution: str = "gaussian",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "distribution": distribution,
-        }
-        super().__init__(named_parameters, defaults)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with options of their own. Raises ValueError as the constructor does."""
-        options = {**self.defaults, **param_group}
-        for option in ("lr", "weight_decay"):
-            if not options[option] >= 0:
-                raise ValueError(f"{option} must be at least 0, got {options[option]}")
-        if not 0 <= options["momentum"] < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}")
-        if options["distribution"] not in ("gaussian", "rademacher"):
-            raise ValueError(f"distribution must be gaussian or rademacher, got {options['distribution']!r}")
-        super().add_param_group(param_group)
-        if "param_names" not in self.param_groups[-1]:
-            self.param_groups.pop()
-            raise ValueError("parameters must come with their names, as (name, tensor) pairs")
-
-    @torch.no_grad()
-    def perturb(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
-        """Add sum_k coeffs[k] z(seeds[k]) to every parameter: a trial of full-parameter MeZO, in one pass.
-
-        Args:
-            seeds: int64 [n].
-            coeffs: float [n]; rounded to float32.
-        """
-        for group in self.param_groups:
-            self._perturb(group, group["params"], seeds, coeffs)
-
-    @torch.no_grad()
-    def step(  # type: ignore[override]  # a gradient is an argument here: there is no p.grad to find it in
-        self,
-        seeds: torch.Tensor,
-        projected_grads: torch.Tensor,
-        standing: torch.Tensor | None = None,
-    ) -> None:
-        """Update every parameter along the directions of `seeds`.
-
-        Args:
-            seeds: int64 [q].
-            projected_grads: float32 [q].
-            standing: float32 [q] or None; what of each direction is still on the parameters from the trials
-                of this step. It is taken off in the same pass.
-        """
-        slopes = projected_grads.cpu().double()
-        rest = torch.zeros_like(slopes) if standing is None else standing.cpu().double()
-        for group in self.param_groups:
-            decay = 1.0 - group["lr"] * group["weight_decay"]
-            if group["momentum"]:
-                self._momentum_step(group, seeds, slopes / len(seeds), rest, decay)
-            else:
-                coeffs = self._descent(group, slopes) - decay * rest
-                self._perturb(group, group["params"], seeds, coeffs, decay)
-
-    def coefficients(self, projected_grads: torch.Tensor) -> torch.Tensor:
-        """What :meth:`step` is about to add along each direction: -lr / q * g_k, rounded once to float32 [q].
-
-        It is all that a plain step does, without momentum and weight decay; so it is what a journal keeps.
-
-        Args:
-            projected_grads: float32 [q].
-        """
-        return self._descent(self.param_groups[0], projected_grads.cpu().double()).float()
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "distribution": distribution}
+        super().__init__(named_parameters, **options)
 
     @staticmethod
-    def _descent(group: dict[str, Any], slopes: torch.Tensor) -> torch.Tensor:
-        return -group["lr"] / len(slopes) * slopes
+    def rule_of(group: dict[str, Any]) -> UpdateRule:
+        return UpdateRule("sgd", momentum=group["momentum"], weight_decay=group["weight_decay"])
 
-    def _momentum_step(
-        self,
-        group: dict[str, Any],
-        seeds: torch.Tensor,
-        gradient: torch.Tensor,
-        rest: torch.Tensor,
-        decay: float,
-    ) -> None:
-        params = group["params"]
-        for param in params:
-            if not self.state[param]:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        buffers = [self.state[param]["momentum_buffer"] for param in params]
-        if rest.any():
-            self._perturb(group, params, seeds, -rest)
-        self._perturb(group, buffers, seeds, gradient, group["momentum"])
-        if decay != 1.0:
-            torch._foreach_mul_(params, decay)
-        torch._foreach_add_(params, buffers, alpha=-group["lr"])
-
-    def _perturb(
-        self,
-        group: dict[str, Any],
-        tensors: list[torch.Tensor],
-        seeds: torch.Tensor,
-        coeffs: torch.Tensor,
+    def update(
+        self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
         decay: float = 1.0,
+    ) -> None:  # fmt: skip
+        if not group["momentum"]:
+            self._perturb(group, seeds, coeffs, decay)
+            return
+        (velocities,) = self._state(group)
+        foreach_zo_momentum_(
+            group["params"], velocities, seeds, coeffs, self._streams(group), group["momentum"], decay,
+            group["distribution"],
+        )  # fmt: skip
+
+
+class ZOAdam(ZOOptimizer):
+    """Adam (arXiv 1412.6980) on the zeroth-order estimate g = (1 / q) sum_k g_k z_k, weight decay decoupled:
+
+    m = beta1 * m + (1 - beta1) * g, v = beta2 * v + (1 - beta2) * g^2 and
+    p = (1 - lr * weight_decay) * p - rate * m / (sqrt(v) + eps), with
+    rate = lr * sqrt(1 - beta2^t) / (1 - beta1^t) in update t, from 1: the order of operations at the end of
+    the paper's section 2, whose eps stands beside an uncorrected sqrt(v).
+
+    Args:
+        named_parameters: as for :class:`ZOSGD`.
+        lr: learning rate; a parameter moves by about as much in each of the first steps.
+        betas: both in [0, 1).
+        eps: above 0.
+        weight_decay: decoupled.
+        distribution: "gaussian" or "rademacher".
+
+    Raises:
+        ValueError: if a number is out of range or a parameter has no name.
+    """
+
+    def __init__(
+        self,
+        named_parameters: NamedParameters,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        distribution: str = "gaussian",
     ) -> None:
-        """tensors = decay * tensors + sum_k coeffs[k] z(seeds[k]), each under its parameter's stream."""
-        device = tensors[0].device
-        streams = [parameter_stream(name) for name in group["param_names"]]
-        coeffs = coeffs.to(device, torch.float32)
-        foreach_perturb_(tensors, seeds.to(device), coeffs, streams, decay, group["distribution"])
+        options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "distribution": distribution}
+        super().__init__(named_parameters, lr=lr, **options)
+
+    @staticmethod
+    def rule_of(group: dict[str, Any]) -> UpdateRule:
+        betas = tuple(group["betas"])
+        return UpdateRule("adam", betas=betas, eps=group["eps"], weight_decay=group["weight_decay"])
+
+    def update(
+        self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
+        decay: float = 1.0,
+    ) -> None:  # fmt: skip
+        (means, squares), (beta1, beta2) = self._state(group), group["betas"]
+        foreach_zo_adam_(
+            group["params"], means, squares, seeds, coeffs, rate, self._streams(group), beta1, beta2,
+            group["eps"], decay, group["distribution"],
+        )  # fmt: skip
+
+    def count(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            self.state[param]["step"] = self.state[param].get("step", 0) + 1
+
+
+class ZOSign(ZOOptimizer):
+    """signSGD (arXiv 1802.04434) on the zeroth-order estimate, weight decay decoupled:
+    p = (1 - lr * weight_decay) * p - lr * sign(sum_k g_k z_k). Every parameter moves by lr in every step.
+
+    Args:
+        named_parameters: as for :class:`ZOSGD`.
+        lr: learning rate.
+        weight_decay: decoupled.
+        distribution: "gaussian" or "rademacher".
+
+    Raises:
+        ValueError: if a number is out of range or a parameter has no name.
+    """
+
+    def __init__(
+        self,
+        named_parameters: NamedParameters,
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        distribution: str = "gaussian",
+    ) -> None:
+        super().__init__(named_parameters, lr=lr, weight_decay=weight_decay, distribution=distribution)
+
+    @staticmethod
+    def rule_of(group: dict[str, Any]) -> UpdateRule:
+        return UpdateRule("sign", weight_decay=group["weight_decay"])
+
+    def update(
+        self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
+        decay: float = 1.0,
+    ) -> None:  # fmt: skip
+        foreach_zo_sign_(
+            group["params"], seeds, coeffs, rate, self._streams(group), decay, group["distribution"]
+        )
+
+
+def make_optimizer(
+    named_parameters: NamedParameters, rule: UpdateRule, lr: float, distribution: str
+) -> ZOOptimizer:
+    """The optimizer of a rule."""
+    shared: dict[str, Any] = {"weight_decay": rule.weight_decay, "distribution": distribution}
+    if rule.name == "adam":
+        return ZOAdam(named_parameters, lr, betas=rule.betas, eps=rule.eps, **shared)
+    if rule.name == "sign":
+        return ZOSign(named_parameters, lr, **shared)
+    return ZOSGD(named_parameters, lr, momentum=rule.momentum, **shared)

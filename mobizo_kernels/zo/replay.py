@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint
-from mobizo_kernels.ops import foreach_perturb_
+from mobizo_kernels.zo.base_optimizer import ZOOptimizer
 from mobizo_kernels.zo.journal import JournalParameter, PathLike, first_difference, read_journal
+from mobizo_kernels.zo.optimizers import make_optimizer
+from mobizo_kernels.zo.records import Records
 from mobizo_kernels.zo.seeds import query_seeds
 
 
@@ -32,7 +34,7 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
             not within it.
     """
     adapter_of(model)
-    header, coeffs = read_journal(path)
+    header, records = read_journal(path)
     tuned = tuned_adapters(model)
     if header.parameters != tuned:
         there, mine = first_difference(header.parameters, tuned)
@@ -42,18 +44,35 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
             f"journal {path} is of another model: its base_fingerprint is {header.base_fingerprint}, "
             f"that of the model {here}"
         )
-    until = len(coeffs) if until is None else until
-    if not 0 <= until <= len(coeffs):
-        raise ValueError(f"until must be from 0 to {len(coeffs)}, the steps of journal {path}, got {until}")
-    if until:
-        # In float32 the updates of many steps are one chain of fused multiply-adds: one pass takes them all.
-        seeds = query_seeds(header.run_seed, 0, until * header.queries)
-        params = [layer.lora_b for layer in adapter_layers(model).values()]
-        device = params[0].device
-        flat = coeffs[:until].flatten().to(device)
-        streams = [parameter.stream for parameter in tuned]
-        foreach_perturb_(params, seeds.to(device), flat, streams, 1.0, header.distribution)
+    until = len(records) if until is None else until
+    if not 0 <= until <= len(records):
+        raise ValueError(f"until must be from 0 to {len(records)}, the steps of journal {path}, got {until}")
+    layers = adapter_layers(model).values()
+    named = [(parameter.name, layer.lora_b) for parameter, layer in zip(tuned, layers, strict=True)]
+    optimizer = make_optimizer(named, header.optimizer, header.lr, header.distribution)
+    redo_steps(optimizer, header.run_seed, 0, records[:until])
     return until
+
+
+@torch.no_grad()
+def redo_steps(optimizer: ZOOptimizer, run_seed: int, first: int, records: Records) -> None:
+    """Make recorded steps again.
+
+    Args:
+        optimizer: of the parameters; its state is that of before the first of the steps.
+        run_seed: of the run.
+        first: number of the first of the steps.
+        records: of the steps.
+    """
+    queries = records.coeffs.shape[1]
+    if not optimizer.rule.plain:
+        for step, record in enumerate(records, first):
+            optimizer.redo(query_seeds(run_seed, step, queries), record)
+    elif records.applied.any():
+        # In float32 the updates of many steps are one chain of fused multiply-adds: one pass takes them all.
+        steps = (torch.arange(len(records))[records.applied] + first).tolist()
+        seeds = torch.cat([query_seeds(run_seed, step, queries) for step in steps])
+        optimizer.perturb(seeds, records.coeffs[records.applied].flatten())
 
 
 def tuned_adapters(model: nn.Module) -> tuple[JournalParameter, ...]:

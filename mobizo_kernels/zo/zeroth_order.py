@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,22 @@ import torch
 from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, model_fingerprint, plain_name
+from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.journal import JournalHeader, JournalWriter, PathLike
 from mobizo_kernels.zo.loss import LabelledLoss
-from mobizo_kernels.zo.optimizers import ZOSGD
-from mobizo_kernels.zo.replay import tuned_adapters
+from mobizo_kernels.zo.optimizers import make_optimizer
+from mobizo_kernels.zo.records import Records, StepRecord
+from mobizo_kernels.zo.replay import redo_steps, tuned_adapters
+from mobizo_kernels.zo.rules import UpdateRule
 from mobizo_kernels.zo.seeds import check_run_seed, query_seeds, signed_seed
+from mobizo_kernels.zo.steadiness import Steadiness
+
+_log = logging.getLogger(__name__)
+
+# Where central differences of LoRA-B correlate with the slope by 0.9 or more: docs/recipe.md.
+_EPS_RANGES = {"float32": (1e-4, 3e-2), "other": (3e-3, 3e-2)}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class StepOutput:
         losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
         projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
         skipped: a loss was not finite, so nothing was updated.
+        unsteady: the loss has run away, see :class:`Steadiness`: stop, and go back to an earlier adapter.
     """
 
     step: int
@@ -37,6 +49,7 @@ class StepOutput:
     losses: torch.Tensor
     projected_grads: torch.Tensor
     skipped: bool
+    unsteady: bool
 
 
 class ZerothOrder:
@@ -63,20 +76,26 @@ class ZerothOrder:
         estimator: "two_sided" (G = 2q) or "one_sided" (G = q + 1).
         distribution: of the directions, "gaussian" or "rademacher".
         normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
-        momentum: in [0, 1).
+        optimizer: "sgd", "adam" or "sign": :class:`ZOSGD`, :class:`ZOAdam`, :class:`ZOSign`. A learning rate
+            is of a different kind for each.
+        momentum: of "sgd", in [0, 1).
+        betas: of "adam".
+        adam_eps: of "adam".
         weight_decay: decoupled.
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
+        store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
         journal: file that gets a record of each step, see :meth:`open_journal`.
         resume: go on with `journal` if there is such a file: its steps are repeated on the model, which must
             be as it was before the first of them.
         cuda_graph: capture the whole step in a CUDA graph, one for each shape of a batch, and replay it: the
             step is then free of what launching costs. The model must be wrapped and on one CUDA device;
-            momentum, weight decay and a journal are not supported. See :class:`GraphedSteps`.
+            weight decay and a journal are not supported. See :class:`GraphedSteps`.
 
     Attributes:
-        optimizer: the :class:`ZOSGD` that updates the parameters; give it to a scheduler of torch.
+        optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
         steps: number of steps made or repeated.
         skipped_steps: number of steps made without an update because a loss was not finite.
+        steadiness: the :class:`Steadiness` of the losses of all steps, repeated ones included.
         journal: the open :class:`JournalWriter`, or None.
 
     Raises:
@@ -95,29 +114,32 @@ class ZerothOrder:
         estimator: str = "two_sided",
         distribution: str = "gaussian",
         normalize: bool = False,
+        optimizer: str = "sgd",
         momentum: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         weight_decay: float = 0.0,
         candidate_tokens: Sequence[int] | None = None,
+        store: StateStore | None = None,
         journal: PathLike | None = None,
         resume: bool = False,
         cuda_graph: bool = False,
     ) -> None:
         check_run_seed(run_seed)
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
-        self.optimizer = ZOSGD(
-            tuned_parameters(model),
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            distribution=distribution,
-        )
+        rule = UpdateRule(optimizer, momentum, betas, adam_eps, weight_decay)
+        self.optimizer = make_optimizer(tuned_parameters(model), rule, lr, distribution)
         if cuda_graph:
             check_capturable(model, self.optimizer)
             check_on_cuda(model)
-        self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
+            if store is not None:
+                raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
+        self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store)
+        _warn_of_eps(model, eps)
         self.model = model
         self.steps = 0
         self.skipped_steps = 0
+        self.steadiness = Steadiness()
         self.journal: JournalWriter | None = None
         # What decides, together with the step's number, on the directions and on what is made of them.
         self._settings: dict[str, Any] = {
@@ -127,7 +149,9 @@ class ZerothOrder:
             "estimator": estimator,
             "normalize": normalize,
             "distribution": distribution,
+            "optimizer": rule.as_json(),
         }
+        self._warned = False
         self._graphed: GraphedSteps | None = None
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
@@ -144,7 +168,7 @@ class ZerothOrder:
         batch_size: int | None = None,
         data: str | None = None,
         sync_every: int = 1,
-    ) -> torch.Tensor:
+    ) -> Records:
         """Record every step from now on in `path`, before it is applied: replaying the file gives this run's
         adapter bit for bit (:func:`mobizo_kernels.zo.replay`), and a run that was cut off can go on from it.
 
@@ -158,13 +182,14 @@ class ZerothOrder:
             sync_every: steps between two fsync.
 
         Returns:
-            The coefficients of the steps recorded so far, float32 [n, q]. They are yet to be repeated by
-            :meth:`redo`, at once or with evaluations in between.
+            The steps recorded so far. They are yet to be repeated by :meth:`redo`, at once or with
+            evaluations in between.
 
         Raises:
-            ValueError: naming the argument, if momentum, weight decay or full parameters are tuned (a replay
-                would not give the same bits), if cuda_graph is True, if steps were made already, or if the
-                journal is damaged or its header differs from this run's; it names the field then.
+            ValueError: naming the argument, if full parameters are tuned (a replay would not give the same
+                bits), if the optimizer has got several groups of parameters (the journal has one learning
+                rate), if cuda_graph is True, if steps were made already, or if the journal is damaged or its
+                header differs from this run's; it names the field then.
             OSError: if the journal exists without `resume`, or cannot be read or written.
         """
         if self._graphed is not None:
@@ -173,10 +198,9 @@ class ZerothOrder:
             )
         if not is_wrapped(self.model):
             raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap, not full parameters")
+        if len(self.optimizer.param_groups) != 1:
+            raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
         group = self.optimizer.param_groups[0]
-        for name in ("momentum", "weight_decay"):
-            if group[name]:
-                raise ValueError(f"journal needs {name}=0, got {group[name]}: a replay could not repeat it")
         if self.steps:
             raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
         header = JournalHeader(
@@ -189,6 +213,7 @@ class ZerothOrder:
             normalize=self.estimator.normalize,
             distribution=self._settings["distribution"],
             estimator=self._settings["estimator"],
+            optimizer=self.optimizer.rule,
             batch_size=batch_size,
             base_fingerprint=model_fingerprint(self.model),
             data=data,
@@ -198,29 +223,31 @@ class ZerothOrder:
             self.journal, recorded = JournalWriter.resume(path, header, sync_every=sync_every)
             return recorded
         self.journal = JournalWriter.create(path, header, sync_every=sync_every)
-        return torch.empty(0, header.queries)
+        return Records.none(header.queries)
 
-    def redo(self, coeffs: torch.Tensor) -> None:
-        """Take steps whose coefficients are known, in one pass over the parameters and without any forward.
+    def redo(self, records: Records) -> bool:
+        """Take recorded steps, without any forward; plain SGD takes all of them in one pass.
 
         Args:
-            coeffs: float32 [n, q], of the next n steps, as :meth:`open_journal` returns them.
+            records: of the next steps, as :meth:`open_journal` returns them.
+
+        Returns:
+            Whether the run was unsteady after the last of them, see :class:`Steadiness`.
         """
-        queries = self.estimator.queries
-        if len(coeffs):
-            # Two steps in a row are one chain of fused multiply-adds, so their seeds are simply lined up.
-            steps = range(self.steps, self.steps + len(coeffs))
-            seeds = [query_seeds(self._settings["run_seed"], step, queries) for step in steps]
-            self.optimizer.perturb(torch.cat(seeds), coeffs.flatten())
-        self.steps += len(coeffs)
+        redo_steps(self.optimizer, self._settings["run_seed"], self.steps, records)
+        self.steps += len(records)
+        unsteady = False
+        for record in records:
+            unsteady = self.steadiness.observe(record.loss, record.applied)
+        return unsteady
 
     @torch.no_grad()
     def step(self, batch: Mapping[str, torch.Tensor]) -> StepOutput:
         """One step: G losses, q projected gradients, one update.
 
         If a loss is not finite the update is skipped, the step is counted in `skipped_steps`, and the next
-        one goes on with new directions. The parameters are as before then, and also if anything is raised:
-        exactly in a wrapped model, up to the rounding of one perturbation in full-parameter mode.
+        one goes on with new directions. Parameters and optimizer are as before then, and also if anything is
+        raised: exactly in a wrapped model, up to the rounding of one perturbation in full-parameter mode.
 
         Args:
             batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
@@ -240,7 +267,12 @@ class ZerothOrder:
         if skipped:
             projected_grads = torch.full((len(seeds),), float("nan"))
             self.skipped_steps += 1
-        output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
+        loss = self.estimator.loss(losses)
+        unsteady = self.steadiness.observe(_float32(loss), not skipped)
+        if unsteady and not self._warned:
+            _log.warning("the loss runs away at step %d: %s", self.steps, self.steadiness)
+        self._warned |= unsteady
+        output = StepOutput(self.steps, loss, losses, projected_grads, skipped, unsteady)
         self.steps += 1
         return output
 
@@ -249,6 +281,7 @@ class ZerothOrder:
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
+            "steadiness": asdict(self.steadiness),
             "settings": dict(self._settings),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -266,6 +299,7 @@ class ZerothOrder:
                 )
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
+        self.steadiness = Steadiness(**state["steadiness"])
 
     def _step(
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
@@ -276,19 +310,18 @@ class ZerothOrder:
         else:
             losses, standing = self._sequential_losses(batch, seeds)
         projected_grads = self.estimator.projected_gradients(losses)
+        loss = self.estimator.loss(losses)
         if losses.isfinite().all():
-            self._record(self.optimizer.coefficients(projected_grads))
+            self._record(self.optimizer.record(projected_grads, loss))
             self.optimizer.step(seeds, projected_grads, standing)
         else:
-            self._record(nothing := torch.zeros(len(seeds)))
+            self._record(StepRecord.skipped(len(seeds), loss))
             self._take_off(seeds, standing)
-            if self.journal is not None:
-                self.optimizer.perturb(seeds, nothing)  # as its replay does: -0 + 0 is 0
         return losses, projected_grads
 
-    def _record(self, coeffs: torch.Tensor) -> None:
+    def _record(self, record: StepRecord) -> None:
         if self.journal is not None:
-            self.journal.append(self.steps, coeffs)
+            self.journal.append(self.steps, record)
 
     def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
         """losses [G] of a wrapped model, from one forward."""
@@ -323,6 +356,21 @@ class ZerothOrder:
             self.optimizer.perturb(seeds[standing != 0], -standing[standing != 0])
 
 
+def _warn_of_eps(model: nn.Module, eps: float) -> None:
+    """Warn of a size of perturbation whose loss differences are lost in rounding, or no slopes any more."""
+    if not is_wrapped(model):
+        return
+    kinds = {str(module.weight.dtype) for module in adapter_layers(model).values()}
+    kind = "float32" if kinds == {"torch.float32"} else "other"
+    low, high = _EPS_RANGES[kind]
+    if not low <= eps <= high:
+        base = "a float32 base" if kind == "float32" else "a base of lower precision than float32"
+        warnings.warn(
+            f"eps={eps:g} is outside of {low:g} to {high:g}, where differences of {base} follow the slope",
+            stacklevel=3,
+        )
+
+
 def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The tensors that a zeroth-order run updates, by the names that choose their noise.
 
@@ -338,3 +386,8 @@ def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     if not parameters:
         raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
     return parameters
+
+
+def _float32(value: float) -> float:
+    """As a journal has it."""
+    return torch.tensor(value, dtype=torch.float32).item()

@@ -2,14 +2,15 @@
 //
 //   kernel_tests tests/data/noise_vectors.json
 //
-// Prints one line for each failed check, a digest of everything that noise and perturb wrote (the same on every platform), and
-// the count. Exit status 0 if nothing failed.
+// Prints one line for each failed check, a digest of everything that noise, perturb and the optimizers wrote (the same on every
+// platform), and the count. Exit status 0 if nothing failed.
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
 
 #include "mp_lora_cases.h"
 #include "noise_cases.h"
+#include "optimizer_cases.h"
 #include "perturb_cases.h"
 
 namespace mobizo {
@@ -92,6 +93,7 @@ int main(int argc, char** argv) {
   noise_cases(targets, report);
   perturb_cases(targets, report);
   storage_cases(targets, report);
+  optimizer_cases(targets, report);
   mp_lora_cases(targets, report);
   for (const Target& target : targets)
     report.check(text(target.kernels.name, " digest"),

@@ -8,8 +8,8 @@ namespace mobizo {
 struct MpLoraCase {
   DType dtype, lora_b_dtype;
   Distribution distribution;
-  int64_t groups, group_rows, in_features, out_features, rank, gap, threads;
-  bool in_place;
+  int64_t groups, group_rows, in_features, out_features, rank, gap;
+  bool in_place, paired;  // paired: the second half of the groups repeats the seeds of the first, if there are two halves
 };
 
 inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& random, Report& report) {
@@ -27,10 +27,13 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
   Buffer lora_b = filled(c.lora_b_dtype, c.out_features, c.rank, c.rank);
   std::vector<int64_t> seeds;
   std::vector<float> coeffs;
+  const int64_t units = c.paired && c.groups % 2 == 0 ? c.groups / 2 : c.groups;
   for (int64_t group = 0; group < c.groups; ++group) {
-    seeds.push_back(random.seed());
+    seeds.push_back(group < units ? random.seed() : seeds[static_cast<size_t>(group - units)]);
     coeffs.push_back(group == c.groups / 2 ? 0.0f : 0.5f * random.uniform());
   }
+  report.check(text("mp_lora units of ", c.groups, " groups"),
+               mp_lora_units(seeds.data(), c.groups) == units ? "" : text("expected ", units));
   MpLoraArgs args{};
   args.base = base.data();
   args.x = x.data();
@@ -57,18 +60,19 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
       [&](int64_t n, int64_t j) { return lora_b[n * c.rank + j]; });
 
   for (const Target& target : targets) {
-    const auto output = [&](int64_t tile_columns, bool piecewise) {
+    const auto output = [&](int64_t groups_apart, int64_t tile_columns, bool piecewise) {
       Buffer out = c.in_place ? base : Buffer(c.dtype, rows * out_stride), shrunk(DType::kFloat32, rows * c.rank);
       if (c.in_place) args.base = out.data();
       args.out = out.data();
+      args.units = groups_apart;
       args.tile_columns = tile_columns;
       args.shrunk = static_cast<float*>(shrunk.data());
       run(target.kernels.mp_lora_shrink, args, 0, rows, piecewise);
-      run(target.kernels.mp_lora_expand, args, 0, c.groups * mp_lora_tiles_per_group(c.out_features, tile_columns), piecewise);
+      run(target.kernels.mp_lora_expand, args, 0, args.units * mp_lora_tiles(c.out_features, tile_columns), piecewise);
       return out;
     };
-    const Buffer out = output(mp_lora_tile_columns(c.out_features, c.rank, c.groups, c.threads), false);
-    const Buffer pieces = output(kColumnStep, true);
+    const Buffer out = output(units, mp_lora_tile_columns(c.out_features, c.rank, c.out_features), false);
+    const Buffer pieces = output(c.groups, kColumnStep, true);
     std::string problem = out.guards_intact() ? "" : "wrote outside of the output";
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t n = 0; n < out_stride && problem.empty(); ++n) {
@@ -80,13 +84,15 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
         const reference::Bounded& e = expected[static_cast<size_t>(row * c.out_features + n)];
         const double error = std::fabs(out[i] - e.value), bound = reference::mp_lora_error(args, e);
         if (!(error <= bound)) problem = text("(", row, ", ", n, ") is ", out[i], ", off by ", error, ", bound ", bound);
-        if (out.bits(i) != pieces.bits(i)) problem = text("(", row, ", ", n, ") depends on the partition of the tasks");
+        if (out.bits(i) != pieces.bits(i))
+          problem = text("(", row, ", ", n, ") depends on the partition into units, tiles and tasks");
       }
     }
-    report.check(text(target.kernels.name, " mp_lora ", name_of(c.distribution), " ", name_of(c.dtype), ", lora_b ",
-                      name_of(c.lora_b_dtype), ", groups ", c.groups, " x ", c.group_rows, " rows, ", c.in_features, " to ",
-                      c.out_features, ", rank ", c.rank, ", gap ", c.gap, c.in_place ? ", in place" : ""),
-                 problem);
+    report.check(
+        text(target.kernels.name, " mp_lora ", name_of(c.distribution), " ", name_of(c.dtype), ", lora_b ",
+             name_of(c.lora_b_dtype), ", groups ", c.groups, " x ", c.group_rows, " rows, ", c.in_features, " to ",
+             c.out_features, ", rank ", c.rank, ", gap ", c.gap, c.in_place ? ", in place" : "", c.paired ? ", paired" : ""),
+        problem);
   }
 }
 
@@ -97,16 +103,17 @@ inline void mp_lora_cases(const Targets& targets, Report& report) {
     for (const DType dtype : kDTypes)
       for (const DType lora_b_dtype : kDTypes) {
         const Distribution distribution = kDistributions[turn % 2];
-        mp_lora_case({dtype, lora_b_dtype, distribution, random.pick({1, 2, 3}), random.pick({1, 2, 3, 5, 7, 11, 13}),
+        mp_lora_case({dtype, lora_b_dtype, distribution, random.pick({1, 2, 3, 4, 6}), random.pick({1, 2, 3, 5, 7, 11, 13}),
                       random.pick({1, 7, 33, 64, 131}), random.pick({1, 9, 15, 31, 64, 65, 130, 201}), rank,
-                      random.pick({0, 1, 5}), random.pick({1, 2, 8}), turn++ % 3 == 0},
+                      random.pick({0, 1, 5}), turn % 3 == 0, turn % 4 < 2},
                      targets, random, report);
+        ++turn;
       }
   for (const DType dtype : kDTypes) {
     const auto shape = [&](int64_t groups, int64_t group_rows, int64_t in_features, int64_t out_features, int64_t rank) {
-      mp_lora_case(
-          {dtype, DType::kFloat32, Distribution::kGaussian, groups, group_rows, in_features, out_features, rank, 0, 1, false},
-          targets, random, report);
+      mp_lora_case({dtype, DType::kFloat32, Distribution::kGaussian, groups, group_rows, in_features, out_features, rank, 0,
+                    false, false},
+                   targets, random, report);
     };
     shape(256, 1, 5, 3, 2);     // the most groups
     shape(2, 3, 0, 20, 4);      // no columns of x: base comes back

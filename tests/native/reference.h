@@ -119,6 +119,40 @@ inline float perturbed(const PerturbArgs& args, float w, int64_t e) {
   return sum;
 }
 
+// Element e of a parameter and of its state.
+struct Element {
+  float param, first, second;
+};
+
+// momentum = beta * momentum + g, param = decay * param + momentum; `second` is not in use.
+inline Element momentum_step(const ZoMomentumArgs& args, Element old, int64_t e) {
+  PerturbArgs sum = args;
+  sum.decay = args.beta;
+  const float momentum = perturbed(sum, old.first, e);
+  return {args.decay * old.param + momentum, momentum, old.second};
+}
+
+// g by itself.
+inline float gradient(const PerturbArgs& args, int64_t e) {
+  PerturbArgs sum = args;
+  sum.decay = 1.0f;
+  return perturbed(sum, 0.0f, e);
+}
+
+// Adam (Kingma and Ba, arXiv 1412.6980, end of section 2).
+inline Element adam_step(const ZoAdamArgs& args, Element old, int64_t e) {
+  const float g = gradient(args, e);
+  const float m = std::fma(args.beta1, old.first, args.one_minus_beta1 * g);
+  const float scaled = args.one_minus_beta2 * g;
+  const float v = std::fma(args.beta2, old.second, scaled * g);
+  return {std::fma(-args.lr, m / (std::sqrt(v) + args.eps), args.decay * old.param), m, v};
+}
+
+inline Element sign_step(const ZoSignArgs& args, Element old, int64_t e) {
+  const float g = gradient(args, e), sign = g > 0.0f ? 1.0f : g < 0.0f ? -1.0f : 0.0f;
+  return {args.decay * old.param - args.lr * sign, old.first, old.second};
+}
+
 // One value of mp_lora in double, and the same sums over absolute values, which bound the rounding errors.
 struct Bounded {
   double value, magnitude;

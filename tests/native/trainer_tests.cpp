@@ -8,6 +8,8 @@
 #include "../../executorch_ops/trainer/estimator.h"
 #include "../../executorch_ops/trainer/schedule.h"
 #include "../../executorch_ops/trainer/seeds.h"
+#include "../../executorch_ops/trainer/steadiness.h"
+#include "../../executorch_ops/trainer/update_rule.h"
 #include "dataset_cases.h"
 #include "journal_cases.h"
 #include "json_cases.h"
@@ -75,12 +77,51 @@ void schedule_cases(Report& report) {
   check_equal(report, "constant", text(lr("constant", 0), " ", lr("constant", 7)), "0.5 0.5");
   check_equal(report, "linear", text(lr("linear", 0), " ", lr("linear", 2), " ", lr("linear", 7)), "0.5 0.375 0.0625");
   check_equal(report, "cosine", text(lr("cosine", 0), " ", lr("cosine", 4)), "0.5 0.25");
-  const auto coeffs = Schedule("constant", 0.1, 8).update_coeffs(0, {3.0f, -1.0f});
-  const std::vector<float> expected{static_cast<float>(-0.1 / 2 * 3.0), static_cast<float>(0.1 / 2 * 1.0)};
-  report.check("update coefficients", coeffs == expected ? "" : "other values");
   check_error(report, "another schedule", "lr_schedule must be", [] { Schedule("step", 0.5, 8); });
   check_error(report, "negative lr", "lr must be finite", [] { Schedule("linear", -0.5, 8); });
   check_error(report, "no steps", "steps must be at least 1, got 0", [] { Schedule("linear", 0.5, 0); });
+}
+
+void update_rule_cases(Report& report) {
+  const UpdateRule plain, momentum{"sgd", 0.9}, adam{"adam", 0, 0.5, 0.75, 1e-6, 0.1}, sign{"sign"};
+  check_equal(report, "sgd", plain.json().dump(), R"({"name":"sgd","momentum":0.0,"weight_decay":0.0})");
+  check_equal(report, "adam", adam.json().dump(), R"({"name":"adam","beta1":0.5,"beta2":0.75,"eps":1e-06,"weight_decay":0.1})");
+  check_equal(report, "sign", sign.json().dump(), R"({"name":"sign","weight_decay":0.0})");
+  for (const UpdateRule& rule : {plain, momentum, adam, sign})
+    check_equal(report, "parsed " + rule.name, parse_update_rule(rule.json()).json().dump(), rule.json().dump());
+  const auto flags = [](const UpdateRule& r) { return text(r.plain(), r.has_state(), r.takes_rate()); };
+  check_equal(report, "kinds", flags(plain) + flags(momentum) + flags(adam) + flags(sign), "100010011001");
+  check_equal(report, "coefficients", text(plain.coefficient(0.5, 4), " ", adam.coefficient(0.5, 4)), "-0.125 0.25");
+  check_equal(report, "rates", text(plain.rate(0.5, 7), " ", adam.rate(0.5, 0)), "0.5 0.5");
+  check_equal(report, "rate of update 2", text(adam.rate(0.3, 1)), text(0.3 * std::sqrt(1 - 0.5625) / 0.75));
+  check_equal(report, "decay", text(adam.decay(0.5), " ", plain.decay(0.5)), "0.95 1");
+  const auto refused = [&](const char* json, const char* part) {
+    check_error(report, json, part, [&] { parse_update_rule(parse_json(json)); });
+  };
+  refused(R"({"name": "lion", "weight_decay": 0})", "must be sgd, adam or sign, got 'lion'");
+  refused(R"({"name": "sgd", "momentum": 1, "weight_decay": 0})", "momentum is out of range: 1");
+  refused(R"({"name": "adam", "beta1": 0.5, "beta2": 0.5, "eps": 0, "weight_decay": 0})", "eps is out of range: 0");
+  refused(R"({"name": "sign"})", "weight_decay");
+}
+
+// As tests/test_steadiness.py has it, shortly.
+void steadiness_cases(Report& report) {
+  const auto unsteady_at = [](const std::vector<float>& losses) {
+    Steadiness steadiness;
+    for (size_t step = 0; step < losses.size(); ++step)
+      if (steadiness.observe(losses[step], std::isfinite(losses[step]))) return static_cast<int64_t>(step);
+    return int64_t{-1};
+  };
+  std::vector<float> losses, rising;
+  for (int step = 0; step < 200; ++step) losses.push_back(step % 2 == 0 ? 0.4f : 0.8f);
+  check_equal(report, "steady losses", text(unsteady_at(losses)), "-1");
+  losses[100] = 8;
+  check_equal(report, "one loss far off", text(unsteady_at(losses)), "-1");
+  rising.assign(losses.begin(), losses.begin() + 60);
+  for (int step = 0; step < 60; ++step) rising.push_back(3);
+  // The mean rises by a twentieth of the way at each step; three deviations of 0.2 above 0.6 is a quarter of the way.
+  check_equal(report, "losses that run away", text(unsteady_at(rising)), "65");
+  check_equal(report, "no losses", text(unsteady_at(std::vector<float>(40, NAN))), "19");
 }
 
 }  // namespace
@@ -98,6 +139,8 @@ int main(int argc, char** argv) {
   trainer::seed_cases(report, argv[1]);
   trainer::estimator_cases(report);
   trainer::schedule_cases(report);
+  trainer::update_rule_cases(report);
+  trainer::steadiness_cases(report);
   trainer::safetensors_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);

@@ -1,0 +1,243 @@
+"""One run of the recipe study: a model tuned within a budget of processor time, scored along the way."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from mobizo_kernels import wrap
+from mobizo_kernels.cli import metrics
+from mobizo_kernels.cli.evaluate import label_scores, label_targets
+from mobizo_kernels.cli.targets import layer_range, linear_names
+from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, load_model, training_batches
+from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.sharing import StateStore
+from mobizo_kernels.zo import LabelledLoss, ZerothOrder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run does. The defaults are the recipe that the others are compared with.
+
+    Attributes:
+        task: a name in `mobizo_kernels.data.TASKS`.
+        seed: of A, the directions and the batches.
+        method: "zo", or "first-order" for back-propagation through B with AdamW.
+        tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
+        kept: keep what the base model makes of a row for the next epoch.
+        train_rows: of the training split; 0 for all.
+        seconds: of processor time of one thread, evaluations left out.
+        decay: the learning rate falls linearly to 0 over the budget.
+    """
+
+    task: str = "rotten-tomatoes"
+    seed: int = 0
+    method: str = "zo"
+    tail: int = 2
+    kept: bool = False
+    train_rows: int = 0
+    targets: str = "v_proj"
+    layers: str = "top-67%"
+    rank: int = 8
+    queries: int = 8
+    batch_size: int = 8
+    estimator: str = "two_sided"
+    distribution: str = "rademacher"
+    normalize: bool = True
+    momentum: float = 0.0
+    lr: float = 0.1
+    decay: bool = True
+    eps: float = 1e-2
+    seconds: float = 60.0
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Material:
+    """A task in tokens."""
+
+    train: list[EncodedExample]
+    validation: list[EncodedExample]
+    test: list[EncodedExample]
+    candidates: tuple[int, ...]
+    pad: int
+
+
+@lru_cache(maxsize=2)
+def material(task: str, validation_rows: int = 200, test_rows: int = 600) -> Material:
+    """The task's texts in its own prompt."""
+    named = TASKS[task]
+    _, tokenizer = load_model("smollm2", "bfloat16")
+    encoder = PromptEncoder(tokenizer, named.template, dict(named.verbalizer))
+    splits = named.read()
+    return Material(
+        encoder.encode(splits.train),
+        encoder.encode(splits.validation[:validation_rows]),
+        encoder.encode(splits.test[:test_rows]),
+        encoder.candidate_tokens,
+        tokenizer.pad_token_id,
+    )
+
+
+def wrapped_model(recipe: Recipe, data: Material, dtype: str) -> Any:
+    """SmolLM2 with the adapter of the recipe."""
+    model, _ = load_model("smollm2", dtype)
+    model.eval()
+    prompt = data.train[0].input_ids[:-1]
+    names = linear_names(model) if recipe.targets == "all-linear" else recipe.targets.split(",")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=names,
+        layers_to_transform=layer_range(recipe.layers, model.config.num_hidden_layers),
+        task_type="CAUSAL_LM",
+        alora_invocation_tokens=prompt[-recipe.tail :] if recipe.tail else None,
+    )
+    return wrap(model, config, seed=recipe.seed)
+
+
+def run(
+    recipe: Recipe, change_model: Callable[[Any, Recipe, Material], None] | None = None
+) -> dict[str, Any]:
+    """Tune and score.
+
+    Returns:
+        The curve: for each evaluation the seconds and steps so far, validation loss, balanced accuracy and AUC; and
+        the test quality of the adapter with the best validation loss, and of the last one.
+    """
+    data = material(recipe.task)
+    model = wrapped_model(recipe, data, recipe.dtype)
+    if change_model is not None:
+        change_model(model, recipe, data)
+    layers = adapter_layers(model)
+    evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
+    make_step = _first_order if recipe.method == "first-order" else _zeroth_order
+    take_step = make_step(recipe, model, data)
+    rows = data.train[: recipe.train_rows] if recipe.train_rows else data.train
+    batches = training_batches(rows, recipe.batch_size, recipe.seed)
+
+    curve: list[dict[str, float]] = []
+    best: dict[str, torch.Tensor] = {}
+    lowest = float("inf")
+    spent, steps, tokens = 0.0, 0, 0
+
+    def validate() -> None:
+        nonlocal best, lowest
+        loss, quality = scored(evaluation, data.validation, data.pad)
+        curve.append({"seconds": spent, "steps": steps, "tokens": tokens, "loss": loss, **quality})
+        if loss < lowest:
+            lowest, best = loss, {name: layer.lora_b.clone() for name, layer in layers.items()}
+
+    validate()
+    due = itertools.count(1)
+    next_validation = next(due) * recipe.seconds / 10
+    while spent < recipe.seconds:
+        batch = collate(next(batches), data.pad)
+        started = time.process_time()
+        tokens += take_step(batch, 1 - spent / recipe.seconds if recipe.decay else 1.0)
+        spent += time.process_time() - started
+        steps += 1
+        if spent >= next_validation:
+            validate()
+            next_validation = next(due) * recipe.seconds / 10
+    _, last = scored(evaluation, data.test, data.pad)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.lora_b.copy_(best[name])
+    _, kept = scored(evaluation, data.test, data.pad)
+    return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept}
+
+
+def scored(loss: LabelledLoss, rows: list[EncodedExample], pad: int) -> tuple[float, dict[str, float]]:
+    """Cross-entropy, and balanced accuracy and AUC (the mean over label pairs, one against the rest)."""
+    scores, targets = label_scores(loss, rows, pad), label_targets(rows)
+    auc = metrics.auc(scores, targets)
+    return metrics.cross_entropy(scores, targets), {
+        "accuracy": metrics.balanced_accuracy(scores, targets),
+        "auc": float("nan") if auc is None else auc,
+    }
+
+
+def _zeroth_order(
+    recipe: Recipe, model: Any, data: Material
+) -> Callable[[dict[str, torch.Tensor], float], int]:
+    zo = ZerothOrder(
+        model,
+        queries=recipe.queries,
+        eps=recipe.eps,
+        lr=recipe.lr,
+        run_seed=recipe.seed,
+        estimator=recipe.estimator,
+        distribution=recipe.distribution,
+        normalize=recipe.normalize,
+        momentum=recipe.momentum,
+        candidate_tokens=data.candidates,
+    )
+    if recipe.kept:
+        zo.loss.store = StateStore(2**31)
+
+    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
+        zo.optimizer.param_groups[0]["lr"] = recipe.lr * factor
+        zo.step(batch)
+        rows, width = batch["input_ids"].shape
+        tail = recipe.tail or width - 1
+        return rows * (width - 1 - tail) + zo.estimator.groups * rows * tail
+
+    return take_step
+
+
+def _first_order(
+    recipe: Recipe, model: Any, data: Material
+) -> Callable[[dict[str, torch.Tensor], float], int]:
+    """LoRA-FA by back-propagation with AdamW, as PEFT's users run it: its B is that of the wrapped model."""
+    twin, factors = first_order_twin(model, recipe.dtype)
+    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
+
+    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
+        optimizer.param_groups[0]["lr"] = recipe.lr * factor
+        label_loss(twin, batch, data.candidates).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return batch["input_ids"][:, :-1].numel()
+
+    return take_step
+
+
+def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Parameter]]:
+    """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path: they are the same memory."""
+    base, _ = load_model("smollm2", dtype)
+    twin = get_peft_model(base, adapter_of(model).config).eval()
+    modules = {
+        name.removeprefix("base_model.model."): module
+        for name, module in twin.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    factors = {}
+    for name, layer in adapter_layers(model).items():
+        a, b = modules[name].lora_A["default"].weight, modules[name].lora_B["default"].weight
+        a.data, b.data = layer.lora_a.detach(), layer.lora_b.detach()
+        a.requires_grad_(False)
+        factors[name] = b
+    return twin, factors
+
+
+def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...]) -> torch.Tensor:
+    """Cross-entropy between the label words at the end of each row, by way of the labelled position's logits."""
+    ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
+    words = torch.tensor(candidates)
+    targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+    ).logits[:, -1, words]
+    return F.cross_entropy(logits.float(), targets)

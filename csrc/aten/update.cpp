@@ -1,0 +1,65 @@
+#include "update.h"
+
+namespace mobizo {
+
+void Updates::begin(const char* op) {
+  std::vector<std::pair<const void*, size_t>> addresses;
+  for (size_t i = 0; i < written_.size(); ++i)
+    if (written_[i].tensor.numel() > 0) addresses.emplace_back(written_[i].tensor.const_data_ptr(), i);
+  std::sort(addresses.begin(), addresses.end());
+  for (size_t i = 1; i < addresses.size(); ++i)
+    MOBIZO_CHECK(addresses[i].first != addresses[i - 1].first, op, written_[addresses[i - 1].second].name, " and ",
+                 written_[addresses[i].second].name, " must be different tensors, got one address");
+  updates_.reserve(written_.size());
+  for (const Written& one : written_) updates_.emplace_back(one.tensor);
+}
+
+void Updates::finish() {
+  for (ContiguousUpdate& update : updates_) update.finish();
+}
+
+PerturbArgs perturb_args(Updates& updates, const Tensor& param, const Directions& directions, int64_t stream, double decay,
+                         const std::string& distribution, const char* op, const std::string& argument) {
+  check_cpu(param, op, argument.c_str());
+  check_no_overlap(param, op, argument.c_str());
+  PerturbArgs args{};
+  args.dtype = dtype_of(param, op, argument.c_str());
+  args.numel = param.numel();
+  args.seeds = directions.seed_data();
+  args.coeffs = directions.coeff_data();
+  args.count = directions.count();
+  args.stream = stream;
+  args.decay = static_cast<float>(decay);
+  args.distribution = distribution_of(distribution, op);
+  updates.add(param, argument);
+  return args;
+}
+
+void add_state(Updates& updates, const Tensor& state, const Tensor& param, const char* op, const std::string& argument) {
+  check_cpu(state, op, argument.c_str());
+  MOBIZO_CHECK(state.scalar_type() == ScalarType::Float, op, argument, " must be float32, got ", name_of(state.scalar_type()));
+  bool same = state.dim() == param.dim();
+  for (int64_t d = 0; same && d < param.dim(); ++d) same = state.size(d) == param.size(d);
+  MOBIZO_CHECK(same, op, argument, " must have the shape of its parameter, ", shape_of(param), ", got ", shape_of(state));
+  check_no_overlap(state, op, argument.c_str());
+  updates.add(state, argument);
+}
+
+float learning_rate(const Tensor& lr, const char* op) {
+  check_cpu(lr, op, "lr");
+  MOBIZO_CHECK(lr.scalar_type() == ScalarType::Float && lr.dim() == 1 && lr.numel() == 1, op,
+               "lr must be float32 of shape (1,), got ", name_of(lr.scalar_type()), " of shape ", shape_of(lr));
+  return *static_cast<const float*>(lr.const_data_ptr());
+}
+
+void check_norm(const Tensor& out, const char* op) {
+  check_cpu(out, op, "out");
+  MOBIZO_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 1 && out.numel() == 1, op,
+               "out must be float32 of shape (1,), got ", name_of(out.scalar_type()), " of shape ", shape_of(out));
+}
+
+Tensor empty_norm(const Tensor& param) { return torch::stable::empty({1}, ScalarType::Float, std::nullopt, param.device()); }
+
+std::string element_of(const char* list, size_t index) { return std::string(list) + '[' + std::to_string(index) + ']'; }
+
+}  // namespace mobizo

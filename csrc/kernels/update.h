@@ -1,0 +1,86 @@
+// What the kernels that update a parameter share: a tile of the sum of directions, and the write that measures the change.
+//
+// A task's elements fit the first-level cache, so the seeds are applied one after the other to the same float32 accumulator and
+// the key schedule of each is made once per task.
+#pragma once
+
+#include "../noise/visit.h"
+#include "entry.h"
+
+namespace mobizo::MOBIZO_ISA {
+
+// Elements first .. first + count - 1 of a parameter.
+struct Tile {
+  int64_t first, count;
+};
+
+MOBIZO_INLINE Tile tile_of(const PerturbArgs& args, int64_t task) {
+  const int64_t first = task * kTaskElements;
+  return {first, min(kTaskElements, args.numel - first)};
+}
+
+// sum = decay * sum + sum_k coeffs[k] * z(seeds[k]), one fused multiply-add for each seed in their order.
+MOBIZO_INLINE void accumulate(const PerturbArgs& args, Tile tile, float decay, float* sum) {
+  if (decay != 1.0f) {
+    const F32 factor = broadcast(decay);
+    each_vector(tile.count, [&](int64_t i, auto... n) { store(sum + i, factor * load(sum + i, n...), n...); });
+  }
+  for (int64_t k = 0; k < args.count; ++k) {
+    const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[k]), static_cast<uint64_t>(args.stream));
+    const F32 coeff = broadcast(args.coeffs[k]);
+    if (args.distribution == Distribution::kGaussian) {
+      visit_gaussian(stream, tile.first, tile.count,
+                     [&](int64_t i, F32 z, auto... n) { store(sum + i, fma(coeff, z, load(sum + i, n...)), n...); });
+    } else {  // the product with a sign is exact: the bits are those of the fused multiply-add
+      visit_rademacher(stream, coeff, tile.first, tile.count,
+                       [&](int64_t i, F32 term, auto... n) { store(sum + i, term + load(sum + i, n...), n...); });
+    }
+  }
+}
+
+// The sum of directions by itself.
+MOBIZO_INLINE void sum_of_directions(const PerturbArgs& args, Tile tile, float sum[kTaskElements]) {
+  each_vector(tile.count, [&](int64_t i, auto... n) { store(sum + i, zero(), n...); });
+  accumulate(args, tile, 1.0f, sum);
+}
+
+// In double, over eight interleaved partial sums: an order that no instruction set changes.
+MOBIZO_INLINE double sum_of_squares(const float* x, int64_t count) {
+  double partial[8] = {};
+  const auto add = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const double value = static_cast<double>(x[i + lane]);
+      partial[lane] += value * value;
+    }
+  };
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) add(i, 8);
+  add(i, count - i);
+  double sum = 0.0;
+  for (double p : partial) sum += p;
+  return sum;
+}
+
+// param = step(i, decay * param) in every vector i of the tile, step(i, decay * param, n) in one cut off after n values; and
+// the squared change of the task where it is asked for. `change` is scratch that may hold what step reads at i.
+template <typename Step>
+MOBIZO_INLINE void step_param(const PerturbArgs& args, int64_t task, float change[kTaskElements], Step step) {
+  const Tile tile = tile_of(args, task);
+  const F32 decay = broadcast(args.decay);
+  with_type(args.dtype, [&](auto type) {
+    auto* param = static_cast<decltype(type)*>(args.param) + tile.first;
+    if (args.squared_change == nullptr) {
+      each_vector(tile.count,
+                  [&](int64_t i, auto... n) { store(param + i, step(i, decay * load(param + i, n...), n...), n...); });
+    } else {
+      each_vector(tile.count, [&](int64_t i, auto... n) {
+        const F32 before = load(param + i, n...);
+        store(param + i, step(i, decay * before, n...), n...);
+        store(change + i, load(param + i, n...) - before, n...);
+      });
+      args.squared_change[task] = sum_of_squares(change, tile.count);
+    }
+  });
+}
+
+}  // namespace mobizo::MOBIZO_ISA

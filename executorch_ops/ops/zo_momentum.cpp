@@ -1,0 +1,23 @@
+#include "update.h"
+
+namespace mobizo::executorch_ops {
+namespace {
+
+Tensor& zo_momentum_out(KernelRuntimeContext& context, Tensor& param, Tensor& momentum, const Tensor& seeds,
+                        const Tensor& coeffs, int64_t stream, double beta, double decay, std::string_view distribution,
+                        Tensor& out) {
+  constexpr const char* op = "zo_momentum";
+  ZoMomentumArgs args{};
+  ET_KERNEL_CHECK(context, update_args(param, seeds, coeffs, stream, decay, distribution, op, &args), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, check_state(momentum, param, {args.param}, op, "momentum", &args.momentum), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, check_one_float(out, op, "out"), InvalidArgument, out);
+  args.beta = static_cast<float>(beta);
+  const Error error = run_with_norm(&Kernels::zo_momentum, args, out.mutable_data_ptr<float>());
+  if (error != Error::Ok) context.fail(error);
+  return out;
+}
+
+}  // namespace
+}  // namespace mobizo::executorch_ops
+
+EXECUTORCH_LIBRARY(mobizo, "zo_momentum.out", mobizo::executorch_ops::zo_momentum_out);

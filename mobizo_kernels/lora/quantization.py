@@ -1,0 +1,41 @@
+"""Base weights of 8 and 4 bits for training in torch, through torchao: activations keep their type."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+QUANTIZATIONS = ("none", "int8", "int4")
+INT4_GROUP = 32  # weights that share a scale
+
+
+def quantize_base(model: nn.Module, kind: str) -> None:
+    """Quantise the linears of a causal LM, in place, but for its LM head: weights only.
+
+    Adapters, losses and updates stay float32 over it, so `wrap` may come before or after.
+
+    Args:
+        model: in float32 or bfloat16.
+        kind: "none"; "int8": a scale for each output; "int4": a scale for every 32 inputs, 8 bits where the
+            width of a linear is no multiple of 32.
+
+    Raises:
+        ValueError: if `kind` is none of these.
+        ImportError: if torchao is not installed.
+    """
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {kind!r}")
+    if kind == "none":
+        return
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    int4 = IntxWeightOnlyConfig(
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]
+        granularity=PerGroup(INT4_GROUP),
+    )
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear) and module is not head:
+            whole_groups = module.in_features % INT4_GROUP == 0
+            quantize_(module, int4 if kind == "int4" and whole_groups else Int8WeightOnlyConfig())

@@ -1,0 +1,178 @@
+"""What the optimizers have in common: torch's face, the standing perturbation, records, and float32 state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from mobizo_kernels.ops import foreach_perturb_, parameter_stream
+from mobizo_kernels.zo.records import StepRecord
+from mobizo_kernels.zo.rules import UpdateRule
+
+NamedParameters = Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
+
+
+class ZOOptimizer(torch.optim.Optimizer, ABC):
+    """An optimizer whose gradient is a list of seeds and as many scalars: no gradient or noise tensor exists.
+
+    An update by the zeroth-order estimate (1 / q) sum_k g_k z_k is one fused pass over each parameter and its
+    state, whatever the number of queries, weight decay included.
+
+    It is a `torch.optim.Optimizer`, so torch's schedulers, parameter groups and state_dict work. State is
+    float32 and of the shape of its parameter, whatever the parameter's dtype.
+    """
+
+    def __init__(self, named_parameters: NamedParameters, **options: Any) -> None:
+        super().__init__(named_parameters, options)  # type: ignore[arg-type]  # dicts of groups, too
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own. Raises ValueError as the constructor does."""
+        options = {**self.defaults, **param_group}
+        if not options["lr"] >= 0:
+            raise ValueError(f"lr must be at least 0, got {options['lr']}")
+        self.rule_of(options)
+        if options["distribution"] not in ("gaussian", "rademacher"):
+            raise ValueError(f"distribution must be gaussian or rademacher, got {options['distribution']!r}")
+        super().add_param_group(param_group)
+        if "param_names" not in self.param_groups[-1]:
+            self.param_groups.pop()
+            raise ValueError("parameters must come with their names, as (name, tensor) pairs")
+
+    @staticmethod
+    @abstractmethod
+    def rule_of(group: dict[str, Any]) -> UpdateRule:
+        """The rule that the options of a group of parameters make."""
+
+    @property
+    def rule(self) -> UpdateRule:
+        """Of the first group of parameters."""
+        return self.rule_of(self.param_groups[0])
+
+    @torch.no_grad()
+    def perturb(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
+        """Add sum_k coeffs[k] z(seeds[k]) to every parameter: a trial of full-parameter MeZO, in one pass.
+
+        Args:
+            seeds: int64 [n].
+            coeffs: float [n]; rounded to float32.
+        """
+        for group in self.param_groups:
+            self._perturb(group, seeds, coeffs)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # a gradient is an argument here: there is no p.grad to find it in
+        self,
+        seeds: torch.Tensor,
+        projected_grads: torch.Tensor,
+        standing: torch.Tensor | None = None,
+    ) -> None:
+        """Update every parameter along the directions of `seeds`.
+
+        Args:
+            seeds: int64 [q].
+            projected_grads: float32 [q].
+            standing: float32 [q] or None; what of each direction is still on the parameters from the trials
+                of this step. It is taken off first, by plain SGD in the same pass.
+        """
+        slopes = projected_grads.cpu().double()
+        for group in self.param_groups:
+            rule = self.rule_of(group)
+            coeffs, decay = rule.coefficient(group["lr"], len(slopes)) * slopes, rule.decay(group["lr"])
+            if standing is not None and standing.any():
+                if rule.name == "sgd" and not rule.state:
+                    coeffs = coeffs - decay * standing.cpu().double()
+                else:
+                    self._perturb(group, seeds, -standing)
+            self._apply(group, seeds, StepRecord(coeffs.float(), self.rate(group), decay))
+
+    def record(self, projected_grads: torch.Tensor, loss: float = float("nan")) -> StepRecord:
+        """What :meth:`step` is about to do to the first group of parameters, as a journal keeps it.
+
+        Args:
+            projected_grads: float32 [q].
+            loss: of the step, for the record.
+        """
+        group, rule = self.param_groups[0], self.rule
+        coeffs = rule.coefficient(group["lr"], len(projected_grads)) * projected_grads.cpu().double()
+        return StepRecord(coeffs.float(), self.rate(group), rule.decay(group["lr"]), loss)
+
+    @torch.no_grad()
+    def redo(self, seeds: torch.Tensor, record: StepRecord) -> None:
+        """Make a recorded step, on all parameters: the bits are those of the step itself.
+
+        Args:
+            seeds: int64 [q].
+            record: of the step; one that was skipped changes nothing.
+        """
+        if record.applied:
+            for group in self.param_groups:
+                self._apply(group, seeds, record)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the state of another optimizer of the same kind, see torch.optim.Optimizer."""
+        super().load_state_dict(state_dict)
+        # torch rounds state to the dtype of its parameter; ours stays float32.
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, param in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, torch.Tensor):
+                    self.state[param][name] = value.to(param.device, torch.float32, copy=True)
+
+    @abstractmethod
+    def update(
+        self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
+        decay: float = 1.0,
+    ) -> None:  # fmt: skip
+        """The passes over a group of parameters whose state is there; a CUDA graph can hold them.
+
+        Args:
+            group: of `param_groups`.
+            seeds: int64 [q], on the device of the parameters as the next two are.
+            coeffs: float32 [q].
+            rate: float32 [1].
+            decay: factor on the parameters.
+        """
+
+    def prepare(self, group: dict[str, Any]) -> None:
+        """Give the parameters of a group the state that an update needs: zeros, where they have none yet."""
+        for param in group["params"]:
+            for name in self.rule_of(group).state:
+                if name not in self.state[param]:
+                    self.state[param][name] = torch.zeros(
+                        param.shape, dtype=torch.float32, device=param.device
+                    )
+
+    def rate(self, group: dict[str, Any]) -> float:
+        """The rate of a group's next update."""
+        updates = self.state.get(group["params"][0], {}).get("step", 0)
+        return self.rule_of(group).rate(group["lr"], updates)
+
+    def count(self, group: dict[str, Any]) -> None:
+        """Count an update of a group, if the rate of the next depends on their number."""
+
+    def _apply(self, group: dict[str, Any], seeds: torch.Tensor, record: StepRecord) -> None:
+        self.prepare(group)
+        device = group["params"][0].device
+        rate = torch.tensor([record.rate], dtype=torch.float32, device=device)
+        self.update(group, seeds.to(device), record.coeffs.to(device), rate, record.decay)
+        self.count(group)
+
+    def _state(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
+        """For each kind of state in a group the tensors of all its parameters."""
+        return [[self.state[param][name] for param in group["params"]] for name in self.rule_of(group).state]
+
+    @staticmethod
+    def _streams(group: dict[str, Any]) -> list[int]:
+        return [parameter_stream(name) for name in group["param_names"]]
+
+    def _perturb(
+        self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, decay: float = 1.0
+    ) -> None:
+        """p = decay * p + sum_k coeffs[k] z(seeds[k]) of each parameter, under its own stream."""
+        device = group["params"][0].device
+        coeffs, streams = coeffs.to(device, torch.float32), self._streams(group)
+        foreach_perturb_(group["params"], seeds.to(device), coeffs, streams, decay, group["distribution"])

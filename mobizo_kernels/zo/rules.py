@@ -1,0 +1,109 @@
+"""What a step makes of its estimate: the rule of its update, as optimizers, journals and programs name it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OPTIMIZERS = ("sgd", "adam", "sign")
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """An optimizer and the numbers that do not change during a run.
+
+    Args:
+        name: "sgd", "adam" (arXiv 1412.6980) or "sign" (signSGD, arXiv 1802.04434).
+        momentum: of "sgd", in [0, 1).
+        betas: of "adam", both in [0, 1): decay of the mean of the estimate and of that of its square.
+        eps: of "adam", above 0: what is added to the root of the mean square.
+        weight_decay: decoupled, as in AdamW (arXiv 1711.05101).
+
+    Raises:
+        ValueError: naming the number, if one is out of range or of another optimizer.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum must be 0 with optimizer {self.name!r}, got {self.momentum}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        if not (self.eps > 0 and math.isfinite(self.eps)):
+            raise ValueError(f"eps of adam must be positive and finite, got {self.eps}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
+
+    @property
+    def plain(self) -> bool:
+        """p = p + sum_k coeffs[k] z_k and nothing else: steps without state, which may be lined up."""
+        return self.name == "sgd" and not self.momentum and not self.weight_decay
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the float32 tensors, of the shape of the parameter, that are kept for each parameter."""
+        if self.name == "adam":
+            return ("exp_avg", "exp_avg_sq")
+        return ("momentum_buffer",) if self.momentum else ()
+
+    @property
+    def takes_rate(self) -> bool:
+        """Whether an update is given its rate; that of "sgd" is in the coefficients."""
+        return self.name != "sgd"
+
+    def as_json(self) -> dict[str, Any]:
+        """The name and the numbers that belong to it."""
+        own: dict[str, dict[str, float]] = {
+            "sgd": {"momentum": self.momentum},
+            "adam": {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps},
+            "sign": {},
+        }
+        return {"name": self.name, **own[self.name], "weight_decay": self.weight_decay}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> UpdateRule:
+        """The rule whose :meth:`as_json` is `values`. Raises ValueError if there is none."""
+        numbers = {name: value for name, value in values.items() if name != "name"}
+        if any(not isinstance(value, (int, float)) for value in numbers.values()):
+            raise ValueError(f"optimizer must have numbers for all but its name, got {dict(values)}")
+        if values.get("name") == "adam" and {"beta1", "beta2"} <= numbers.keys():
+            numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
+        try:
+            rule = cls(values["name"], **numbers)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"optimizer is not understood: {dict(values)}") from error
+        if rule.as_json().keys() != values.keys():
+            raise ValueError(f"optimizer must have {', '.join(rule.as_json())}, got {', '.join(values)}")
+        return rule
+
+    def coefficient(self, lr: float, queries: int) -> float:
+        """What a projected gradient is multiplied by to give its direction's coefficient.
+
+        The step itself for "sgd", -lr / q, so that momentum is a mean of steps; the mean over the q queries
+        for the others, 1 / q, whose updates are given the rate apart.
+        """
+        return -lr / queries if self.name == "sgd" else 1.0 / queries
+
+    def rate(self, lr: float, updates: int) -> float:
+        """The rate of an update before which there were `updates`: `lr`, for "adam" with the correction of
+        both means for having begun at 0 (Kingma & Ba, section 2, in the order that they recommend).
+        """
+        if self.name != "adam":
+            return lr
+        first, second = (1.0 - beta ** (updates + 1) for beta in self.betas)
+        return lr * math.sqrt(second) / first
+
+    def decay(self, lr: float) -> float:
+        """What an update multiplies the parameters by."""
+        return 1.0 - lr * self.weight_decay
