@@ -68,9 +68,9 @@ def export_training_program(
     The program holds the model, the loss and the update (MobiZO, arXiv 2409.15520). Its methods share the
     LoRA-B buffers; docs/executorch.md lists them with their arguments. Seeds, coefficients and learning rate
     are inputs, so one program serves any run of its optimizer. Base linears and the rest of the decoder go to
-    XNNPACK, the adapters and their update to this package's ops. What is equal in all groups is computed once:
-    the layers below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA, arXiv
-    2504.12397), the keys and values of the tokens before these.
+    XNNPACK, the adapters and their update to this package's ops. What is equal in all groups is computed
+    once: the layers below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA,
+    arXiv 2504.12397), the keys and values of the tokens before these.
 
     Args:
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
