@@ -10,6 +10,9 @@ weights.
   adapter. Cases with 16 rows are measured against a limit of 16 rows.
 - ours: `train_step` of an exported training program, with all of its methods loaded, as by the trainer;
   "nocache" is without the cache through which XNNPACK's delegates share packed weights.
+- half, whole, prefix: ours where groups share a part, only if named. half: the upper half of the layers is
+  tuned. whole: v_proj of the upper two thirds, q * B = 64; prefix-n: the same by Activated LoRA on the last n
+  tokens of a row. Each is measured against the forward of all its rows.
 - dual: the paper's dual-forward module, in the form and with the caveats that are printed below the table.
 - fo: first-order training, LoRA-FA by back-propagation and SGD, from the same wheel; caveats below as well.
   Its slow forms, "portable" and "per-op", run only if they are named.

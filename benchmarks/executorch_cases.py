@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUANTIZATIONS = ("none", "int8", "int4")
 LOWERINGS = ("rewritten", "per-op", "portable")  # of first-order training
 ROWS = 32  # of every forward: q * B = 16, each direction with both signs
+MANY = 128  # of those that share a part: q * B = 64
 SIZES: dict[str, dict[str, Any]] = {
     "20m": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256},
@@ -27,7 +28,7 @@ MAKERS = (
     *(f"benchmarks/executorch_{name}.py" for name in ("first_order", "peers", "programs")),
     *(
         f"mobizo_kernels/executorch/{name}.py"
-        for name in ("export", "forms", "lowering", "partitioner", "program", "quantization")
+        for name in ("export", "forms", "lowering", "partitioner", "program", "quantization", "widening")
     ),
 )
 
@@ -40,6 +41,9 @@ class Case:
         name: for --cases and the table.
         kind: "forward", "ours", "dual" or "first-order".
         queries: q; the forward has 2q groups of `rows` / 2q rows, one group where there is no direction.
+        targets: the linears that ours adapts, with rank 8.
+        untuned: percent of the layers, the lower ones, without an adapter.
+        tail: n, the tokens where the adapters act (Activated LoRA); 0 for all.
         lowering: of first-order training.
         weight_cache: whether XNNPACK's methods share packed weights.
     """
@@ -49,6 +53,9 @@ class Case:
     rows: int = ROWS
     queries: int = 0
     quantization: str = "none"
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    untuned: int = 0
+    tail: int = 0
     lowering: str = ""
     weight_cache: bool = True
 
@@ -77,6 +84,7 @@ def all_cases() -> dict[str, Case]:
     for kind in QUANTIZATIONS:
         cases += [Case(f"ours-q{q}-{kind}", "ours", queries=q, quantization=kind) for q in (1, 4, 16)]
         cases.append(Case(f"nocache-q4-{kind}", "ours", ROWS, 4, kind, weight_cache=False))
+    cases += shared_cases()
     cases.append(Case("dual-q1-none", "dual", queries=1))
     for lowering in LOWERINGS:
         # What ExecuTorch's own partitioner gives to XNNPACK is not safe with the cache.
@@ -92,6 +100,21 @@ def all_cases() -> dict[str, Case]:
             for rows in (ROWS, ROWS // 2)
         ]
     return {case.name: case for case in cases}
+
+
+def shared_cases() -> list[Case]:
+    """Steps of which groups share a part: the lower half of the layers, or a third and the tokens before the
+    last 3 or 2; and the same without the latter.
+    """
+    cases = [
+        Case("half-q4-none", "ours", queries=4, untuned=50),
+        *(Case(forward_name(MANY, kind), "forward", MANY, quantization=kind) for kind in QUANTIZATIONS[:2]),
+    ]
+    for kind in QUANTIZATIONS[:2]:
+        for name, tail in (("whole", 0), ("prefix-3", 3), ("prefix-2", 2)):
+            upper = Case(f"{name}-q8-{kind}", "ours", MANY, 8, kind, ("v_proj",), untuned=33, tail=tail)
+            cases.append(upper)
+    return cases
 
 
 @dataclass(frozen=True)
@@ -139,10 +162,11 @@ def chosen(names: Sequence[str], model: str) -> list[Case]:
 
 
 def by_default(case: Case, model: str) -> bool:
-    """Without the slow forms of first-order training: after seconds on one thread the next case is slow, too.
+    """Without the slow forms of first-order training: after seconds on one thread the next case is slow, too;
+    without those where groups share a part, for they have other rows.
 
     Of SmolLM2 also without what the small model tells as well.
     """
-    if case.lowering in ("per-op", "portable"):
+    if case.lowering in ("per-op", "portable") or case.rows == MANY or case.untuned:
         return False
     return model != SMOLLM2 or (case.weight_cache and case.queries in (0, 1, 4))

@@ -15,6 +15,7 @@ from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, 
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
+from mobizo_kernels.zo import UpdateRule
 
 EPS, LR = 1e-2, 1e-3
 DUAL_STATE = ("lora_plus", "lora_minus")
@@ -111,7 +112,12 @@ def decoder(
     with torch.no_grad(), attention.installed(model), product_rotation(model):
         replace_norms(model)
         yield TrainingGraph(
-            model, groups=groups, distribution="gaussian", candidate_tokens=candidates, attention=attention
+            model,
+            groups=groups,
+            distribution="gaussian",
+            rule=UpdateRule(),
+            candidate_tokens=candidates,
+            attention=attention,
         )
 
 

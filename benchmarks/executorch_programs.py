@@ -53,7 +53,7 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
             queries=case.queries,
             batch_size=len(inputs[0]),
             max_length=length,
-            targets=peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS)),
+            targets=adapter(case, decoder_model, inputs[0]),
             quantization=case.quantization,
             dynamic_length=False,
             candidate_tokens=CANDIDATES,
@@ -73,6 +73,19 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
         write(lowered, files.program)
     tensors = {str(i): tensor.contiguous() for i, tensor in enumerate(arguments)}
     save_file(tensors, files.arguments, metadata={"loss": str(loss)})
+
+
+def adapter(case: Case, model: PreTrainedModel, input_ids: torch.Tensor) -> peft.LoraConfig:
+    """That of ours; its invocation tokens are the last of a row, if any."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return peft.LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        target_modules=list(case.targets),
+        layers_to_transform=list(range(round(layers * case.untuned / 100), layers)),
+        alora_invocation_tokens=input_ids[0, -case.tail :].tolist() if case.tail else None,
+        task_type="CAUSAL_LM",
+    )
 
 
 def write(lowered: EdgeProgramManager, path: Path) -> None:

@@ -36,9 +36,9 @@ DEFAULTS: dict[str, Any] = {
 _exported: dict[str, Path] = {}
 
 
-def lora_config() -> peft.LoraConfig:
-    """The adapter of every tiny Llama: rank 4 on queries and values."""
-    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+def lora_config(**options: Any) -> peft.LoraConfig:
+    """The adapter of every tiny Llama: rank 4 on queries and values, with other `options` of PEFT."""
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **options)
 
 
 def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Path:
@@ -46,13 +46,15 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
 
     Args:
         tmp_path_factory: pytest's fixture.
-        options: of `export_training_program`; `layers`, 1 by default, is of the model.
+        options: of `export_training_program`; `layers`, 1 by default, is of the model, and `adapter` a
+            dictionary for `lora_config`.
     """
     key = json.dumps(options, sort_keys=True)
     if key not in _exported:
         _exported[key] = tmp_path_factory.mktemp("program") / "tiny.pte"
         model = tiny_llama(options.pop("layers", 1))
-        export_quietly(model, _exported[key], **{"targets": lora_config(), **DEFAULTS, **options})
+        targets = lora_config(**options.pop("adapter", {}))
+        export_quietly(model, _exported[key], **{"targets": targets, **DEFAULTS, **options})
     return _exported[key]
 
 
@@ -72,10 +74,10 @@ def tiny_llama(layers: int) -> Any:
     return tiny.causal_lm(LlamaConfig(**{**tiny.SIZES, "num_hidden_layers": layers}, num_key_value_heads=2))
 
 
-def eager_twin(layers: int = 1) -> Any:
-    """The wrapped eager model that :func:`tiny_program` of as many layers holds."""
+def eager_twin(layers: int = 1, **adapter: Any) -> Any:
+    """The wrapped eager model that :func:`tiny_program` of as many layers and the same adapter holds."""
     model = tiny_llama(layers)
-    mobizo.wrap(model, lora_config())
+    mobizo.wrap(model, lora_config(**adapter))
     return model
 
 
@@ -97,6 +99,36 @@ def tiny_rows(
         if candidates:
             tokens[-1] = CANDIDATES[label]
         rows.append(EncodedExample(tokens, label, targets))
+    return rows
+
+
+def activated_rows(
+    rng: torch.Generator,
+    shapes: Sequence[tuple[int, int]],
+    invocation: Sequence[int],
+    *,
+    targets: int = 1,
+    candidates: bool = True,
+) -> list[EncodedExample]:
+    """Rows as of :func:`tiny_rows` that hold the invocation tokens, and no such token after them.
+
+    Args:
+        rng: draws the rest.
+        shapes: of each row, the tokens before the invocation and those of the input from there on.
+        invocation: tokens of which the first is below 10 and no candidate. Where there is space before it,
+            there is one more that does not count.
+        targets: tokens of the answer.
+        candidates: as in `tiny_rows`.
+    """
+    rows = tiny_rows(rng, [sum(shape) + 1 for shape in shapes], targets=targets, candidates=candidates)
+    for row, (before, inputs) in zip(rows, shapes, strict=True):
+        ids = row.input_ids
+        after = slice(before + len(invocation), len(ids) - (targets if candidates else 0))
+        ids[after] = [10 + token % 20 for token in ids[after]]
+        ids[before : before + len(invocation)] = invocation
+        if before >= len(invocation):
+            ids[: len(invocation)] = invocation
+        assert len(ids) == before + inputs + 1
     return rows
 
 
@@ -125,20 +157,28 @@ def tiny_dataset(path: Path, rng: torch.Generator, **changes: Any) -> Path:
 
 
 def program_batch(rows: Sequence[EncodedExample], description: Mapping[str, Any]) -> Batch:
-    """What `train_step` takes of some rows: inputs padded on the left to a length that the program knows.
+    """What `train_step` takes of some rows: their inputs side by side, so that the tails begin in one column.
 
     Returns:
         input_ids and attention_mask, int64 [rows, T]; target_positions and target_ids, int64 [rows, K].
     """
-    width = max(description["min_length"], *(len(row.input_ids) - 1 for row in rows))
+    tail, inputs = description["tail_length"] or 0, [row.input_ids[:-1] for row in rows]
+    before = [len(tokens) for tokens in inputs]
+    if invocation := description["invocation_tokens"]:
+        before = [
+            max(i for i in range(len(tokens)) if tokens[i : i + len(invocation)] == invocation)
+            for tokens in inputs
+        ]
+    width = max(description["min_length"], max(before) + tail)
     ids = np.full((len(rows), width), description["pad_token"])
     mask = np.zeros_like(ids)
     positions = np.zeros((len(rows), description["targets_per_row"]), np.int64)
     targets = np.full_like(positions, -100)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids) - 1
-        ids[i, width - length :], mask[i, width - length :] = row.input_ids[:-1], 1
-        positions[i, : row.targets] = range(width - row.targets, width)
+    for i, (row, tokens) in enumerate(zip(rows, inputs, strict=True)):
+        first = width - tail - before[i]
+        last = first + len(tokens)
+        ids[i, first:last], mask[i, first:last] = tokens, 1
+        positions[i, : row.targets] = range(last - row.targets, last)
         targets[i, : row.targets] = row.input_ids[-row.targets :]
     return ids, mask, positions, targets
 

@@ -88,6 +88,8 @@ def test_description(program: Path) -> None:
         "max_length": 24,
         "dynamic_length": True,
         "targets_per_row": 1,
+        "invocation_tokens": None,
+        "tail_length": None,
         "candidate_tokens": list(CANDIDATES),
         "vocabulary": tiny.VOCABULARY,
         "pad_token": 0,

@@ -52,6 +52,33 @@ Split read_split(const SafetensorsFile& file, const std::string& name) {
   return split;
 }
 
+// How many tokens of a row's input come before its tail, which begins with the last occurrence of the invocation tokens: -1 if
+// there is none; all, if the program has no invocation tokens.
+int64_t tokens_before_tail(const Split& split, int64_t row, const Description& description) {
+  const int64_t inputs = split.length(row) - 1;
+  if (!description.invocation_tokens) return inputs;
+  const std::vector<int64_t>& wanted = *description.invocation_tokens;
+  const auto begin = split.tokens.begin() + split.offsets[static_cast<size_t>(row)], end = begin + inputs;
+  const auto found = std::find_end(begin, end, wanted.begin(), wanted.end());
+  return found == end ? -1 : found - begin;
+}
+
+void check_length(int64_t inputs, int64_t targets, int64_t before, const Description& description) {
+  if (!description.invocation_tokens) {
+    if (inputs > description.max_length)
+      fail("expected at most ", description.max_length, " tokens before the last, got ", inputs);
+    return;
+  }
+  const std::string invocation = "the invocation tokens " + Json::list(*description.invocation_tokens).dump();
+  const int64_t most = description.tail_length;
+  if (before < 0) fail("expected ", invocation, " before its last token, got none");
+  if (before + most > description.max_length)
+    fail("expected at most ", description.max_length - most, " tokens before ", invocation, ", got ", before);
+  if (inputs - before > most)
+    fail("expected at most ", most, " tokens from ", invocation, " to that before the last, got ", inputs - before);
+  if (inputs - targets < before) fail("expected its ", targets, " tokens to predict after ", invocation);
+}
+
 }  // namespace
 
 Dataset::Dataset(const std::string& path) : path_(path), checksum_(checksum_of(path)) {
@@ -110,8 +137,7 @@ void Dataset::check_row(const Split& split, int64_t row, const Description& desc
   const int64_t length = split.length(row), targets = split.targets[static_cast<size_t>(row)];
   const int64_t label = split.labels[static_cast<size_t>(row)];
   blaming(message("row ", row, " of ", split.name), [&] {
-    if (length - 1 > description.max_length)
-      fail("expected at most ", description.max_length, " tokens before the last, got ", length - 1);
+    check_length(length - 1, targets, tokens_before_tail(split, row, description), description);
     if (targets > description.targets_per_row)
       fail("expected at most ", description.targets_per_row, " tokens to predict, got ", targets);
     for (int64_t i = 0; i < length; ++i)
@@ -131,20 +157,22 @@ void Dataset::check_row(const Split& split, int64_t row, const Description& desc
 
 Batch make_batch(const Split& split, const std::vector<int64_t>& rows, const Description& description) {
   int64_t longest = 0;
-  for (const int64_t row : rows) longest = std::max(longest, split.length(row) - 1);
+  for (const int64_t row : rows) longest = std::max(longest, tokens_before_tail(split, row, description));
   Batch batch{};
   batch.rows = static_cast<int64_t>(rows.size());
-  batch.length = description.padded_length(longest);
+  batch.length = description.columns(longest);
   batch.targets_per_row = description.targets_per_row;
   for (const int64_t row : rows) {
-    const int64_t tokens = split.length(row) - 1, padding = batch.length - tokens;
-    batch.input_ids.insert(batch.input_ids.end(), static_cast<size_t>(padding), description.pad_token);
-    batch.attention_mask.insert(batch.attention_mask.end(), static_cast<size_t>(padding), 0);
-    for (int64_t i = 0; i < tokens; ++i) batch.input_ids.push_back(split.token(row, i));
-    batch.attention_mask.insert(batch.attention_mask.end(), static_cast<size_t>(tokens), 1);
+    const int64_t tokens = split.length(row) - 1;
+    const int64_t first = batch.length - description.tail_length - tokens_before_tail(split, row, description);
+    for (int64_t column = 0; column < batch.length; ++column) {
+      const bool inside = column >= first && column < first + tokens;
+      batch.input_ids.push_back(inside ? split.token(row, column - first) : description.pad_token);
+      batch.attention_mask.push_back(inside);
+    }
     const int64_t targets = split.targets[static_cast<size_t>(row)];
     for (int64_t k = 0; k < batch.targets_per_row; ++k) {
-      batch.target_positions.push_back(k < targets ? batch.length - targets + k : 0);
+      batch.target_positions.push_back(k < targets ? first + tokens - targets + k : 0);
       batch.target_ids.push_back(k < targets ? split.token(row, k - targets) : kNoTarget);
     }
   }

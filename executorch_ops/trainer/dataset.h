@@ -26,8 +26,8 @@ struct Split {
   }
 };
 
-// The inputs of some rows, padded on the left. A row's input is its tokens but the last; target k is predicted by the logits at
-// the position before it.
+// The inputs of some rows, padded so that they end in the same column or, with invocation tokens, so that these begin in the
+// same column. A row's input is its tokens but the last; target k is predicted by the logits at the position before it.
 struct Batch {
   int64_t rows, length, targets_per_row;
   std::vector<int64_t> input_ids, attention_mask;     // [rows, length]

@@ -55,13 +55,21 @@ void check(const Description& d) {
   if (d.groups != groups) fail("groups must be ", groups, " for ", d.queries, " queries ", d.estimator, ", got ", d.groups);
   if (d.max_length < d.min_length) fail("max_length must be at least ", d.min_length, ", got ", d.max_length);
   if (d.pad_token >= d.vocabulary) fail("pad_token must be below ", d.vocabulary, ", got ", d.pad_token);
+  if (d.invocation_tokens) {
+    const auto tokens = static_cast<int64_t>(d.invocation_tokens->size());
+    if (tokens < 1) fail("invocation_tokens must be at least 1");
+    if (d.tail_length < tokens || d.tail_length >= d.max_length)
+      fail("tail_length must be from ", tokens, " to ", d.max_length - 1, ", got ", d.tail_length);
+  }
   if (d.candidate_tokens && d.candidate_tokens->size() < 2) fail("candidate_tokens must be at least 2");
   if (d.parameters.empty()) fail("the adapter has no parameters");
 }
 
 }  // namespace
 
-int64_t Description::padded_length(int64_t length) const { return dynamic_length ? std::max(length, min_length) : max_length; }
+int64_t Description::columns(int64_t before) const {
+  return dynamic_length ? std::max(before + tail_length, min_length) : max_length;
+}
 
 Description parse_description(const std::string& text) {
   const Json json = parse_json(text);
@@ -85,6 +93,10 @@ Description parse_description(const std::string& text) {
   d.max_length = int_field(json, "max_length", 1);
   d.dynamic_length = field(json, "dynamic_length", [](const Json& value) { return value.as_bool(); });
   d.targets_per_row = int_field(json, "targets_per_row", 1);
+  if (!json["invocation_tokens"].is_null()) {
+    d.invocation_tokens = field(json, "invocation_tokens", [](const Json& value) { return value.as_ints(); });
+    d.tail_length = int_field(json, "tail_length", 1);
+  }
   if (!json["candidate_tokens"].is_null())
     d.candidate_tokens = field(json, "candidate_tokens", [](const Json& value) { return value.as_ints(); });
   d.vocabulary = int_field(json, "vocabulary", 1);

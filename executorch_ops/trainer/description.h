@@ -28,6 +28,9 @@ struct Description {
   int64_t min_length, max_length;  // of the model's input, in tokens
   bool dynamic_length;
   int64_t targets_per_row;
+  // Where the adapters act from the last occurrence of these tokens on: they begin in column T - tail_length of every row.
+  std::optional<std::vector<int64_t>> invocation_tokens;
+  int64_t tail_length;  // 0 without invocation tokens
   std::optional<std::vector<int64_t>> candidate_tokens;
   int64_t vocabulary, pad_token, evaluation_rows;
   std::optional<std::string> tokenizer;  // hash; not checked if there is none
@@ -36,8 +39,8 @@ struct Description {
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }
-  // The columns T that inputs of up to `length` tokens take.
-  int64_t padded_length(int64_t length) const;
+  // The columns T that inputs take of which up to `before` tokens come before the tail.
+  int64_t columns(int64_t before) const;
 };
 
 // Throws Error, naming the field, if something is missing, of the wrong type, or contradicts the rest.

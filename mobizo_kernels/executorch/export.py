@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mobizo_kernels
 from mobizo_kernels.data import tokenizer_fingerprint
+from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, replace_gelus, replace_norms
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, write
 from mobizo_kernels.executorch.program import TrainingGraph, TrainStep
@@ -58,6 +59,7 @@ def export_training_program(
     dynamic_length: bool = True,
     targets_per_row: int = 1,
     candidate_tokens: Sequence[int] | None = None,
+    tail_length: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -66,7 +68,9 @@ def export_training_program(
     The program holds the model, the loss and the update (MobiZO, arXiv 2409.15520). Its methods share the
     LoRA-B buffers; docs/executorch.md lists them with their arguments. Seeds, coefficients and learning rate
     are inputs, so one program serves any run of its optimizer. Base linears and the rest of the decoder go to
-    XNNPACK, the adapters and their update to this package's ops.
+    XNNPACK, the adapters and their update to this package's ops. What is equal in all groups is computed
+    once: the layers below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA,
+    arXiv 2504.12397), the keys and values of the tokens before these.
 
     Args:
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
@@ -89,6 +93,8 @@ def export_training_program(
         dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
         targets_per_row: K, most tokens to predict in a row.
         candidate_tokens: restrict the softmax to these, as the loss on label words does.
+        tail_length: n, most tokens of a row's input from its invocation tokens on; by default these and all
+            targets but the last. For Activated LoRA only.
         tokenizer: its fingerprint goes into the program, which then refuses data of any other.
         seed: of LoRA-A where the model is not wrapped yet.
 
@@ -117,6 +123,11 @@ def export_training_program(
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ValueError(f"max_length must be at most the model's {positions} positions, got {max_length}")
+    invocation = adapter_of(model).config.alora_invocation_tokens
+    tail_length = _tail_length(tail_length, invocation, targets_per_row)
+    min_length = MIN_LENGTH + (tail_length or 0)
+    if max_length <= min_length:
+        raise ValueError(f"max_length must be above {min_length}, got {max_length}")
     description = {
         "format": FORMAT,
         "versions": {
@@ -135,14 +146,17 @@ def export_training_program(
         "estimator": estimator,
         "distribution": distribution,
         "optimizer": rule.as_json(),
-        "min_length": MIN_LENGTH if dynamic_length else max_length,
+        "min_length": min_length if dynamic_length else max_length,
         "max_length": max_length,
         "dynamic_length": dynamic_length,
         "targets_per_row": targets_per_row,
+        "invocation_tokens": None if invocation is None else list(invocation),
+        "tail_length": tail_length,
         "candidate_tokens": None if candidate_tokens is None else list(candidate_tokens),
         "vocabulary": text.vocab_size,
         "pad_token": _pad_token(model, tokenizer),
-        "evaluation_rows": plan.groups * batch_size,
+        # As many tokens go through all layers at once as in a step, for the memory is planned for the most.
+        "evaluation_rows": batch_size * (plan.groups if tail_length is None else 1),
         "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "adapter": {
             "config": adapter_config(model),
@@ -159,11 +173,19 @@ def export_training_program(
         },
     }
     with torch.no_grad(), ExitStack() as forms:
-        reference = LabelledLoss(model, candidate_tokens=candidate_tokens)
+        loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
         quantize(model, quantization, head=candidate_tokens is None)
-        batch = _random_batch(batch_size, max_length, text.vocab_size, candidate_tokens)
-        expected = _eager_losses(reference, model, batch, plan.groups, distribution)
+        agreement = Agreement(
+            loss,
+            rows=batch_size,
+            groups=plan.groups,
+            distribution=distribution,
+            max_length=max_length,
+            tail_length=tail_length,
+        )
         attention = GroupedAttention(model, max_length)
+        if invocation is not None and not attention.applies:
+            raise ValueError(f"{type(model).__name__} cannot be exported with alora_invocation_tokens")
         forms.enter_context(attention.installed(model))
         forms.enter_context(product_rotation(model))
         replace_norms(model)
@@ -175,8 +197,9 @@ def export_training_program(
             rule=rule,
             candidate_tokens=candidate_tokens,
             attention=attention,
+            tail_length=tail_length,
         )
-        _compare(TrainStep(graph), batch, expected, _TOLERANCE[quantization])
+        agreement.check(TrainStep(graph), _TOLERANCE[quantization])
         programs = trace(graph, description)
         lowered = lower(programs, {DESCRIPTION: json.dumps(description)})
     write(lowered, Path(path))
@@ -194,8 +217,6 @@ def _check(
         raise ValueError(f"queries must be from 1 to {MAX_QUERIES}, got {queries}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if max_length <= MIN_LENGTH:
-        raise ValueError(f"max_length must be above {MIN_LENGTH}, got {max_length}")
     if not 1 <= targets_per_row <= max_length:
         raise ValueError(
             f"targets_per_row must be from 1 to max_length ({max_length}), got {targets_per_row}"
@@ -204,6 +225,21 @@ def _check(
         raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     if distribution not in ("gaussian", "rademacher"):
         raise ValueError(f"distribution must be gaussian or rademacher, got {distribution!r}")
+
+
+def _tail_length(wanted: int | None, invocation: Sequence[int] | None, targets_per_row: int) -> int | None:
+    """n of a program with these invocation tokens, None without."""
+    if invocation is None:
+        if wanted is not None:
+            raise ValueError("tail_length must be None without LoraConfig.alora_invocation_tokens")
+        return None
+    if wanted is None:
+        return len(invocation) + targets_per_row - 1
+    if wanted < len(invocation):
+        raise ValueError(
+            f"tail_length must be at least {len(invocation)}, the invocation tokens, got {wanted}"
+        )
+    return wanted
 
 
 def _check_writable(path: Path) -> None:
@@ -217,55 +253,3 @@ def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     config = model.config.get_text_config()
     found = [getattr(source, "pad_token_id", None) for source in (tokenizer, model.generation_config, config)]
     return next((token for token in found if token is not None), 0)
-
-
-def _random_batch(
-    rows: int, max_length: int, vocabulary: int, candidates: Sequence[int] | None
-) -> dict[str, torch.Tensor]:
-    """Rows of padded random tokens whose last token is the only label."""
-    rng = torch.Generator().manual_seed(0)
-    length = min(max_length, 11)
-    ids = torch.randint(vocabulary, (rows, length + 1), generator=rng)
-    if candidates is not None:
-        ids[:, -1] = torch.tensor(list(candidates))[torch.randint(len(candidates), (rows,), generator=rng)]
-    mask = torch.ones_like(ids)
-    mask[0, : length // 3] = 0
-    labels = torch.full_like(ids, -100)
-    labels[:, -1] = ids[:, -1]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def _directions(groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.arange(groups), torch.linspace(-0.02, 0.02, groups)
-
-
-def _eager_losses(
-    loss: LabelledLoss,
-    model: PreTrainedModel,
-    batch: Mapping[str, torch.Tensor],
-    groups: int,
-    distribution: str,
-) -> torch.Tensor:
-    with adapter_of(model).directions.use(*_directions(groups), distribution):
-        return loss(batch, groups)
-
-
-def _compare(
-    step: TrainStep,
-    batch: Mapping[str, torch.Tensor],
-    expected: torch.Tensor,
-    tolerance: float,
-) -> None:
-    """Raise ValueError unless the graph's losses are those of the model itself."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    width = ids.shape[1] - 1
-    refusal = f"{type(step.program.model).__name__} cannot be exported"
-    try:
-        got = step(
-            ids[:, :-1], mask[:, :-1], torch.full((len(ids), 1), width - 1), ids[:, -1:],
-            *_directions(len(expected)),
-        )  # fmt: skip
-    except Exception as error:  # whatever a decoder of another build makes of the forms
-        raise ValueError(f"{refusal}: {error}") from error
-    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
-        raise ValueError(f"{refusal}: its losses are off by {(got - expected).abs().max().item():.1e}")

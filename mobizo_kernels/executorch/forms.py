@@ -98,10 +98,13 @@ def product_rotation(model: PreTrainedModel) -> Iterator[None]:
 
 
 class GroupedAttention:
-    """Softmax attention of grouped queries without copies of keys and values, as three products of matrices.
+    """Softmax attention of grouped queries without copies of keys and values, as products of matrices.
 
     The query heads of one key-value head stand below each other, so that scores are
     [rows * key-value heads, heads per group * T, T] and no tensor but the scores has two dynamic sizes.
+
+    A forward of whole sequences keeps its keys and values. One of tails goes on from them: the queries of all
+    copies of a row stand below each other, too, and meet the row's keys once, then the copies' own.
 
     Args:
         model: a decoder of transformers.
@@ -115,23 +118,42 @@ class GroupedAttention:
         text = model.config.get_text_config()
         self.heads = text.num_attention_heads
         self.groups = getattr(text, "num_key_value_heads", None) or self.heads
-        self.causal = self.padding = torch.empty(0)
         for name in ("sliding_window", "attention_chunk_size"):
             window = getattr(text, name, None)
             if window is not None and window < max_length:
                 raise ValueError(f"max_length must be at most the model's {name}, {window}, got {max_length}")
-        self.applies = getattr(text, "attn_logit_softcapping", None) is None and not getattr(
-            text, "alibi", False
-        )
+        self.applies = not getattr(text, "alibi", False)
+        self._seen = self._before = torch.empty(0)
+        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tail = False
 
-    def masks(self, seen: torch.Tensor) -> torch.Tensor:
-        """Set the masks of a forward from seen bool [rows, T]; what to give the decoder as its mask, 4-D."""
-        rows, length = seen.shape
-        later = torch.ones(length, length, dtype=torch.bool).triu(1)
-        self.causal = torch.where(later, BLOCKED, 0.0).repeat(self.heads // self.groups, 1)[None]
-        padding = torch.where(seen, 0.0, BLOCKED)[:, None, :]
-        self.padding = padding.repeat(1, self.groups, 1).reshape(rows * self.groups, 1, length)
-        return self.padding[:, None]
+    def start(self, seen: torch.Tensor) -> torch.Tensor:
+        """Prepare a forward of whole sequences.
+
+        Args:
+            seen: which of their tokens are no padding, bool [B, T]. The rows may be copied on the way, group
+                after group.
+
+        Returns:
+            What to give the decoder as its mask, 4-D.
+        """
+        self._seen, self._tail = seen, False
+        self._masks, self._kept = {}, {}
+        return torch.where(seen, 0.0, BLOCKED)[:, None, None, :]
+
+    def go_on(self, seen: torch.Tensor) -> torch.Tensor:
+        """Prepare the forward of n further tokens behind those that the last :meth:`start` was for.
+
+        Args:
+            seen: of the further tokens, bool [B, n], n a constant.
+
+        Returns:
+            What to give the decoder as its mask, 4-D.
+        """
+        self._before, self._seen, self._tail = self._seen, seen, True
+        self._masks = {}
+        return torch.where(seen, 0.0, BLOCKED)[:, None, None, :]
 
     def __call__(
         self,
@@ -141,19 +163,69 @@ class GroupedAttention:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
+        softcap: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """query [rows, heads, T, D], key and value [rows, groups, T, D] -> [rows, T, heads, D]."""
         rows, heads, length, width = query.shape
-        shared = rows * self.groups
-        scale = width**-0.5 if scaling is None else scaling
-        q = (query * scale).contiguous().view(shared, heads // self.groups * length, width)
-        k = key.contiguous().view(shared, length, width)
-        v = value.contiguous().view(shared, length, width)
-        scores = torch.bmm(q, k.transpose(1, 2)) + self.causal + self.padding
+        copies, repeats = rows // self._seen.shape[0], heads // self.groups
+        query = query * (width**-0.5 if scaling is None else scaling)
+        if self._tail:
+            # [copies, B, groups, ...] -> [B * groups, copies, ...]
+            q, k, v = (
+                x.contiguous()
+                .view(copies, -1, self.groups, x.shape[1] // self.groups, length, width)
+                .permute(1, 2, 0, 3, 4, 5)
+                .reshape(-1, copies * x.shape[1] // self.groups * length, width)
+                for x in (query, key, value)
+            )
+            before = self._kept[module]
+            k, v = torch.cat([before[0], k], dim=1), torch.cat([before[1], v], dim=1)
+        else:
+            shared = rows * self.groups
+            q = query.contiguous().view(shared, repeats * length, width)
+            k, v = (x.contiguous().view(shared, length, width) for x in (key, value))
+            self._kept[module] = k, v
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        for mask in self._masks_of(copies):
+            scores = scores + mask
         mixed = torch.bmm(F.softmax(scores, dim=-1), v)
-        mixed = mixed.unflatten(1, (heads // self.groups, length))
+        if self._tail:
+            mixed = mixed.view(-1, self.groups, copies, repeats, length, width).permute(2, 0, 4, 1, 3, 5)
+            return mixed.reshape(rows, length, heads, width), None
+        mixed = mixed.unflatten(1, (repeats, length))
         return mixed.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
+
+    def _masks_of(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added to the scores of so many copies of the rows: for the order of tokens, for padding."""
+        if copies not in self._masks:
+            self._masks[copies] = self._tail_masks(copies) if self._tail else self._whole_masks(copies)
+        return self._masks[copies]
+
+    def _whole_masks(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[1, heads per group * T, T] and [copies * B * groups, 1, T]."""
+        rows, length = self._seen.shape
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        causal = torch.where(later, BLOCKED, 0.0).repeat(self.heads // self.groups, 1)[None]
+        return causal, self._over_heads(self._seen).repeat(copies, 1, 1)
+
+    def _tail_masks(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[1, copies * heads per group * n, P + copies * n] and [B * groups, 1, P + copies * n]."""
+        length, repeats = self._seen.shape[1], self.heads // self.groups
+        later = torch.ones(length, length, dtype=torch.bool).triu(1).repeat(repeats, 1)
+        own = torch.block_diag(*[torch.where(later, 0.0, 1.0)] * copies)
+        among = torch.where(own == 0, BLOCKED, 0.0)
+        open_ = torch.zeros(len(among), self._before.shape[1])
+        seen = torch.cat([self._before, self._seen.repeat(1, copies)], dim=1)
+        return torch.cat([open_, among], dim=1)[None], self._over_heads(seen)
+
+    def _over_heads(self, seen: torch.Tensor) -> torch.Tensor:
+        """bool [rows, T] -> [rows * groups, 1, T], 0 or `BLOCKED`."""
+        rows, length = seen.shape
+        padding = torch.where(seen, 0.0, BLOCKED)[:, None, :]
+        return padding.repeat(1, self.groups, 1).reshape(rows * self.groups, 1, length)
 
     @contextmanager
     def installed(self, model: PreTrainedModel) -> Iterator[None]:

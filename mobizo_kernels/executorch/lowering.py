@@ -14,7 +14,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch.export import Dim, ExportedProgram
 
 from mobizo_kernels._files import written_whole
-from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
+from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
     Evaluate,
     GetAdapter,
@@ -40,7 +40,7 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     numbers = tuple(torch.ones(1) for given in (rule.takes_rate, rule.weight_decay) if given)
     # An example at a bound would be taken for a fixed length.
     example = length - 1 if description["dynamic_length"] else length
-    time = {1: Dim("length", min=MIN_LENGTH, max=length)} if description["dynamic_length"] else None
+    time = _length_of(description) if description["dynamic_length"] else None
 
     def tokens(rows: int) -> tuple[torch.Tensor, ...]:
         ids = torch.ones(rows, example, dtype=torch.int64)
@@ -67,13 +67,21 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     return programs
 
 
+def _length_of(description: Mapping[str, Any]) -> dict[int, Any]:
+    """The dynamic size of inputs [rows, T]: T itself, or T - n, for of T torch.export does not see T > n."""
+    shortest, longest, tail = (description[key] for key in ("min_length", "max_length", "tail_length"))
+    if tail is None:
+        return {1: Dim("length", min=shortest, max=longest)}
+    return {1: Dim("prefix", min=shortest - tail, max=longest - tail) + tail}
+
+
 def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> EdgeProgramManager:
     """The methods with delegates where they hold the decoder: elsewhere one would take B for a constant."""
     _log.info("lowering")
     delegated = {"train_step", "evaluate"}
     return to_edge_transform_and_lower(
         programs,
-        transform_passes=[InferViewSizes()],
+        transform_passes=[SeparateConstants(), InferViewSizes()],
         partitioner={name: [LevelPartitioner()] if name in delegated else [] for name in programs},
         constant_methods=constant_methods,
     )

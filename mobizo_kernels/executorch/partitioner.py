@@ -1,7 +1,8 @@
-"""Partitioning for XNNPACK in time linear in the graph, and a pass that lets views be partitioned."""
+"""Partitioning for XNNPACK in time linear in the graph, and passes that let more of it be partitioned."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from graphlib import TopologicalSorter
 
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
@@ -9,8 +10,14 @@ from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConf
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.utils.quant_utils import is_dequant
 from executorch.exir.dialects._ops import ops as exir_ops
-from executorch.exir.pass_base import ExportPass, PassResult
+from executorch.exir.pass_base import (
+    ExportedProgramPassBase,
+    ExportedProgramPassResult,
+    ExportPass,
+    PassResult,
+)
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.partitioner import Partition
 
@@ -38,6 +45,34 @@ class InferViewSizes(ExportPass):
         graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
         return PassResult(graph_module, True)
+
+
+class SeparateConstants(ExportedProgramPassBase):
+    """Give a constant with several users of which each packs it to each under a name of its own.
+
+    So the users may be in different delegates. No data is copied: all names are for the same tensor, which a
+    program holds once, and packed once where its delegates share packed weights.
+    """
+
+    def call(self, exported_program: ExportedProgram) -> ExportedProgramPassResult:
+        """The program, changed in place."""
+        graph, signature = exported_program.graph, exported_program.graph_signature
+        constants = set(_constants(exported_program))
+        specs, count = [], len(signature.input_specs)
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(placeholders, signature.input_specs, strict=True):
+            users = list(node.users)
+            if node in constants and all(_packs(user) for user in users):
+                for number, user in enumerate(users[1:]):
+                    with graph.inserting_before(node):
+                        other = graph.placeholder(f"{node.name}_for_user_{number + 1}")
+                    other.meta = dict(node.meta)
+                    user.replace_input_with(node, other)
+                    specs.append(replace(spec, arg=TensorArgument(other.name)))
+            specs.append(spec)
+        signature.input_specs = specs
+        exported_program.graph_module.recompile()
+        return ExportedProgramPassResult(exported_program, len(specs) > count)
 
 
 class LevelPartitioner(XnnpackPartitioner):

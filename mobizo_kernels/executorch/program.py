@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels import ops
 from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
-from mobizo_kernels.lora import MPLoRALinear, adapter_layers
+from mobizo_kernels.executorch.widening import Widening
+from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.zo import UpdateRule
 from mobizo_kernels.zo.loss import IGNORED, after_head
 
@@ -29,6 +30,7 @@ class TracedDirections:
         self.distribution = distribution
         self.seeds = torch.zeros(1, dtype=torch.int64)
         self.coeffs = torch.zeros(1)
+        self.acting = True  # else the adapters are passed by
 
     def use(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
         """seeds int64 [G] and coeffs float32 [G] of the forward that follows."""
@@ -56,6 +58,8 @@ class TracedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         d = self.directions
+        if not d.acting:
+            return self.base_layer(x)
         return ops.mp_lora(
             self.base_layer(x), x, self.lora_a, self.lora_b, d.seeds, d.coeffs, self.scaling, self.stream,
             d.distribution,
@@ -107,6 +111,8 @@ class TrainingGraph(nn.Module):
         rule: of the updates.
         candidate_tokens: restrict the softmax to these; None for the whole vocabulary.
         attention: that of the decoder while a method is traced.
+        tail_length: n, the last tokens of a row, where the adapters act (Activated LoRA, arXiv 2504.12397):
+            the keys and values of those before are computed once for all groups. None for whole rows.
     """
 
     candidates: torch.Tensor
@@ -120,12 +126,19 @@ class TrainingGraph(nn.Module):
         rule: UpdateRule,
         candidate_tokens: Sequence[int] | None,
         attention: GroupedAttention,
+        tail_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.groups, self.rule, self.attention = groups, rule, attention
+        self.groups, self.rule = groups, rule
+        self.attention, self.tail_length = attention, tail_length
         self.directions = TracedDirections(distribution)
-        for name, layer in adapter_layers(model).items():
+        if is_wrapped(model):
+            for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
+                hook.remove()
+        layers = adapter_layers(model)
+        for name, layer in layers.items():
             model.set_submodule(name, TracedLinear(layer, self.directions, rule))
+        self.widening = Widening(model, list(layers))
         self.model = model
         self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
         head = model.get_output_embeddings()
@@ -157,24 +170,31 @@ class TrainingGraph(nn.Module):
         groups: int,
     ) -> torch.Tensor:
         """Last hidden states at positions [B, K] of every group's copy of the rows, [G * B, K, H]."""
-        tokens = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        states = self.model.base_model(
-            input_ids=input_ids.repeat(groups, 1),
-            attention_mask=self._mask(attention_mask != 0, groups),
-            position_ids=tokens.repeat(groups, 1),
-            use_cache=False,
-        ).last_hidden_state
+        tokens, seen = (attention_mask.cumsum(dim=1) - 1).clamp(min=0), attention_mask != 0
+        if self.tail_length is None:
+            mask = self.attention.start(seen) if self.attention.applies else _causal(seen)
+            states = self._decode(input_ids, tokens, mask, groups)
+        else:
+            before = input_ids.shape[1] - self.tail_length
+            self.directions.acting = False
+            mask = self.attention.start(seen[:, :before])
+            self._decode(input_ids[:, :before], tokens[:, :before], mask, 1)
+            self.directions.acting = True
+            mask = self.attention.go_on(seen[:, before:])
+            states = self._decode(input_ids[:, before:], tokens[:, before:], mask, groups)
+            positions = (positions - before).clamp(min=0)
         index = positions.repeat(groups, 1)[:, :, None].expand(-1, -1, states.shape[-1])
         return states.gather(1, index)
 
-    def _mask(self, seen: torch.Tensor, groups: int) -> torch.Tensor:
-        """What the decoder is to be given as its mask, from seen bool [B, T]."""
-        if self.attention.applies:
-            return self.attention.masks(seen.repeat(groups, 1))
-        length = seen.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        visible = causal[None, None] & seen[:, None, None, :]
-        return torch.where(visible, 0.0, BLOCKED).repeat(groups, 1, 1, 1)
+    def _decode(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, groups: int
+    ) -> torch.Tensor:
+        """The decoder over int64 [B, T] tokens at their int64 [B, T] positions -> [G * B, T, H]."""
+        self.widening.start(len(input_ids), groups)
+        states = self.model.base_model(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return self.widening(states)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, K, H] -> logits [n, K, C] over the candidates, or over the vocabulary."""
@@ -298,6 +318,13 @@ class SetAdapter(Method):
                 state.zero_()
             total = total + value.sum()
         return total
+
+
+def _causal(seen: torch.Tensor) -> torch.Tensor:
+    """The mask of a decoder with attention of its own, [B, 1, T, T], from seen bool [B, T]."""
+    length = seen.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.where(earlier[None, None] & seen[:, None, None, :], 0.0, BLOCKED)
 
 
 def _rows_of(head: Any, tokens: torch.Tensor) -> nn.Linear:

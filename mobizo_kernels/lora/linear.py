@@ -137,7 +137,8 @@ class MPLoRALinear(nn.Module):
         if active is False:
             return out
         if isinstance(active, torch.Tensor):
-            x = x * active.unsqueeze(-1).to(x.dtype)  # the adapter of a zero is zero
+            # The adapter of a zero is zero. Some decoders flatten rows and tokens into one size.
+            x = x * active.to(x.dtype).reshape(*x.shape[:-1], 1)
         return ops.mp_lora_(  # in place: the base layer's output is fresh, nobody else holds it
             out,
             x,

@@ -1,0 +1,89 @@
+"""The check before anything is lowered: a program's graph has the losses of the model that it was made of."""
+
+from __future__ import annotations
+
+import torch
+
+from mobizo_kernels.data import EncodedExample, collate
+from mobizo_kernels.executorch.program import TrainStep
+from mobizo_kernels.lora import adapter_of, invocation_starts
+from mobizo_kernels.zo import LabelledLoss
+
+_LENGTH = 12  # most tokens of a row
+
+
+class Agreement:
+    """Random rows, and what the model itself makes of them in eager mode.
+
+    Args:
+        loss: of the wrapped model; its losses are computed at once.
+        rows: B.
+        groups: G.
+        distribution: of the directions.
+        max_length: most tokens of a row.
+        tail_length: n of the program, None without invocation tokens.
+    """
+
+    def __init__(
+        self,
+        loss: LabelledLoss,
+        *,
+        rows: int,
+        groups: int,
+        distribution: str,
+        max_length: int,
+        tail_length: int | None,
+    ) -> None:
+        adapter = adapter_of(loss.model)
+        self._groups, self._tail_length = groups, tail_length
+        self._invocation = adapter.config.alora_invocation_tokens
+        self._rows = self._random_rows(rows, min(max_length, _LENGTH), loss)
+        with adapter.directions.use(*self._directions(), distribution):
+            batch = collate([EncodedExample(row, -1, 1) for row in self._rows], 0)
+            self._expected = loss(batch, groups)
+
+    def check(self, step: TrainStep, tolerance: float) -> None:
+        """Raise ValueError unless the losses of a graph are those of the model, up to `tolerance`."""
+        refusal = f"{type(step.program.model).__name__} cannot be exported"
+        try:
+            got = step(*self._arguments(), *self._directions())
+        except Exception as error:  # whatever a decoder of another build makes of the forms
+            raise ValueError(f"{refusal}: {error}") from error
+        if not torch.allclose(got, self._expected, rtol=tolerance, atol=tolerance):
+            off = (got - self._expected).abs().max().item()
+            raise ValueError(f"{refusal}: its losses are off by {off:.1e}")
+
+    def _directions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(self._groups), torch.linspace(-0.02, 0.02, self._groups)
+
+    def _random_rows(self, rows: int, length: int, loss: LabelledLoss) -> list[list[int]]:
+        """Rows of different lengths, the last token to be predicted; tails of different lengths, too."""
+        rng = torch.Generator().manual_seed(0)
+        vocabulary = loss.model.config.get_text_config().vocab_size
+        made = []
+        for row in range(rows):
+            tokens = torch.randint(vocabulary, (length - row % 2 * length // 3 + 1,), generator=rng)
+            if self._invocation is not None and self._tail_length is not None:
+                more = row % (self._tail_length - len(self._invocation) + 1)
+                before = tokens[: max(0, len(tokens) - 1 - self._tail_length)].tolist()
+                after = tokens[: more + 1].tolist()
+                tokens = torch.tensor(before + self._invocation + after)
+            if loss.candidates is not None:
+                tokens[-1] = loss.candidates[row % len(loss.candidates)]
+            made.append(tokens.tolist())
+        return made
+
+    def _arguments(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The rows as `train_step` takes them."""
+        inputs, tail = [torch.tensor(row[:-1]) for row in self._rows], self._tail_length or 0
+        before = [len(row) for row in inputs]
+        if self._invocation is not None:
+            before = [int(invocation_starts(row[None], self._invocation)) for row in inputs]
+        width = max(before) + tail
+        ids = torch.zeros(len(inputs), width, dtype=torch.int64)
+        mask, positions = torch.zeros_like(ids), torch.zeros(len(inputs), 1, dtype=torch.int64)
+        for row, (tokens, start) in enumerate(zip(inputs, before, strict=True)):
+            first = width - tail - start
+            ids[row, first : first + len(tokens)], mask[row, first : first + len(tokens)] = tokens, 1
+            positions[row] = first + len(tokens) - 1
+        return ids, mask, positions, torch.tensor([row[-1:] for row in self._rows])
