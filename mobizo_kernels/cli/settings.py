@@ -94,11 +94,11 @@ class StepSettings:
     """What a step is made of: the adapter that is tuned, and the copies of the batch that are tried."""
 
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
-    batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
+    batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 8
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
     )
-    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
+    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "rademacher"
     optimizer: Annotated[
         Literal["sgd", "adam", "sign"],
         _tune(help="What an estimate makes of LoRA-B; each wants its own --lr."),
@@ -110,7 +110,7 @@ class StepSettings:
     weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
     rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
-    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
+    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "all-linear"
     tail: Annotated[
         int,
         _tune(
@@ -188,7 +188,7 @@ class TokenizeSettings(PromptSettings):
 
     out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
     steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 240
-    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 4
+    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 8
     seed: Annotated[int, _run(help="Of the batches.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
 
