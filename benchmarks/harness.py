@@ -95,10 +95,10 @@ class Report:
         self._widths: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         settings = {key: value for key, value in vars(options).items() if key != "json"}
-        machine = _machine()
-        self._head = {"benchmark": name, "settings": settings, "machine": machine}
+        facts = machine()
+        self._head = {"benchmark": name, "settings": settings, "machine": facts}
         print(f"bench_{name}:", _listed(settings))
-        print(_listed({key: machine[key] for key in ("date", "cpu", "cores", "kernels", "torch")}))
+        print(_listed({key: facts[key] for key in ("date", "cpu", "cores", "kernels", "torch")}))
 
     def add(
         self, case: Mapping[str, object], timings: Mapping[str, Timing], results: Mapping[str, str | float]
@@ -157,7 +157,7 @@ def _listed(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = {"date": date, "cores": os.cpu_count(), **environment()}
     del facts["threads"]  # every benchmark sets its own

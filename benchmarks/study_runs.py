@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
@@ -22,7 +21,7 @@ from mobizo_kernels.cli.targets import layer_range, linear_names
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, load_model, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import LabelledLoss, ZerothOrder
+from mobizo_kernels.zo import ZOSGD, LabelledLoss, ZerothOrder, tuned_parameters
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Recipe:
     Attributes:
         task: a name in `mobizo_kernels.data.TASKS`.
         seed: of A, the directions and the batches.
-        method: "zo", or "first-order" for back-propagation through B with AdamW.
+        method: "zo"; "mezo" for sequential MeZO over LoRA-FA (q = 1, two forwards of the batch);
+            "first-order" for back-propagation to B with AdamW.
         tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
         kept: keep what the base model makes of a row for the next epoch.
         train_rows: of the training split; 0 for all.
@@ -46,7 +46,7 @@ class Recipe:
     tail: int = 2
     kept: bool = False
     train_rows: int = 0
-    targets: str = "v_proj"
+    targets: str = "all-linear"
     layers: str = "top-67%"
     rank: int = 8
     queries: int = 8
@@ -54,6 +54,7 @@ class Recipe:
     estimator: str = "two_sided"
     distribution: str = "rademacher"
     normalize: bool = True
+    optimizer: str = "sgd"
     momentum: float = 0.0
     lr: float = 0.1
     decay: bool = True
@@ -106,9 +107,7 @@ def wrapped_model(recipe: Recipe, data: Material, dtype: str) -> Any:
     return wrap(model, config, seed=recipe.seed)
 
 
-def run(
-    recipe: Recipe, change_model: Callable[[Any, Recipe, Material], None] | None = None
-) -> dict[str, Any]:
+def run(recipe: Recipe) -> dict[str, Any]:
     """Tune and score.
 
     Returns:
@@ -117,12 +116,9 @@ def run(
     """
     data = material(recipe.task)
     model = wrapped_model(recipe, data, recipe.dtype)
-    if change_model is not None:
-        change_model(model, recipe, data)
     layers = adapter_layers(model)
     evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
-    make_step = _first_order if recipe.method == "first-order" else _zeroth_order
-    take_step = make_step(recipe, model, data)
+    take_step = _STEPS[recipe.method](recipe, model, data)
     rows = data.train[: recipe.train_rows] if recipe.train_rows else data.train
     batches = training_batches(rows, recipe.batch_size, recipe.seed)
 
@@ -180,6 +176,7 @@ def _zeroth_order(
         estimator=recipe.estimator,
         distribution=recipe.distribution,
         normalize=recipe.normalize,
+        optimizer=recipe.optimizer,
         momentum=recipe.momentum,
         candidate_tokens=data.candidates,
     )
@@ -241,3 +238,25 @@ def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
     ).logits[:, -1, words]
     return F.cross_entropy(logits.float(), targets)
+
+
+def _mezo(recipe: Recipe, model: Any, data: Material) -> Callable[[dict[str, torch.Tensor], float], int]:
+    """MeZO (arXiv 2305.17333, Algorithm 1) over LoRA-B, with this package's noise: q = 1, one sign at a time."""
+    loss = LabelledLoss(model, candidate_tokens=data.candidates)
+    optimizer = ZOSGD(tuned_parameters(model), recipe.lr, distribution=recipe.distribution)
+    seeds = itertools.count(recipe.seed << 32)
+
+    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
+        optimizer.param_groups[0]["lr"] = recipe.lr * factor
+        seed, eps = torch.tensor([next(seeds)]), torch.tensor([recipe.eps])
+        optimizer.perturb(seed, eps)
+        plus = loss(batch)
+        optimizer.perturb(seed, -2 * eps)
+        minus = loss(batch)
+        optimizer.step(seed, (plus - minus) / (2 * eps), -eps)
+        return 2 * batch["input_ids"][:, :-1].numel()
+
+    return take_step
+
+
+_STEPS = {"zo": _zeroth_order, "mezo": _mezo, "first-order": _first_order}

@@ -1,0 +1,155 @@
+"""What makes learning by forward passes fast: one run for each recipe, kept in a file that a later call adds to.
+
+Every run tunes SmolLM2-135M within a budget of processor time of one thread and is scored on rows that decided
+nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part methods` compares
+methods over tasks and seeds. A run that is in the file already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.harness import machine
+from benchmarks.study_runs import Recipe, run
+
+TASKS = ("rotten-tomatoes", "boolq", "reuters-r8")
+OURS = Recipe()
+# Published: rank 16, all linears, eps 1e-2, effective batch of 16, constant rate up to 1e-3 (MobiZO, arXiv 2409.15520).
+PUBLISHED = Recipe(
+    tail=0, layers="top-100%", rank=16, queries=1, batch_size=16, distribution="gaussian", normalize=False,
+    decay=False, lr=1e-3,
+)  # fmt: skip
+METHODS = {
+    "ours": OURS,
+    "ours, states kept": replace(OURS, kept=True, train_rows=512),
+    "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),
+    "P-RGE, q=4 B=4": replace(PUBLISHED, queries=4, batch_size=4),
+    "first-order LoRA-FA": replace(PUBLISHED, method="first-order", decay=True, lr=2e-3),
+    "first-order, tail": replace(OURS, method="first-order", batch_size=16, lr=2e-3),
+}
+FACTORS: dict[str, list[dict[str, Any]]] = {
+    "sharing": [
+        {"tail": 0, "batch_size": 4}, {"tail": 1}, {"tail": 4}, {"kept": True, "train_rows": 512},
+    ],
+    "noise": [{"distribution": "gaussian"}],
+    "estimator": [{"estimator": "one_sided", "queries": 15}],
+    "normalisation": [{"normalize": False, "lr": 3e-2}, {"normalize": False, "lr": 1e-1}],
+    "optimizer": [
+        {"momentum": 0.9, "lr": 0.01}, {"momentum": 0.9, "lr": 0.03}, {"optimizer": "adam", "lr": 4e-3},
+        {"optimizer": "adam", "lr": 1e-2}, {"optimizer": "sign", "lr": 1e-3}, {"optimizer": "sign", "lr": 4e-3},
+    ],
+    "q and B": [
+        {"queries": 2, "batch_size": 32}, {"queries": 4, "batch_size": 16}, {"queries": 16, "batch_size": 4},
+    ],
+    "targets": [
+        {"targets": "v_proj"}, {"targets": "q_proj,v_proj"}, {"targets": "q_proj,o_proj"},
+        {"targets": "gate_proj,up_proj,down_proj"},
+    ],
+    "rank": [{"rank": 2}, {"rank": 4}, {"rank": 16}],
+    "layers": [{"layers": "top-33%"}, {"layers": "top-100%"}],
+    "eps": [{"eps": 3e-3}, {"eps": 3e-2}],
+    "learning rate": [{"lr": 0.05}, {"lr": 0.2}],
+}  # fmt: skip
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
+    """The runs that are asked for, with what each is called."""
+    common = {"seconds": 2.0 if options.quick else options.seconds}
+    if options.part == "factors":
+        for seed in range(options.seeds):
+            yield "defaults", replace(OURS, seed=seed, **common)
+            for factor, changes in FACTORS.items():
+                for change in changes:
+                    yield factor, replace(OURS, **change, seed=seed, **common)
+        return
+    names = options.methods or METHODS
+    for seed in range(options.seeds):
+        for task in options.tasks:
+            for name in names:
+                yield name, replace(METHODS[name], task=task, seed=seed, **common)
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    made = read(options.out)
+    for name, recipe in cells(options):
+        key = asdict(recipe)
+        if any(line["recipe"] == key and line["name"] == name for line in made):
+            continue
+        line = {"name": name, "part": options.part, "recipe": key, "machine": machine(), **run(recipe)}
+        made.append(line)
+        with options.out.open("a") as file:  # at once: a study that is stopped goes on from here
+            file.write(json.dumps(line) + "\n")
+        print(_row(line), flush=True)
+    summarize(made)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs in a file of this study, none if it is not there; a line that was cut off does not count."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def changes(recipe: dict[str, Any]) -> str:
+    """How a recipe differs from the defaults."""
+    skipped = {"seed", "task", "seconds"}
+    defaults = asdict(OURS)
+    return ", ".join(
+        f"{name}={value}" for name, value in recipe.items() if name not in skipped and value != defaults[name]
+    )
+
+
+def summarize(lines: list[dict[str, Any]]) -> None:
+    """One line for each recipe and task: medians over the seeds."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        key = (line["recipe"]["task"], line["name"], changes(line["recipe"]))
+        groups.setdefault(key, []).append(line)
+    print("\n| task | | changed | seeds | steps | ktok | accuracy | AUC |\n|---|---|---|---|---|---|---|---|")
+    for (task, name, changed), runs in groups.items():
+        middle = [median(line["best"][figure] for line in runs) for figure in ("accuracy", "auc")]
+        steps, tokens = (median(line[figure] for line in runs) for figure in ("steps", "tokens"))
+        print(
+            f"| {task} | {name} | {changed} | {len(runs)} | {steps:.0f} | {tokens / 1e3:.0f} "
+            f"| {middle[0]:.1%} | {middle[1]:.3f} |"
+        )
+
+
+def _row(line: dict[str, Any]) -> str:
+    best = line["best"]
+    return (
+        f"{line['recipe']['task']:16} {line['name']:20} seed {line['recipe']['seed']} {line['steps']:5} steps "
+        f"accuracy {best['accuracy']:.1%} AUC {best['auc']:.3f}  {changes(line['recipe'])}"
+    )
+
+
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--part", choices=("factors", "methods"), default="factors")
+    options.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="runs are added to it")
+    options.add_argument("--seconds", type=float, default=60.0, help="budget of a run")
+    options.add_argument("--seeds", type=int, default=1, help="runs of each recipe")
+    options.add_argument("--tasks", nargs="+", default=list(TASKS))
+    options.add_argument("--methods", nargs="+", choices=METHODS, help="of part methods; all by default")
+    options.add_argument("--quick", action="store_true", help="two seconds a run: a smoke test")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    main()
