@@ -261,7 +261,7 @@ class ZerothOrder:
         unsteady = self.steadiness.observe(_float32(loss), not skipped)
         if unsteady and not self._warned:
             _log.warning(
-                "the loss runs away at step %d: its mean is %.4g and was %.4g, %d steps in a row were skipped",
+                "the loss runs away at step %d: its mean is %.4g and was %.4g; %d steps in a row skipped",
                 self.steps, self.steadiness.mean, self.steadiness.lowest, self.steadiness.skipped,
             )  # fmt: skip
         self._warned |= unsteady
