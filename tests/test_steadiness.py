@@ -48,6 +48,13 @@ def test_a_smooth_curve_near_zero_is_steady() -> None:
     assert unsteady_at([0.5] * WINDOW + [0.5 + 1e-6 * step for step in range(100)]) is None
 
 
+def test_validations() -> None:
+    steadiness = Steadiness()
+    assert [steadiness.validate(loss) for loss in (0.6, 0.5, 0.89, 0.91, 0.6, math.nan)] == [
+        False, False, False, True, False, True,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_steps_without_a_loss(value: float) -> None:
     steady = [0.5, 0.6] * 30

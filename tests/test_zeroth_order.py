@@ -238,6 +238,27 @@ def test_a_loss_that_is_not_finite_skips_the_update(full: bool, rng: torch.Gener
     torch.testing.assert_close(out.losses, twin.step(batch).losses, rtol=1e-4, atol=0)
 
 
+def test_a_slope_beyond_float32_skips_the_update(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = wrapped(rng), tiny.batch(rng)
+    zo, before = ZerothOrder(model, queries=2, optimizer="adam"), snapshot(model)
+    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.tensor([3e38, 1.0, 0.0, 1.0]))
+    assert zo.step(batch).skipped
+    assert_unchanged(model, before)
+
+
+def test_a_loss_that_runs_away_is_said_once(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    zo, batch = ZerothOrder(wrapped(rng), queries=2, lr=0.0), tiny.batch(rng)
+    losses = itertools.chain(itertools.repeat(0.5, 30), itertools.repeat(4.0))
+    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.full((4,), next(losses)))
+    unsteady = [zo.step(batch).unsteady for _ in range(40)]
+    assert not any(unsteady[:30]) and all(unsteady[32:])
+    assert len(caplog.messages) == 1 and "the loss runs away at step 3" in caplog.messages[0]
+
+
 def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, **options: Any) -> list[float]:
     zo = ZerothOrder(model, **options)
     return [zo.step(batch).loss for _ in range(steps)]

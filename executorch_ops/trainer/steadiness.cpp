@@ -23,7 +23,7 @@ bool Steadiness::observe(float loss, bool applied) {
 
 bool Steadiness::validate(double loss) {
   if (!first_validation_) first_validation_ = loss;
-  return !(loss <= 2 * *first_validation_);
+  return !(loss <= kRise * *first_validation_);
 }
 
 }  // namespace mobizo::trainer

@@ -96,10 +96,11 @@ class GraphedSteps:
                 step.replay = self._captured(step)
             step.replay()
         groups = self._estimator.groups
-        losses, projected_grads = step.result.cpu().split([groups, len(seeds)])
-        if losses.isfinite().all():
+        result = step.result.cpu()
+        if result.isfinite().all():
             for group in self._optimizer.param_groups:
                 self._optimizer.count(group)
+        losses, projected_grads = result.split([groups, len(seeds)])
         return losses, projected_grads
 
     def _key(self, labelled: LabelledBatch) -> Hashable:
@@ -136,7 +137,7 @@ class GraphedSteps:
         ):
             losses = self._loss.of_labelled(step.batch, estimator.groups)
         projected_grads = estimator.slopes(losses.double()).float()
-        finite = losses.isfinite().all()
+        finite = losses.isfinite().all() & projected_grads.isfinite().all()
         slopes = projected_grads.double().masked_fill(~finite, 0.0)
         for i, group in enumerate(self._optimizer.param_groups):
             # State moves without a slope, too: it is put back if a loss was not finite.

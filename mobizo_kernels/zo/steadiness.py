@@ -12,6 +12,10 @@ DEVIATIONS = 3.0
 """How far above its lowest value, in standard deviations of a single loss, the mean may rise."""
 
 
+RISE = 1.5
+"""How much of the first validation's loss a later one may have."""
+
+
 @dataclass
 class Steadiness:
     """The mean of a run's recent losses, and how far it is above its lowest value.
@@ -20,8 +24,8 @@ class Steadiness:
     and more than `DEVIATIONS` standard deviations of a single loss above the lowest it has been, or when
     `WINDOW` steps in a row were skipped. The standard deviation is the largest that was seen at a lowest
     mean, so neither other batches nor a single loss far off is taken for a loss that runs away. It is also
-    unsteady when the loss on rows that stay the same, those of validations, is twice what it first was: that
-    shows what a run that began with too long a step hides.
+    unsteady when the loss on rows that stay the same, those of validations, is half again what it first was:
+    that shows what a run that began with too long a step hides.
 
     The same losses give the same answers, so a run that is resumed from its journal ends where it would have.
 
@@ -58,7 +62,7 @@ class Steadiness:
         """Take the loss of a validation, first that of the untuned model; whether the run is unsteady now."""
         if self.first_validation is None:
             self.first_validation = loss
-        return not loss <= 2 * self.first_validation
+        return not loss <= RISE * self.first_validation
 
     def _take(self, loss: float) -> None:
         self.steps += 1

@@ -40,7 +40,7 @@ class StepOutput:
         loss: of the model before the update, over the labelled tokens.
         losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
         projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
-        skipped: a loss was not finite, so nothing was updated.
+        skipped: a loss, or a difference of two, was not finite, so nothing was updated.
         unsteady: the loss has run away, see :class:`Steadiness`: stop, and go back to an earlier adapter.
     """
 
@@ -263,14 +263,17 @@ class ZerothOrder:
             losses, projected_grads = self._graphed(batch, seeds)
             # torch's schedulers look for this sign of Optimizer.step, which no graph calls.
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        skipped = not bool(losses.isfinite().all())
+        skipped = not _all_finite(losses, projected_grads)
         if skipped:
             projected_grads = torch.full((len(seeds),), float("nan"))
             self.skipped_steps += 1
         loss = self.estimator.loss(losses)
         unsteady = self.steadiness.observe(_float32(loss), not skipped)
         if unsteady and not self._warned:
-            _log.warning("the loss runs away at step %d: %s", self.steps, self.steadiness)
+            _log.warning(
+                "the loss runs away at step %d: its mean is %.4g and was %.4g; %d steps in a row skipped",
+                self.steps, self.steadiness.mean, self.steadiness.lowest, self.steadiness.skipped,
+            )  # fmt: skip
         self._warned |= unsteady
         output = StepOutput(self.steps, loss, losses, projected_grads, skipped, unsteady)
         self.steps += 1
@@ -311,7 +314,7 @@ class ZerothOrder:
             losses, standing = self._sequential_losses(batch, seeds)
         projected_grads = self.estimator.projected_gradients(losses)
         loss = self.estimator.loss(losses)
-        if losses.isfinite().all():
+        if _all_finite(losses, projected_grads):
             self._record(self.optimizer.record(projected_grads, loss))
             self.optimizer.step(seeds, projected_grads, standing)
         else:
@@ -386,6 +389,10 @@ def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     if not parameters:
         raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
     return parameters
+
+
+def _all_finite(*tensors: torch.Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _float32(value: float) -> float:

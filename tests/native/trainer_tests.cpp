@@ -121,6 +121,10 @@ void steadiness_cases(Report& report) {
   for (int step = 0; step < 60; ++step) rising.push_back(3);
   // The mean rises by a twentieth of the way at each step; three deviations of 0.2 above 0.6 is a quarter of the way.
   check_equal(report, "losses that run away", text(unsteady_at(rising)), "65");
+  Steadiness validated;
+  std::string unsteady;
+  for (const double loss : {0.6, 0.5, 0.89, 0.91, 0.6, std::nan("")}) unsteady += validated.validate(loss) ? "1" : "0";
+  check_equal(report, "validations", unsteady, "000101");
   check_equal(report, "no losses", text(unsteady_at(std::vector<float>(40, NAN))), "19");
 }
 
