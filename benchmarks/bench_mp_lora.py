@@ -94,10 +94,16 @@ class Layer:
 
 
 def make_layer(
-    stream: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype, distribution: str
+    stream: int,
+    rows: int,
+    in_features: int,
+    out_features: int,
+    rank: int,
+    groups: int,
+    dtype: torch.dtype,
+    distribution: str = "gaussian",
 ) -> Layer:
     """Random operands; the peer's stack holds the directions of our seeds."""
-    rows, in_features, out_features, rank, groups = shape
     lora_a = torch.randn(rank, in_features) / in_features**0.5
     lora_b = torch.randn(out_features, rank) / rank**0.5
     seeds = torch.arange(groups // 2).repeat(2)
@@ -171,7 +177,7 @@ def compare(
     distribution: str,
 ) -> None:
     """Add one row."""
-    layers = [make_layer(stream, shape, dtype, distribution) for stream in range(LAYERS)]
+    layers = [make_layer(stream, *shape, dtype, distribution) for stream in range(LAYERS)]
     for layer in layers:
         check(layer)
     timings = time_variants(variants(layers), rounds)

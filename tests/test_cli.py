@@ -94,7 +94,6 @@ def train(inputs: Path, out: Path, *options: str) -> int:
         (["--dtype=int8"], "Invalid value for '--dtype'"),
         (["--steps=0"], "Invalid value for '--steps'"),
         (["--program=model.pte"], "program: expected --engine executorch with it"),
-        (["--quantization=int8"], "quantization: expected --engine executorch with it"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

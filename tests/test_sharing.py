@@ -223,3 +223,14 @@ def test_a_damaged_file_is_made_again(rng: torch.Generator, tmp_path: Path) -> N
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:50])
     assert LabelledLoss(model, store=StateStore(0, tmp_path))(batch, 2).equal(expected)
+
+
+def test_the_comparison_leaves_no_trace(rng: torch.Generator) -> None:
+    model = wrapped("llama", rng, alora_invocation_tokens=INVOCATION)
+    batch, directions = rows_with_invocation(rng), adapter_of(model).directions
+    seeds, coeffs = torch.arange(4), torch.full((4,), 0.1)
+    loss = LabelledLoss(model)
+    with directions.use(seeds, coeffs, "rademacher"):
+        first = loss(batch, 4)  # compares, and then computes
+        assert loss(batch, 4).equal(first)
+    assert directions.distribution == "gaussian" and len(directions.seeds) == 1

@@ -131,7 +131,7 @@ def test_tables(task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_best_adapter_is_kept(task: dict[str, Any], tmp_path: Path) -> None:
     # At such a rate every step makes it worse, so the untuned adapter has to come back.
-    settings = TrainSettings(**task, **RECIPE, out=tmp_path, steps=4, lr=1e4, eval_rows=16)
+    settings = TrainSettings(**task, **RECIPE, tail=0, out=tmp_path, steps=4, lr=1e4, eval_rows=16)
     for stop, steps in ((False, 4), (True, 1)):
         summary = train(replace(settings, stop_unsteady=stop, overwrite=stop))
         assert (summary["best_step"], summary["steps"], summary["stopped"]) == (0, steps, stop)
@@ -173,7 +173,10 @@ def test_a_longer_run_does_not_end_worse(schedule: str, task: dict[str, Any], tm
     """At a rate that is too high for the long run: what is kept is the best, and the rest is not made."""
     kept, steps = [], []
     for planned in (20, 40, 80):
-        out, options = tmp_path / str(planned), {"lr": 3.0, "lr_schedule": schedule, "eval_every": 5}
+        out, options = (
+            tmp_path / str(planned),
+            {"lr": 3.0, "lr_schedule": schedule, "tail": 0, "eval_every": 5},
+        )
         settings = TrainSettings(**{**task, **RECIPE, **options}, out=out, steps=planned, eval_rows=8)
         summary = train(settings)
         validation = json.loads((out / "metrics.json").read_text())["validation"]

@@ -91,9 +91,8 @@ constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1)
 // made once for all of them. Task tile * units + k covers the rows of unit k in one tile; tasks of a tile that run after one
 // another share its part of B. Wide tiles read memory in long runs; narrow ones keep every thread busy. Neither the tiles nor
 // the units change a bit of the result.
-constexpr int64_t kColumnStep = 64;  // tiles start on whole vectors of every instruction set
-constexpr int64_t kTileFloats =
-    4096;  // of B in a tile at most: three such tiles and rows of x and out share the first-level cache
+constexpr int64_t kColumnStep = 64;    // tiles start on whole vectors of every instruction set
+constexpr int64_t kTileFloats = 4096;  // of B in a tile at most: B, noise and their sum share the first-level cache
 
 // groups / 2 if the second half of the groups repeats the seeds of the first, as in the two-sided estimator; else groups.
 inline int64_t mp_lora_units(const int64_t* seeds, int64_t groups) {

@@ -1,8 +1,9 @@
 // mp_lora: the batched +/- forward of Multi-Perturbed LoRA (MobiZO, arXiv 2409.15520), out = base + s * (x A^T)(B + c_g z_g)^T.
 //
-// Two sweeps. mp_lora_shrink makes u = x A^T [rows, rank] from dot products over the columns of x. mp_lora_expand takes one
-// group and a range of output columns at a time: it draws that part of the group's perturbed B once, transposed into a panel
-// that stays in cache, and multiplies all rows of the group by it. Neither B + c_g z_g nor z_g ever exists as a whole.
+// Two sweeps. mp_lora_shrink makes u = x A^T [rows, rank] from dot products over the columns of x. mp_lora_expand takes a tile
+// of output columns and one group after another: it transposes that part of B once, draws and transposes that part of z once
+// for all groups of a seed, adds the two into a panel that stays in cache, and multiplies all rows of the group by it. Neither
+// B + c_g z_g nor z_g ever exists as a whole.
 #include "../noise/visit.h"
 #include "entry.h"
 

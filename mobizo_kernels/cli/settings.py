@@ -58,6 +58,9 @@ class PromptSettings(QuestionSettings):
 
     text_column: Annotated[str, _task(help="Column of the text in FILE.")] = "text"
     label_column: Annotated[str, _task(help="Column of the label in FILE.")] = "label"
+    train_rows: Annotated[
+        int | None, _task(min=1, help="Most rows of the training split to use.", show_default="all")
+    ] = None
     eval_rows: Annotated[int, _task(min=1, help="Most rows of the test split to use.")] = 600
 
 
@@ -91,11 +94,11 @@ class StepSettings:
     """What a step is made of: the adapter that is tuned, and the copies of the batch that are tried."""
 
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
-    batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 4
+    batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 8
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
     )
-    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "gaussian"
+    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "rademacher"
     optimizer: Annotated[
         Literal["sgd", "adam", "sign"],
         _tune(help="What an estimate makes of LoRA-B; each wants its own --lr."),
@@ -107,7 +110,7 @@ class StepSettings:
     weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
     rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
-    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "v_proj"
+    targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "all-linear"
     tail: Annotated[
         int,
         _tune(
@@ -162,6 +165,14 @@ class TrainSettings(StepSettings, TaskSettings):
     ] = True
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+    state_memory: Annotated[
+        int,
+        _run(
+            min=0,
+            help="MiB for what the base model makes of rows before --tail, to be used again when they come "
+            "round (torch only).",
+        ),
+    ] = 1024
     eval_every: Annotated[
         int | None, _run(min=1, help="Steps between validations.", show_default="a tenth of --steps")
     ] = None
@@ -177,7 +188,7 @@ class TokenizeSettings(PromptSettings):
 
     out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
     steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 240
-    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 4
+    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 8
     seed: Annotated[int, _run(help="Of the batches.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
 

@@ -23,7 +23,7 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     splits, verbalizer = load_texts(settings)
     tokenizer = load_tokenizer(settings.model)
     encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    train = encoder.encode(splits.train)
+    train = encoder.encode(splits.train[: settings.train_rows])
     batches = training_order(train, settings.batch_size, settings.seed)
     return TokenizedDataset(
         train=train,

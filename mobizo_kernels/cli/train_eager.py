@@ -31,7 +31,8 @@ from mobizo_kernels.data import EncodedExample, InputError, collate, examples_fi
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
 from mobizo_kernels.lora.quantization import quantize_base
-from mobizo_kernels.zo import Records, StepOutput, ZerothOrder
+from mobizo_kernels.sharing import StateStore
+from mobizo_kernels.zo import LabelledLoss, Records, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     task = load_task(settings)
     with blame_input("quantization"):
         quantize_base(task.model, settings.quantization)
-    examples = task.encoder.encode(task.splits.train)
+    examples = task.encoder.encode(task.splits.train[: settings.train_rows])
     validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
     test = task.encoder.encode(task.splits.test[: settings.eval_rows])
     batches = training_batches(examples, settings.batch_size, settings.seed)
@@ -63,6 +64,12 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
             adam_eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
             candidate_tokens=task.encoder.candidate_tokens,
+            store=state_store(settings, settings.steps * settings.batch_size > len(examples)),
+        )
+        evaluation = LabelledLoss(
+            task.model,
+            candidate_tokens=task.encoder.candidate_tokens,
+            store=state_store(settings, len(validation) > 0),
         )
     recorded = open_journal(zo, examples, settings)
 
@@ -75,12 +82,18 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
     before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
     with zo.journal or nullcontext():
-        curve = tune(zo, batches, validation, task.pad_token, settings, recorded)
+        curve = tune(zo, evaluation, batches, validation, task.pad_token, settings, recorded)
     return write_results(settings, before, scored(test), curve, save)
+
+
+def state_store(settings: TrainSettings, again: bool) -> StateStore | None:
+    """Where states are kept of rows that come round again; None if they do not, or there are none."""
+    return StateStore(settings.state_memory * 2**20) if settings.tail and again else None
 
 
 def tune(
     zo: ZerothOrder,
+    evaluation: LabelledLoss,
     batches: Iterator[list[EncodedExample]],
     validation: list[EncodedExample],
     pad_token: int,
@@ -101,7 +114,7 @@ def tune(
     def validate(step: int) -> bool:
         """Whether that shows an unsteady run."""
         nonlocal lowest, best
-        scores = label_scores(zo.loss, validation, pad_token)
+        scores = label_scores(evaluation, validation, pad_token)
         loss = metrics.cross_entropy(scores, targets)
         curve.validation.append(
             {

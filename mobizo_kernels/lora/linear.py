@@ -57,13 +57,13 @@ class Directions(nn.Module):
             coeffs: float32 [G], on any device.
             distribution: "gaussian" or "rademacher".
         """
-        rest = self.seeds, self.coeffs
+        rest = self.seeds, self.coeffs, self.distribution
         self.seeds, self.coeffs = seeds.to(self.seeds.device), coeffs.to(self.coeffs.device)
         self.distribution = distribution
         try:
             yield
         finally:
-            self.seeds, self.coeffs = rest
+            self.seeds, self.coeffs, self.distribution = rest
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         """Let `model.to(...)` move the buffers, but keep the coefficients float32."""

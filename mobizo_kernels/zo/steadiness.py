@@ -55,7 +55,7 @@ class Steadiness:
         return self.skipped >= WINDOW or self.mean - self.lowest > bound
 
     def validate(self, loss: float) -> bool:
-        """Take the loss of a validation; whether the run is unsteady now. The first is of the untuned model."""
+        """Take the loss of a validation, first that of the untuned model; whether the run is unsteady now."""
         if self.first_validation is None:
             self.first_validation = loss
         return not loss <= 2 * self.first_validation
