@@ -76,7 +76,7 @@ def test_description(program: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_delegates_own_their_weights(program: Path) -> None:
-    """Those of the prefix and of the tail, too: XNNPACK packs no weight that a delegate is given as an input."""
+    """Those of prefix and tail, too: XNNPACK packs no weight that a delegate is given as an input."""
     plans = deserialize_pte_binary(program.read_bytes()).program.execution_plan
     for plan in (plan for plan in plans if plan.name in ("train_step", "evaluate")):
         calls = [instruction.instr_args for instruction in plan.chains[0].instructions]
