@@ -13,6 +13,8 @@ import pytest
 import tiny
 import torch
 import transformers
+from executorch.exir._serialize._program import deserialize_pte_binary
+from executorch.exir.schema import DelegateCall, Tensor
 from programs import (
     CANDIDATES,
     DEFAULTS,
@@ -71,6 +73,18 @@ def test_description(program: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert (description["tail_length"], description["min_length"]) == (TAIL, TAIL + 3)
     assert description["evaluation_rows"] == description["batch_size"]
     assert description["adapter"]["config"]["alora_invocation_tokens"] == INVOCATION
+
+
+def test_delegates_own_their_weights(program: Path) -> None:
+    """Those of prefix and tail, too: XNNPACK packs no weight that a delegate is given as an input."""
+    plans = deserialize_pte_binary(program.read_bytes()).program.execution_plan
+    for plan in (plan for plan in plans if plan.name in ("train_step", "evaluate")):
+        calls = [instruction.instr_args for instruction in plan.chains[0].instructions]
+        given = [i for call in calls if isinstance(call, DelegateCall) for i in call.args]
+        assert given
+        tensors = [plan.values[i].val for i in given if isinstance(plan.values[i].val, Tensor)]
+        constants = [tensor.sizes for tensor in tensors if tensor.data_buffer_idx]
+        assert all(len(sizes) < 2 or max(sizes) <= 8 for sizes in constants), constants
 
 
 @pytest.mark.parametrize("before", [20, 3, 1, 0])

@@ -214,12 +214,13 @@ class GroupedAttention:
     def _tail_masks(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[1, copies * heads per group * n, P + copies * n] and [B * groups, 1, P + copies * n]."""
         length, repeats = self._seen.shape[1], self.heads // self.groups
-        later = torch.ones(length, length, dtype=torch.bool).triu(1).repeat(repeats, 1)
-        own = torch.block_diag(*[torch.where(later, 0.0, 1.0)] * copies)
-        among = torch.where(own == 0, BLOCKED, 0.0)
-        open_ = torch.zeros(len(among), self._before.shape[1])
+        starts = torch.arange(copies).view(-1, 1, 1).expand(-1, repeats, length) * length
+        first, last = starts.reshape(-1, 1), (starts + torch.arange(length)).reshape(-1, 1)
+        keys = torch.arange(copies * length)
+        own = torch.where((keys >= first) & (keys <= last), 0.0, BLOCKED)
+        before = torch.zeros(len(own), self._before.shape[1])
         seen = torch.cat([self._before, self._seen.repeat(1, copies)], dim=1)
-        return torch.cat([open_, among], dim=1)[None], self._over_heads(seen)
+        return torch.cat([before, own], dim=1)[None], self._over_heads(seen)
 
     def _over_heads(self, seen: torch.Tensor) -> torch.Tensor:
         """bool [rows, T] -> [rows * groups, 1, T], 0 or `BLOCKED`."""

@@ -17,7 +17,7 @@ from executorch.exir.pass_base import (
     PassResult,
 )
 from torch.export import ExportedProgram
-from torch.export.graph_signature import TensorArgument
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.partitioner import Partition
 
@@ -48,10 +48,11 @@ class InferViewSizes(ExportPass):
 
 
 class SeparateConstants(ExportedProgramPassBase):
-    """Give a constant with several users of which each packs it to each under a name of its own.
+    """Give a weight with several users of which each packs it to each as an input of its own.
 
-    So the users may be in different delegates. No data is copied: all names are for the same tensor, which a
-    program holds once, and packed once where its delegates share packed weights.
+    So the users may be in different delegates. No data is copied: all inputs are the same tensor, which a
+    program holds once, and packed once where its delegates share packed weights. Lifted tensors are left out:
+    torch.export takes each once only.
     """
 
     def call(self, exported_program: ExportedProgram) -> ExportedProgramPassResult:
@@ -62,7 +63,8 @@ class SeparateConstants(ExportedProgramPassBase):
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
             users = list(node.users)
-            if node in constants and all(_packs(user) for user in users):
+            weight = node in constants and spec.kind != InputKind.CONSTANT_TENSOR
+            if weight and all(_packs(user) for user in users):
                 for number, user in enumerate(users[1:]):
                     with graph.inserting_before(node):
                         other = graph.placeholder(f"{node.name}_for_user_{number + 1}")

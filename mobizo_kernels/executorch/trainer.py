@@ -192,7 +192,8 @@ class Trainer:
         `update` before it.
 
         Args:
-            input_ids: int64 [B, T], padded on the left.
+            input_ids: int64 [B, T], padded on the left; in a program with invocation tokens so that these
+                begin in column T - tail_length, and on the right.
             attention_mask: int64 [B, T], 0 at padding.
             target_positions: int64 [B, K]; the logits there predict the targets.
             target_ids: int64 [B, K], -100 for no target.

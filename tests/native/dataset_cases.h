@@ -74,9 +74,31 @@ inline void batch_cases(Report& report, const Scratch& scratch) {
   check_error(report, "a split that is not there", "has no rows for test", [&] { dataset.split("test"); });
 }
 
+// The rows with an invocation each: (10, 11, 5), (11, 9), (10, 11, 12, 13, 9, 5).
+inline void activate(TestDataset& data, Description& d) {
+  data.tokens[3] = 11;
+  d.invocation_tokens = {11};
+  d.tail_length = 4;
+}
+
+inline void activated_cases(Report& report, const Scratch& scratch) {
+  TestDataset data;
+  Description d = test_description();
+  activate(data, d);
+  const Dataset dataset(data.write(scratch));
+  const auto list = [](const std::vector<int64_t>& values) { return Json::list(values).dump(); };
+  dataset.check(d);
+  const Batch batch = make_batch(dataset.split("train"), {0, 2, 1}, d);
+  check_equal(report, "the last invocation in one column", list(batch.input_ids), "[10,11,1,1,1,10,11,12,13,9,1,11,1,1,1]");
+  check_equal(report, "padding on both sides", list(batch.attention_mask), "[1,1,0,0,0,1,1,1,1,1,0,1,0,0,0]");
+  check_equal(report, "target_positions of tails", list(batch.target_positions), "[1,0,3,4,1,0]");
+  check_equal(report, "without a prefix", list(make_batch(dataset.split("train"), {1}, d).input_ids), "[11,1,1,1]");
+}
+
 inline void dataset_cases(Report& report) {
   const Scratch scratch;
   batch_cases(report, scratch);
+  activated_cases(report, scratch);
   const auto refused = [&](const std::string& part, const std::function<void(TestDataset&, Description&)>& change) {
     TestDataset data;
     Description d = test_description();
@@ -90,6 +112,23 @@ inline void dataset_cases(Report& report) {
   refused("labels: not JSON", [](auto& data, auto&) { data.labels_text = ""; });
   refused("row 2 of train: expected at most 4 tokens before the last, got 5", [](auto&, auto& d) { d.max_length = 4; });
   refused("row 2 of train: expected at most 1 tokens to predict, got 2", [](auto&, auto& d) { d.targets_per_row = 1; });
+  refused("row 1 of train: expected the invocation tokens [11] before its last token, got none", [](auto& data, auto& d) {
+    activate(data, d);
+    data.tokens[3] = 12;
+  });
+  refused("row 2 of train: expected at most 3 tokens from the invocation tokens [11] to", [](auto& data, auto& d) {
+    activate(data, d);
+    d.tail_length = 3;
+  });
+  refused("row 0 of train: expected at most 0 tokens before the invocation tokens [11], got 1", [](auto& data, auto& d) {
+    activate(data, d);
+    d.max_length = 4;
+  });
+  refused("row 2 of train: expected its 2 tokens to predict after the invocation tokens [9]", [](auto& data, auto& d) {
+    activate(data, d);
+    data.tokens[1] = data.tokens[3] = 9;
+    d.invocation_tokens = {9};
+  });
   refused("row 0 of train: token 11 is not in the vocabulary", [](auto&, auto& d) { d.vocabulary = 11; });
   refused("row 1 of train: its label must be -1 or below 2, got 2", [](auto& data, auto&) { data.labels[1] = 2; });
   refused("row 1 of train: its last token, 9, is not that of its label 0", [](auto& data, auto&) { data.labels[1] = 0; });
