@@ -24,6 +24,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import warnings
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
@@ -81,6 +82,7 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     """The other end of a `Worker`."""
     torch.set_num_threads(threads)
     disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # transformers of names that PEFT still uses
     step = STEPS[name](settings)
     gc.collect()
     reset_peak_rss()
