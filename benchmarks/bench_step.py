@@ -92,8 +92,8 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     pipe.send(peak_rss_mb())
 
 
-def memory(name: str, settings: StepSettings, threads: int, steps: int = 3) -> tuple[float, float]:
-    """Memory in MB before the first step, and at its peak in a few of them."""
+def memory(name: str, settings: StepSettings, threads: int, steps: int = 2) -> tuple[float, float]:
+    """Memory in MB before the first step, and at its peak in the first two."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = SMALLEST_MAPPED
     try:
         worker = Worker(name, settings, threads)

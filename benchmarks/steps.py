@@ -65,7 +65,7 @@ class StepSettings:
 
 def bare_forward(settings: StepSettings) -> Step:
     """The limit: the same rows through the un-adapted model, its LM head at the labelled position only."""
-    model, (inputs, labels) = settings.load(), settings.rows()
+    model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
     return lambda: label_losses(model, inputs, labels, settings.groups).mean().item()
 
 
@@ -105,7 +105,7 @@ def stacked_prge(settings: StepSettings) -> Step:
     At its best: adapters by one batched product added in place, noise drawn once in a step (the public code
     draws it three times, to perturb, restore and update), and logits at the labelled position only.
     """
-    model, (inputs, labels) = settings.load(), settings.rows()
+    model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
     layers = []
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in settings.targets:
@@ -184,7 +184,7 @@ def lora_fa(settings: StepSettings) -> tuple[peft.PeftModel, list[nn.Parameter]]
     The adapters have the model's dtype: the float32 that PEFT would choose over bfloat16 is slower.
     """
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
-    model = peft.get_peft_model(settings.load(), config, autocast_adapter_dtype=False)
+    model = peft.get_peft_model(with_folded_head(settings.load()), config, autocast_adapter_dtype=False)
     for name, param in model.named_parameters():
         param.requires_grad_("lora_B" in name)
     return model, [param for param in model.parameters() if param.requires_grad]
@@ -215,6 +215,17 @@ class StackedLoRALinear(nn.Module):
         rows = x.flatten(0, -2)
         out = stacked_lora_linear(rows, self.weight, self.lora_a, self.stack, self.scaling)
         return out.unflatten(0, x.shape[:-1])
+
+
+def with_folded_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the input of its LM head made contiguous.
+
+    transformers slices the labelled position out of the hidden states, and over such a slice torch multiplies
+    row by row, for which it may copy the whole head for every row: seconds in bfloat16.
+    """
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    return model
 
 
 def label_losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, groups: int) -> torch.Tensor:
