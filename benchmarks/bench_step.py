@@ -1,11 +1,12 @@
-"""A whole step of training against the bare forward of the same rows, stacked P-RGE and sequential MeZO.
+"""A whole step of training against the bare forward of its rows, stacked P-RGE, sequential MeZO and PEFT.
 
-    python -m benchmarks.bench_step [--json FILE] [--threads N] [--quick] [--dtype bfloat16] [--queries 4] ...
+    python -m benchmarks.bench_step [--json FILE] [--threads N] [--quick] [--dtypes float32] [--queries 4] ...
 
 What is compared is in benchmarks/steps.py. All variants see the same G = 2q copies of a batch with one label
-per row; none caches keys and values. The limit computes logits at the labelled position only, with the loss
-of the same rows. The peers compute logits [rows, T, vocabulary], as their public codes do, and are otherwise
-at their best. "full logits" is the bare forward with them: it tells what that alone costs the peers.
+per row; none caches keys and values, and all compute logits at the labelled position only. The public codes
+of the zeroth-order peers compute logits [rows, T, vocabulary]: "full logits" is the bare forward with them,
+and tells what that alone costs. "first order" is LoRA-FA by back-propagation over as many rows; one such step
+is worth many of the others.
 
 Every variant has a process and a model of its own, and the processes make their steps in turns, so that a
 change in the machine's speed meets all alike. Memory is taken from another process for each variant, in which
@@ -23,6 +24,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import warnings
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
@@ -80,6 +82,7 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     """The other end of a `Worker`."""
     torch.set_num_threads(threads)
     disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # transformers of names that PEFT still uses
     step = STEPS[name](settings)
     gc.collect()
     reset_peak_rss()
@@ -89,8 +92,8 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     pipe.send(peak_rss_mb())
 
 
-def memory(name: str, settings: StepSettings, threads: int, steps: int = 3) -> tuple[float, float]:
-    """Memory in MB before the first step, and at its peak in a few of them."""
+def memory(name: str, settings: StepSettings, threads: int, steps: int = 2) -> tuple[float, float]:
+    """Memory in MB before the first step, and at its peak in the first two."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = SMALLEST_MAPPED
     try:
         worker = Worker(name, settings, threads)
@@ -104,7 +107,16 @@ def memory(name: str, settings: StepSettings, threads: int, steps: int = 3) -> t
 def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--model", default=SMOLLM2, help="smollm2, a directory or a hub name")
-    options_parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the model")
+    options_parser.add_argument(
+        "--dtypes", nargs="+", choices=sorted(DTYPES), default=["float32", "bfloat16"], help="of the model"
+    )
+    options_parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(STEPS),
+        default=list(STEPS),
+        help="beside the bare forward and ours",
+    )
     options_parser.add_argument("--queries", type=count, default=4, help="q")
     options_parser.add_argument("--batch-size", type=count, default=4, help="B; a forward has 2 q B rows")
     options_parser.add_argument("--length", type=count, default=64, help="tokens before the label")
@@ -116,18 +128,26 @@ def main() -> None:
         options_parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
     if options.quick:
         vars(options).update(QUICK, rounds=2)
-    settings = StepSettings(**{field.name: getattr(options, field.name) for field in fields(StepSettings)})
-
+    names = [name for name in STEPS if name in {"bare forward", "ours", *options.variants}]
     report = Report("step", options)
+    for dtype in options.dtypes:
+        values = {**vars(options), "dtype": dtype}
+        settings = StepSettings(**{field.name: values[field.name] for field in fields(StepSettings)})
+        compare(names, settings, options.threads, options.rounds, report)
+    report.finish()
+
+
+def compare(names: list[str], settings: StepSettings, threads: int, rounds: int, report: Report) -> None:
+    """Add a row to `report` for each of the named variants."""
     loaded, peak = {}, {}
-    for name in STEPS:
-        loaded[name], peak[name] = memory(name, settings, options.threads)
-    workers = {name: Worker(name, settings, options.threads) for name in STEPS}
-    timings = time_variants({name: worker.step for name, worker in workers.items()}, options.rounds)
+    for name in names:
+        loaded[name], peak[name] = memory(name, settings, threads)
+    workers = {name: Worker(name, settings, threads) for name in names}
+    timings = time_variants({name: worker.step for name, worker in workers.items()}, rounds)
     for name, worker in workers.items():
         worker.finish()
         report.add(
-            {"variant": name},
+            {"dtype": settings.dtype, "variant": name},
             {name: timings[name]},
             {
                 "s per step": timings[name].show(1.0),
@@ -140,7 +160,6 @@ def main() -> None:
                 "peak / ours": peak[name] / peak["ours"],
             },
         )
-    report.finish()
 
 
 if __name__ == "__main__":

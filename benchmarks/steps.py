@@ -1,9 +1,13 @@
-"""One step of training, ours and the peers', and the bare forwards that bound it, on one model and batch."""
+"""One step of training, ours and the peers', and the bare forwards that bound it, on one model and batch.
+
+A variant is a function of `StepSettings` that loads a model and returns its step; `STEPS` names them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import peft
 import torch
@@ -61,21 +65,26 @@ class StepSettings:
 
 def bare_forward(settings: StepSettings) -> Step:
     """The limit: the same rows through the un-adapted model, its LM head at the labelled position only."""
-    model, (inputs, labels) = settings.load(), settings.rows()
-    mask = torch.ones_like(inputs)
-
-    def step() -> float:
-        logits = model(inputs, attention_mask=mask, use_cache=False, logits_to_keep=1).logits
-        losses = F.cross_entropy(logits[:, 0].float(), labels, reduction="none")
-        return losses.view(settings.groups, -1).mean(dim=1).mean().item()
-
-    return step
+    model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
+    return lambda: label_losses(model, inputs, labels, settings.groups).mean().item()
 
 
 def full_logits_forward(settings: StepSettings) -> Step:
-    """The same rows with logits of every token, as a causal LM of transformers gives them by default."""
+    """The same rows with logits of every token, as a causal LM of transformers gives them by default.
+
+    The public codes of the peers compute them; here the peers do without.
+    """
     model, (inputs, labels) = settings.load(), settings.rows()
-    return lambda: full_logits_losses(model, inputs, labels, settings.groups).mean().item()
+    targets = torch.full_like(inputs, IGNORED)
+    targets[:, -1] = labels
+
+    def step() -> float:
+        logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits
+        parts = zip(logits.chunk(settings.groups), targets.chunk(settings.groups), strict=True)
+        losses = [F.cross_entropy(part.flatten(0, 1).float(), target.flatten()) for part, target in parts]
+        return torch.stack(losses).mean().item()
+
+    return step
 
 
 def ours(settings: StepSettings, cuda_graph: bool = False) -> Step:
@@ -91,12 +100,12 @@ def ours(settings: StepSettings, cuda_graph: bool = False) -> Step:
 
 
 def stacked_prge(settings: StepSettings) -> Step:
-    """P-RGE (arXiv 2409.15520) with a stack of 2q perturbed B in every layer, and logits of every token.
+    """P-RGE (arXiv 2409.15520) with a stack of 2q perturbed B in every layer.
 
     At its best: adapters by one batched product added in place, noise drawn once in a step (the public code
-    draws it three times, to perturb, restore and update), and no shifted copy of the logits.
+    draws it three times, to perturb, restore and update), and logits at the labelled position only.
     """
-    model, (inputs, labels) = settings.load(), settings.rows()
+    model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
     layers = []
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in settings.targets:
@@ -106,7 +115,7 @@ def stacked_prge(settings: StepSettings) -> Step:
     def step() -> float:
         for layer in layers:
             layer.perturb()
-        plus, minus = full_logits_losses(model, inputs, labels, settings.groups).chunk(2)
+        plus, minus = label_losses(model, inputs, labels, settings.groups).chunk(2)
         for layer in layers:
             layer.update((plus - minus) / (2 * EPS))
         return torch.cat([plus, minus]).mean().item()
@@ -115,14 +124,12 @@ def stacked_prge(settings: StepSettings) -> Step:
 
 
 def sequential_mezo(settings: StepSettings) -> Step:
-    """MeZO (arXiv 2305.17333, Algorithm 1; q queries in turn) over PEFT LoRA, and logits of every token.
+    """MeZO (arXiv 2305.17333, Algorithm 1; q queries in turn, two forwards of B rows each) over PEFT LoRA.
 
-    B alone is perturbed, as by the others, and the noise is made anew from its seed in all four passes. The
-    adapters have the model's dtype: the float32 that PEFT would choose over bfloat16 is slower.
+    B alone is perturbed, as by the others, and the noise is made anew from its seed in all four passes.
+    Logits are computed at the labelled position only.
     """
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
-    model = peft.get_peft_model(settings.load(), config, autocast_adapter_dtype=False)
-    params = [param for name, param in model.named_parameters() if "lora_B" in name]
+    model, params = lora_fa(settings)
     tokens = settings.tokens()
 
     def perturb(seed: int, coeff: float) -> None:
@@ -130,7 +137,7 @@ def sequential_mezo(settings: StepSettings) -> Step:
         mezo_perturb_(params, coeff)
 
     def loss() -> float:
-        return full_logits_losses(model, tokens[:, :-1], tokens[:, -1], groups=1).item()
+        return label_losses(model, tokens[:, :-1], tokens[:, -1], groups=1).item()
 
     def step() -> float:
         losses, gradients = [], []
@@ -145,6 +152,42 @@ def sequential_mezo(settings: StepSettings) -> Step:
         return sum(losses) / len(losses)
 
     return step
+
+
+def first_order(settings: StepSettings, checkpointing: bool = False) -> Step:
+    """LoRA-FA by back-propagation: PEFT, frozen A, AdamW over B, as many rows as the others forward.
+
+    Logits are computed at the labelled position only. With `checkpointing` a layer keeps its input alone
+    and is computed again on the way back.
+    """
+    model, params = lora_fa(settings)
+    inputs, labels = settings.rows()
+    optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
+    if checkpointing:
+        model.train()  # transformers checkpoints in training mode only; nothing here has dropout
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @torch.enable_grad()
+    def step() -> float:
+        loss = label_losses(model, inputs, labels, groups=1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def lora_fa(settings: StepSettings) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+    """The model with PEFT's LoRA, and its B, which alone take gradients.
+
+    The adapters have the model's dtype: the float32 that PEFT would choose over bfloat16 is slower.
+    """
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
+    model = peft.get_peft_model(with_folded_head(settings.load()), config, autocast_adapter_dtype=False)
+    for name, param in model.named_parameters():
+        param.requires_grad_("lora_B" in name)
+    return model, [param for param in model.parameters() if param.requires_grad]
 
 
 class StackedLoRALinear(nn.Module):
@@ -174,24 +217,31 @@ class StackedLoRALinear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
-def full_logits_losses(
-    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, groups: int
-) -> torch.Tensor:
-    """The loss of each group, float32 [groups], from logits [rows, T, vocabulary]: what public code does."""
-    targets = torch.full_like(inputs, IGNORED)
-    targets[:, -1] = labels
-    logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits
-    losses = [
-        F.cross_entropy(part.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORED)
-        for part, target in zip(logits.chunk(groups), targets.chunk(groups), strict=True)
-    ]
-    return torch.stack(losses)
+def with_folded_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the input of its LM head made contiguous.
+
+    transformers slices the labelled position out of the hidden states, and over such a slice torch multiplies
+    row by row, for which it may copy the whole head for every row: seconds in bfloat16.
+    """
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    return model
+
+
+def label_losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, groups: int) -> torch.Tensor:
+    """The loss of each group, float32 [groups], with logits at the labelled position only."""
+    mask = torch.ones_like(inputs)
+    logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1).logits
+    losses = F.cross_entropy(logits[:, 0].float(), labels, reduction="none")
+    return losses.view(groups, -1).mean(dim=1)
 
 
 STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "bare forward": bare_forward,
     "ours": ours,
-    "full logits": full_logits_forward,
     "stacked P-RGE": stacked_prge,
     "sequential MeZO": sequential_mezo,
+    "first order": first_order,
+    "first order, checkpointed": partial(first_order, checkpointing=True),
+    "full logits": full_logits_forward,
 }
