@@ -40,7 +40,7 @@ test: install
 	$(BIN)/pytest tests
 
 bench: install
-	for name in noise perturb mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	for name in noise perturb zo_optimizers mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .

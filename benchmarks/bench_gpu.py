@@ -1,6 +1,6 @@
 """The ops and a whole step on one GPU: checked first, then timed against what users have today.
 
-    python -m benchmarks.bench_gpu [--json FILE] [--quick] [--only noise foreach linear step]
+    python -m benchmarks.bench_gpu [--json FILE] [--quick] [--only noise optimizers foreach linear step]
 
 Every op is compared with numpy, float64 or the CPU before anything is timed. Times are of CUDA graph replays
 between two events, medians with the 20 and 80 % quantiles; the variants of a row take turns, on operands that
@@ -8,6 +8,8 @@ rotate through more memory than the last-level cache holds.
 
 noise, perturb_, zo_update: against a fill or copy of the same bytes, torch's generators, and MeZO's
 perturbation by materialised noise in the faster of two forms, with and without its allocations.
+zo_momentum, zo_adam, zo_sign: against torch's fused SGD and Adam and `sign_`, on a materialised gradient, and
+a copy of the same bytes.
 foreach_perturb_: every LoRA-B of TinyLlama-1.1B (rank 16 on q and v) by one launch, against the same.
 mp_lora_linear: layers of TinyLlama-1.1B and Llama-2-7B in bfloat16, E = 16 = q B sequences with both signs,
 so 32 T rows, against F.linear alone, F.linear with mp_lora_, the stacked B of public P-RGE in the faster of
@@ -26,13 +28,13 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu_check import check_all
-from benchmarks.gpu_ops import FULL, QUICK, TINY, every_adapter, linears, noise_and_updates
+from benchmarks.gpu_ops import FULL, QUICK, TINY, every_adapter, linears, noise_and_updates, optimizers
 from benchmarks.gpu_report import GpuReport
 from benchmarks.gpu_steps import whole_steps
 from benchmarks.gpu_timing import Stopwatch
 from benchmarks.harness import parser
 
-PARTS = ("noise", "foreach", "linear", "step")
+PARTS = ("noise", "optimizers", "foreach", "linear", "step")
 
 
 @torch.no_grad()
@@ -59,6 +61,7 @@ def main() -> None:
     print(f"correct in all of {check_all(device)} comparisons")
     parts: dict[str, Callable[[], None]] = {
         "noise": lambda: noise_and_updates(report, watch, extent),
+        "optimizers": lambda: optimizers(report, watch, extent),
         "foreach": lambda: every_adapter(report, watch),
         "linear": lambda: linears(report, watch, extent),
         "step": lambda: whole_steps(report, device, options.quick),

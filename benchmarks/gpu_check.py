@@ -27,7 +27,7 @@ def check_all(device: torch.device) -> int:
         SystemExit: naming the first op that is wrong.
     """
     count = 0
-    for check in (noise_and_updates, adapters, steps):
+    for check in (noise_and_updates, optimizers, adapters, steps):
         for what, right in check(device):
             if not right:
                 raise SystemExit(f"bench_gpu: {what} is wrong on {device}; nothing was timed")
@@ -59,6 +59,32 @@ def noise_and_updates(device: torch.device) -> Iterator[tuple[str, bool]]:
         ops.foreach_perturb_(params, *on_device, [STREAM] * len(params), 0.75, distribution)
         right = all(torch.equal(p.cpu(), wanted) for p, wanted in zip(params, expected, strict=True))
         yield f"foreach_perturb_ ({described})", right
+
+
+def optimizers(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """zo_momentum, zo_adam, zo_sign and their foreach forms, each to the bit in parameter and state."""
+    seeds, coeffs = torch.tensor([7, -1, 2**63 - 1]), torch.tensor([0.5, -1.25, 3e-3])
+    lr = torch.tensor([0.1])
+    numbers: dict[str, tuple[int, dict[str, float | torch.Tensor]]] = {
+        "zo_momentum": (1, {"beta": 0.9}),
+        "zo_adam": (2, {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}),
+        "zo_sign": (0, {"lr": lr}),
+    }
+    for dtype, distribution, (name, (states, given)) in product(DTYPES, DISTRIBUTIONS, numbers.items()):
+        call = {"seeds": seeds, "coeffs": coeffs, **given, "decay": 0.75, "distribution": distribution}
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+        before = [[torch.randn(s).to(dtype), *(torch.rand(s) for _ in range(states))] for s in SIZES]
+        stepped = [getattr(reference, name)(*tensors, **call, stream=STREAM) for tensors in before]
+        lists = [[tensor.to(device, copy=True) for tensor in column] for column in zip(*before, strict=True)]
+        getattr(ops, f"foreach_{name}_")(*lists, **moved, streams=[STREAM] * len(SIZES))
+        rows = zip(SIZES, before, stepped, zip(*lists, strict=True), strict=True)
+        for size, tensors, (*expected, norm), from_foreach in rows:
+            got = [tensor.to(device, copy=True) for tensor in tensors]
+            change = getattr(ops, name)(*got, **moved, stream=STREAM).item()
+            for form, results in ((name, got), (f"foreach_{name}_", from_foreach)):
+                right = all(torch.equal(a.cpu(), b) for a, b in zip(results, expected, strict=True))
+                yield f"{form} ({dtype}, {distribution}, {size} values)", right
+            yield f"the norm of {name} ({dtype}, {distribution})", abs(change - norm) <= 1e-4 * norm
 
 
 def adapters(device: torch.device) -> Iterator[tuple[str, bool]]:

@@ -16,7 +16,7 @@ STREAM = -5
 
 def launch_all() -> None:
     """Call the wrappers of all ops on tensors of the CPU, whose values stay as they are."""
-    for launches in (noise_and_updates, adapters):
+    for launches in (noise_and_updates, optimizers, adapters):
         launches()
 
 
@@ -33,6 +33,23 @@ def noise_and_updates() -> None:
             perturb.perturb_(param, *some)
             perturb.foreach_perturb_([param], seeds, coeffs, [STREAM], 0.5, distribution)
             zo_update.zo_update(param, *some)
+
+
+def optimizers() -> None:
+    """zo_momentum, zo_adam, zo_sign and their foreach forms, on aligned and other addresses."""
+    from mobizo_kernels.triton import zo_adam, zo_momentum, zo_sign
+
+    directions, lr, numbers = (torch.arange(3), torch.ones(3)), torch.ones(1), (0.9, 0.999, 1e-8)
+    for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
+        rooms = [torch.zeros(5001, dtype=dtype), torch.zeros(5001), torch.zeros(5001)]
+        rest = (0.5, distribution)
+        for p, m, v in (tuple(room[:5000] for room in rooms), tuple(room[1:] for room in rooms)):
+            zo_momentum.zo_momentum(p, m, *directions, STREAM, 0.9, *rest)
+            zo_momentum.foreach_zo_momentum_([p], [m], *directions, [STREAM], 0.9, *rest)
+            zo_adam.zo_adam(p, m, v, *directions, lr, STREAM, *numbers, *rest)
+            zo_adam.foreach_zo_adam_([p], [m], [v], *directions, lr, [STREAM], *numbers, *rest)
+            zo_sign.zo_sign(p, *directions, lr, STREAM, *rest)
+            zo_sign.foreach_zo_sign_([p], *directions, lr, [STREAM], *rest)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.bench_mp_lora import EPS, Layer, check, make_layer
+from benchmarks.bench_zo_optimizers import OPTIMIZERS, Problem
 from benchmarks.gpu_report import GpuReport
 from benchmarks.gpu_timing import Stopwatch
 from benchmarks.harness import Timing, Variant, dtype_name, fastest
@@ -91,6 +92,28 @@ def noise_and_updates(report: GpuReport, watch: Stopwatch, extent: Extent) -> No
         goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
         if goal is not None and count == 1:
             report.goal(f"perturb_ {dtype_name(dtype)} {distribution}, of a copy", share, at_least=goal)
+
+
+def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
+    """Table `optimizers`: one float32 tensor far larger than any cache, and its state."""
+    device, values = watch.device, extent.values
+    report.table("optimizers", "ns per value; of the speed of a copy of all that is written; times torch's")
+    for optimizer, distribution, count in product(OPTIMIZERS, ("gaussian", "rademacher"), (1, 4)):
+        with device:
+            problem = Problem(optimizer, [(values,)], count)
+            every = problem.tensors()
+            targets = [torch.empty_like(tensor) for tensor in every]
+            calls: dict[str, list[Variant]] = {
+                optimizer: [problem.our_step(distribution)],
+                "torch": [problem.torch_step(distribution)],
+                "copy": [partial(torch._foreach_copy_, targets, every)],
+            }
+        timings = watch.time(calls)
+        report.add(
+            {"optimizer": optimizer, "values": values, "distribution": distribution, "seeds": count},
+            timings,
+            {"ns": timings[optimizer].show(1e9 / values), **_shares(timings, optimizer, "copy", "torch")},
+        )
 
 
 def every_adapter(report: GpuReport, watch: Stopwatch) -> None:

@@ -44,9 +44,10 @@ MOBIZO_INLINE void sum_of_directions(const PerturbArgs& args, Tile tile, float s
   accumulate(args, tile, 1.0f, sum);
 }
 
-// In double, over eight interleaved partial sums: an order that no instruction set changes.
+// In double, over interleaved partial sums, enough to hide the latency of an addition: an order that no instruction set changes.
 MOBIZO_INLINE double sum_of_squares(const float* x, int64_t count) {
-  double partial[8] = {};
+  constexpr int64_t kSums = 16;
+  double partial[kSums] = {};
   const auto add = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
     for (int64_t lane = 0; lane < n; ++lane) {
       const double value = static_cast<double>(x[i + lane]);
@@ -54,7 +55,7 @@ MOBIZO_INLINE double sum_of_squares(const float* x, int64_t count) {
     }
   };
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) add(i, 8);
+  for (; i + kSums <= count; i += kSums) add(i, kSums);
   add(i, count - i);
   double sum = 0.0;
   for (double p : partial) sum += p;

@@ -16,6 +16,15 @@ LAUNCHES = {
     "foreach_perturb_": ("perturb", "foreach_perturb_"),
     "zo_update": ("zo_update", "zo_update"),
     "zo_update.out": ("zo_update", "zo_update_out"),
+    "zo_momentum": ("zo_momentum", "zo_momentum"),
+    "zo_momentum.out": ("zo_momentum", "zo_momentum_out"),
+    "foreach_zo_momentum_": ("zo_momentum", "foreach_zo_momentum_"),
+    "zo_adam": ("zo_adam", "zo_adam"),
+    "zo_adam.out": ("zo_adam", "zo_adam_out"),
+    "foreach_zo_adam_": ("zo_adam", "foreach_zo_adam_"),
+    "zo_sign": ("zo_sign", "zo_sign"),
+    "zo_sign.out": ("zo_sign", "zo_sign_out"),
+    "foreach_zo_sign_": ("zo_sign", "foreach_zo_sign_"),
     "mp_lora": ("mp_lora", "mp_lora"),
     "mp_lora.out": ("mp_lora", "mp_lora_out"),
     "mp_lora_": ("mp_lora", "mp_lora_"),
@@ -46,7 +55,7 @@ def launcher(op: str) -> Callable[..., Any]:
                 f"mobizo::{op}: tensors on a GPU need Triton, which is not installed: "
                 "pip install 'mobizo-kernels[gpu]'"
             ) from error
-        with torch.cuda.device_of(_first_tensor(args)):
+        with torch.cuda.device_of(_first_tensor((*args, *kwargs.values()))):
             return getattr(kernels, function)(*args, **kwargs)
 
     return launch

@@ -108,7 +108,7 @@ def mp_lora_linear(
     )
 
 
-def _check_adapter(
+def check_adapter(
     op: str,
     x: torch.Tensor,
     out_features: int,
@@ -135,7 +135,7 @@ def _check_adapter(
         check(op, divisible, f"rows of x ({rows}) must be divisible by the number of groups ({groups})")
 
 
-def _check_mp_lora(
+def check_mp_lora(
     op: str,
     base: torch.Tensor,
     x: torch.Tensor,
@@ -146,7 +146,7 @@ def _check_mp_lora(
     distribution: str,
 ) -> None:
     check(op, base.dim() >= 1, f"base must have at least one dimension, got shape {shape_of(base)}")
-    _check_adapter(op, x, base.shape[-1], lora_a, lora_b, seeds, coeffs, distribution)
+    check_adapter(op, x, base.shape[-1], lora_a, lora_b, seeds, coeffs, distribution)
     check_device(op, "base", base, x.device)
     check_dtype_of_x(op, "base", base, x)
     leading = (*x.shape[:-1], base.shape[-1])
@@ -165,7 +165,7 @@ def _(
     stream: int,
     distribution: str = "gaussian",
 ) -> torch.Tensor:
-    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     return base.new_empty(base.shape)
 
 
@@ -183,7 +183,7 @@ def _(
     *,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     check_device("mp_lora", "out", out, x.device)
     check_dtype_of_x("mp_lora", "out", out, x)
     check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
@@ -202,7 +202,7 @@ def _(
     stream: int,
     distribution: str = "gaussian",
 ) -> torch.Tensor:
-    _check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     return base
 
 
@@ -220,7 +220,7 @@ def _(
     distribution: str = "gaussian",
 ) -> torch.Tensor:
     op, out_features = "mp_lora_linear", weight.shape[0]
-    _check_adapter(op, x, out_features, lora_a, lora_b, seeds, coeffs, distribution)
+    check_adapter(op, x, out_features, lora_a, lora_b, seeds, coeffs, distribution)
     check_device(op, "weight", weight, x.device)
     check_dtype_of_x(op, "weight", weight, x)
     wanted = "shape (out_features, in_features of x)"

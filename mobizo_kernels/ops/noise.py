@@ -38,7 +38,7 @@ def noise(
     return torch.ops.mobizo.noise(size, seed, stream, distribution, dtype=dtype)
 
 
-def _check_noise(seed: torch.Tensor, distribution: str) -> None:
+def check_noise(seed: torch.Tensor, distribution: str) -> None:
     is_seed = seed.dtype == torch.int64 and seed.numel() == 1
     got = f"{dtype_name(seed)} of shape {shape_of(seed)}"
     check("noise", is_seed, f"seed must be one int64 value, got {got}")
@@ -54,7 +54,7 @@ def _(
     *,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    _check_noise(seed, distribution)
+    check_noise(seed, distribution)
     out = seed.new_empty(size, dtype=dtype or torch.float32)
     check_storage_dtype("noise", "dtype", out)
     return out
@@ -70,7 +70,7 @@ def _(
     dtype: torch.dtype | None = None,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    _check_noise(seed, distribution)
+    check_noise(seed, distribution)
     check_storage_dtype("noise", "out", out)
     wanted = dtype or torch.float32
     check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")

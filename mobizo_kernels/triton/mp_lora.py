@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mobizo_kernels.ops._checks import check_device, check_dtype_of_x, check_shape, shape_of
-from mobizo_kernels.ops.mp_lora import _check_mp_lora
+from mobizo_kernels.ops.mp_lora import check_mp_lora
 from mobizo_kernels.triton.shrink_expand import expand, row_stride, shrink
 from mobizo_kernels.triton.tensors import check_no_overlap
 
@@ -45,7 +45,7 @@ def mp_lora(
     distribution: str = "gaussian",
 ) -> torch.Tensor:
     """:func:`mobizo_kernels.ops.mp_lora` on a GPU."""
-    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     out = base.new_empty(base.shape)
     return run(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, out)
 
@@ -64,7 +64,7 @@ def mp_lora_out(
     out: torch.Tensor,
 ) -> torch.Tensor:
     """:func:`mp_lora` into `out`, of any strides."""
-    _check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     check_device("mp_lora", "out", out, x.device)
     check_dtype_of_x("mp_lora", "out", out, x)
     check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
@@ -84,6 +84,6 @@ def mp_lora_(
     distribution: str = "gaussian",
 ) -> torch.Tensor:
     """:func:`mp_lora` in place on `base`, which it returns."""
-    _check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
     check_no_overlap("mp_lora_", "base", base)
     return run(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, base)

@@ -18,7 +18,7 @@ from triton.language.target_info import cuda_capability_geq
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mobizo_kernels.ops._checks import check, check_device, check_dtype_of_x, check_shape, shape_of
-from mobizo_kernels.ops.mp_lora import _check_adapter
+from mobizo_kernels.ops.mp_lora import check_adapter
 from mobizo_kernels.triton.matrix import (
     depth_of,
     dot,
@@ -224,7 +224,7 @@ def mp_lora_linear(
         check_device(op, "bias", bias, x.device)
         check_shape(op, "bias", bias, (weight.shape[0],), f"shape ({weight.shape[0]},)")
         check_dtype_of_x(op, "bias", bias, x)
-    _check_adapter(op, x, weight.shape[0], lora_a, lora_b, seeds, coeffs, distribution)
+    check_adapter(op, x, weight.shape[0], lora_a, lora_b, seeds, coeffs, distribution)
     if _takes_fused(x, weight, lora_a, seeds.numel()):
         return fused(x, weight, bias, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
     out = F.linear(x, weight, bias)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from mobizo_kernels.ops._checks import check, check_device, check_storage_dtype, dtype_name, shape_of
-from mobizo_kernels.ops.noise import _check_noise
+from mobizo_kernels.ops.noise import check_noise
 from mobizo_kernels.triton.philox import noise_run
 from mobizo_kernels.triton.tensors import NOISE_BLOCKS, check_no_overlap, contiguous_update, noise_launch
 
@@ -42,7 +42,7 @@ def noise(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """:func:`mobizo_kernels.ops.noise` on the device of `seed`."""
-    _check_noise(seed, distribution)
+    check_noise(seed, distribution)
     for extent in size:
         check("noise", extent >= 0, f"size must not be negative, got {extent}")
     out = seed.new_empty(size, dtype=dtype or torch.float32)
@@ -61,7 +61,7 @@ def noise_out(
     out: torch.Tensor,
 ) -> torch.Tensor:
     """:func:`noise` into `out`, of any strides."""
-    _check_noise(seed, distribution)
+    check_noise(seed, distribution)
     check_device("noise", "out", out, seed.device)
     check_storage_dtype("noise", "out", out)
     wanted = dtype or torch.float32

@@ -6,11 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import check, check_device, dtype_name, shape_of
-from mobizo_kernels.triton.perturb import check_update, update_block
-from mobizo_kernels.triton.tensors import NOISE_BLOCKS, all_registers, contiguous_update, noise_launch
-
-NORM_BLOCK = 1024
+from mobizo_kernels.triton.perturb import update_block
+from mobizo_kernels.triton.update import step_with_norm, store_square
 
 
 @triton.jit(do_not_specialize=["numel", "count", "stream"])
@@ -28,23 +25,11 @@ def zo_update_kernel(
     DISTRIBUTION: tl.constexpr,
 ):
     """perturb_kernel that leaves the sum of its block's squared changes in squares[program], float64."""
-    program = tl.program_id(0)
-    first = program.to(tl.int64) * BLOCK
+    first = tl.program_id(0).to(tl.int64) * BLOCK
     change = update_block(
         param, first, numel, seeds, coeffs, count, stream, decay, BLOCK, VECTOR, DISTRIBUTION
     )
-    wide = change.to(tl.float64)
-    tl.store(squares + program, tl.sum(wide * wide))
-
-
-@triton.jit(do_not_specialize=["count"])
-def norm_kernel(squares, count, out, BLOCK: tl.constexpr):
-    """out[0] = sqrt(sum of squares[0 .. count - 1]), by one program."""
-    offset = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, count, BLOCK):
-        total += tl.load(squares + first + offset, mask=offset < count - first, other=0.0)
-    tl.store(out, tl.sqrt(tl.sum(total)).to(tl.float32))
+    store_square(squares, change)
 
 
 def zo_update_out(
@@ -58,29 +43,10 @@ def zo_update_out(
     out: torch.Tensor,
 ) -> torch.Tensor:
     """:func:`zo_update` with the norm in `out`, float32 [1]."""
-    check_update("zo_update", "param", param, seeds, coeffs, distribution)
-    check_device("zo_update", "out", out, param.device)
-    got = f"{dtype_name(out)} of shape {shape_of(out)}"
-    is_norm = out.dtype == torch.float32 and out.shape == (1,)
-    check("zo_update", is_norm, f"out must be float32 of shape (1,), got {got}")
-    blocks = triton.cdiv(param.numel(), NOISE_BLOCKS[distribution])
-    squares = param.new_empty(blocks, dtype=torch.float64)
-    if blocks > 0:
-        with contiguous_update(param) as values:
-            zo_update_kernel[(blocks,)](
-                values,
-                values.numel(),
-                squares,
-                seeds.contiguous(),
-                coeffs.contiguous(),
-                seeds.numel(),
-                stream,
-                decay,
-                **noise_launch(values, distribution),
-                **all_registers(),
-            )
-    norm_kernel[(1,)](squares, blocks, out, NORM_BLOCK)
-    return out
+    written = {"param": param}
+    return step_with_norm(
+        "zo_update", zo_update_kernel, written, seeds, coeffs, stream, (decay,), distribution, out
+    )
 
 
 def zo_update(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the native test program and runs it; with --aarch64 also cross-builds it and runs it under qemu on two ARM CPUs, whose noise
-# and perturb must have the bits of this machine's. Needs cmake, ninja and g++; --aarch64 Debian's g++-aarch64-linux-gnu and
+# Builds the native test program and runs it; with --aarch64 also cross-builds it and runs it under qemu on two ARM CPUs, whose noise,
+# updates and optimizers must have the bits of this machine's. Needs cmake, ninja and g++; --aarch64 Debian's g++-aarch64-linux-gnu and
 # qemu-user-static as well.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

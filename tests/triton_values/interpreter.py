@@ -75,7 +75,7 @@ def repair() -> None:
 
     def binary_op(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, op: Any) -> TensorHandle:
         assert op in BITWISE or tl.bfloat16 not in (a.dtype.scalar, b.dtype.scalar), f"{op} of bfloat16"
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             return stock_binary_op(self, a, b, op)
 
     InterpreterBuilder.binary_op = binary_op

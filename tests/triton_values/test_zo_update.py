@@ -19,7 +19,7 @@ from helpers import (
 from memory import assert_guarded, guarded, moved
 
 from mobizo_kernels import reference
-from mobizo_kernels.triton.zo_update import NORM_BLOCK, norm_kernel
+from mobizo_kernels.triton.update import NORM_BLOCK, norm_kernel
 
 
 def assert_norm(norm: torch.Tensor, expected: float) -> None:
