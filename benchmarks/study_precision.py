@@ -1,7 +1,8 @@
-"""How well a projected gradient follows the slope it stands for, by the size of the perturbation and the base's type.
+"""How well a projected gradient follows the slope it stands for, by the size of the perturbation and the base.
 
-For some batches and directions z, (L(+eps z) - L(-eps z)) / (2 eps) of a base in each type is compared with the exact slope
-<grad L, z>, by back-propagation in float32: their correlation, and the median error relative to the slopes' spread.
+For some batches and directions z, (L(+eps z) - L(-eps z)) / (2 eps) of a base of each type is compared with the
+exact slope <grad L, z>, by back-propagation in float32: their correlation, and the median error relative to the
+slopes' spread. The quantised bases are no rounding of the float32 one but models of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     report = Report("study_precision", options)
     quick = options.quick
-    for tail in (0, 2):
+    for tail in options.tails:
         recipe = Recipe(tail=tail, targets="q_proj,v_proj")
         data = material(recipe.task, 1, 1)
         batches = [
@@ -108,6 +109,7 @@ def _randomized(model: Any) -> Any:
 
 def _options() -> argparse.Namespace:
     options = parser(__doc__)
+    options.add_argument("--tails", type=int, nargs="+", default=[2, 0], help="as in the study of recipes")
     options.add_argument("--batches", type=count, default=12, help="of 8 rows")
     options.add_argument("--directions", type=count, default=16, help="for each batch")
     return options.parse_args()

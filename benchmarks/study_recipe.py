@@ -1,7 +1,7 @@
-"""What makes learning by forward passes fast: one run for each recipe, kept in a file that a later call adds to.
+"""What makes learning by forward passes fast: a run for each recipe, kept in a file that later calls add to.
 
-Every run tunes SmolLM2-135M within a budget of processor time of one thread and is scored on rows that decided
-nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part methods` compares
+Every run tunes SmolLM2-135M within a budget of processor time of one thread and is scored on rows that
+decided nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part methods` compares
 methods over tasks and seeds. A run that is in the file already is not made again.
 """
 

@@ -241,7 +241,7 @@ def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int
 
 
 def _mezo(recipe: Recipe, model: Any, data: Material) -> Callable[[dict[str, torch.Tensor], float], int]:
-    """MeZO (arXiv 2305.17333, Algorithm 1) over LoRA-B, with this package's noise: q = 1, one sign at a time."""
+    """MeZO (arXiv 2305.17333, Algorithm 1) over LoRA-B with this package's noise: q = 1, a sign at a time."""
     loss = LabelledLoss(model, candidate_tokens=data.candidates)
     optimizer = ZOSGD(tuned_parameters(model), recipe.lr, distribution=recipe.distribution)
     seeds = itertools.count(recipe.seed << 32)

@@ -30,6 +30,7 @@ KEYS = {
 # Not the defaults, which may become better: what the assertions below were made for.
 RECIPE: dict[str, Any] = {
     "queries": 4,
+    "tail": 0,
     "batch_size": 4,
     "eps": 1e-2,
     "estimator": "two_sided",

@@ -98,7 +98,9 @@ class StepSettings:
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
     )
-    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = "rademacher"
+    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = (
+        "rademacher"
+    )
     optimizer: Annotated[
         Literal["sgd", "adam", "sign"],
         _tune(help="What an estimate makes of LoRA-B; each wants its own --lr."),

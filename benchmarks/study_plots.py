@@ -1,0 +1,75 @@
+"""Plots of a study of recipes: accuracy over time for each method, and what each change does to the AUC."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.study_recipe import changes, read
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("files", nargs="+", type=Path, help="of benchmarks.study_recipe")
+    options.add_argument("--out", type=Path, required=True, help="directory for the plots")
+    arguments = options.parse_args()
+    lines = [line for file in arguments.files for line in read(file)]
+    methods = [line for line in lines if line["part"] == "methods"]
+    factors = [line for line in lines if line["part"] == "factors"]
+    if methods:
+        plot_methods(methods, arguments.out / "study_methods.png")
+    if factors:
+        plot_factors(factors, arguments.out / "study_factors.png")
+
+
+def plot_methods(lines: list[dict[str, Any]], path: Path) -> None:
+    """Validation accuracy over seconds, a panel for each task; thin lines are seeds."""
+    tasks = sorted({line["recipe"]["task"] for line in lines}, reverse=True)
+    names = list(dict.fromkeys(line["name"] for line in lines))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.6), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for number, name in enumerate(names):
+            label: str | None = name
+            for line in lines:
+                if (line["recipe"]["task"], line["name"]) == (task, name):
+                    points = line["curve"]
+                    axis.plot(
+                        [point["seconds"] for point in points],
+                        [100 * point["accuracy"] for point in points],
+                        color=f"C{number}", lw=1.2, label=label,
+                    )  # fmt: skip
+                    label = None
+        axis.set(title=task, xlabel="seconds of one thread", ylabel="balanced accuracy, validation [%]")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def plot_factors(lines: list[dict[str, Any]], path: Path) -> None:
+    """AUC on the test rows for each change from the defaults, medians over seeds."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        key = line["name"], changes(line["recipe"])
+        groups.setdefault(key, []).append(line["best"]["auc"])
+    labels = [changed or "defaults" for _, changed in groups]
+    values = [median(scores) for scores in groups.values()]
+    figure, axis = plt.subplots(figsize=(7.5, 0.24 * len(labels) + 1))
+    axis.barh(range(len(labels)), values, color=["C1" if label == "defaults" else "C0" for label in labels])
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
+    axis.invert_yaxis()
+    axis.axvline(values[labels.index("defaults")], color="C1", lw=0.8)
+    axis.set(xlabel="AUC on the test rows", xlim=(min(values) - 0.02, max(values) + 0.01))
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
