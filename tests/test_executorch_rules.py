@@ -206,13 +206,13 @@ def test_skipped_steps(program: Path, dataset: Path, tmp_path: Path, rng: torch.
     for step in range(5):
         same = all(torch.equal(a, b) for a, b in zip(seen[step], seen[step + 1], strict=True))
         assert same == (step % 2 == 0)
-    again, file = Trainer(program), huge(trainer, tmp_path)
+    again, file = Trainer(program), infinite(trainer, tmp_path)
     for one in (trainer, again):
         one.load_adapter(file)
-    result = trainer.train(dataset, steps=6, eval_every=0, keep="last", journal=tmp_path / "skipped")
+    result = trainer.train(dataset, steps=3, eval_every=0, keep="last", journal=tmp_path / "skipped")
     recorded = read_journal(tmp_path / "skipped")[1]
-    assert result.skipped_steps == 6 - recorded.applied.sum() > 0
-    assert not recorded.losses[~recorded.applied].isfinite().any()
+    assert result.skipped_steps == 3
+    assert not recorded.applied.any() and not recorded.losses.isfinite().any()
     again.replay(tmp_path / "skipped")
     assert_same_adapter(again, trainer)
 
@@ -223,7 +223,7 @@ def journal_header(program: Path, dataset: Path, folder: Path) -> Any:
     return read_journal(folder / "header")[0]
 
 
-def huge(trainer: Trainer, folder: Path) -> Path:
+def infinite(trainer: Trainer, folder: Path) -> Path:
     """The adapter of a trainer with a B at which no loss is finite."""
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -232,7 +232,7 @@ def huge(trainer: Trainer, folder: Path) -> Path:
     with safe_open(file, framework="pt") as content:
         metadata, names = content.metadata(), list(content.keys())
         tensors = {name: content.get_tensor(name) for name in names}
-    save_file({n: t + 1e38 if "lora_B" in n else t for n, t in tensors.items()}, file, metadata)
+    save_file({n: t + float("inf") if "lora_B" in n else t for n, t in tensors.items()}, file, metadata)
     return file
 
 
