@@ -1,8 +1,8 @@
-"""How well a projected gradient follows the slope it stands for, by the size of the perturbation and the base.
+"""How well a projected gradient follows the slope it stands for, by the size of the perturbation and base.
 
-For some batches and directions z, (L(+eps z) - L(-eps z)) / (2 eps) of a base of each type is compared with the
-exact slope <grad L, z>, by back-propagation in float32: their correlation, and the median error relative to the
-slopes' spread. The quantised bases are no rounding of the float32 one but models of their own.
+For some batches and directions z, (L(+eps z) - L(-eps z)) / (2 eps) of a base of each type is compared with
+the exact slope <grad L, z>, by back-propagation in float32: their correlation, and the median error relative
+to the slopes' spread. The quantised bases are no rounding of the float32 one but models of their own.
 """
 
 from __future__ import annotations

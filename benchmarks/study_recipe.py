@@ -1,8 +1,8 @@
 """What makes learning by forward passes fast: a run for each recipe, kept in a file that later calls add to.
 
 Every run tunes SmolLM2-135M within a budget of processor time of one thread and is scored on rows that
-decided nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part methods` compares
-methods over tasks and seeds. A run that is in the file already is not made again.
+decided nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part
+methods` compares methods over tasks and seeds. A run that is in the file already is not made again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.study_runs import Recipe, run
 
 TASKS = ("rotten-tomatoes", "boolq", "reuters-r8")
 OURS = Recipe()
-# Published: rank 16, all linears, eps 1e-2, effective batch of 16, constant rate up to 1e-3 (MobiZO, arXiv 2409.15520).
+# MobiZO, arXiv 2409.15520: rank 16, all linears, eps 1e-2, effective batch of 16, constant rate up to 1e-3.
 PUBLISHED = Recipe(
     tail=0, layers="top-100%", rank=16, queries=1, batch_size=16, distribution="gaussian", normalize=False,
     decay=False, lr=1e-3,
@@ -44,7 +44,8 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     "normalisation": [{"normalize": False, "lr": 3e-2}, {"normalize": False, "lr": 1e-1}],
     "optimizer": [
         {"momentum": 0.9, "lr": 0.01}, {"momentum": 0.9, "lr": 0.03}, {"optimizer": "adam", "lr": 4e-3},
-        {"optimizer": "adam", "lr": 1e-2}, {"optimizer": "sign", "lr": 1e-3}, {"optimizer": "sign", "lr": 4e-3},
+        {"optimizer": "adam", "lr": 1e-2}, {"optimizer": "sign", "lr": 1e-3},
+        {"optimizer": "sign", "lr": 4e-3},
     ],
     "q and B": [
         {"queries": 2, "batch_size": 32}, {"queries": 4, "batch_size": 16}, {"queries": 16, "batch_size": 4},
@@ -130,9 +131,9 @@ def summarize(lines: list[dict[str, Any]]) -> None:
 
 
 def _row(line: dict[str, Any]) -> str:
-    best = line["best"]
+    best, recipe = line["best"], line["recipe"]
     return (
-        f"{line['recipe']['task']:16} {line['name']:20} seed {line['recipe']['seed']} {line['steps']:5} steps "
+        f"{recipe['task']:16} {line['name']:20} seed {recipe['seed']} {line['steps']:5} steps "
         f"accuracy {best['accuracy']:.1%} AUC {best['auc']:.3f}  {changes(line['recipe'])}"
     )
 

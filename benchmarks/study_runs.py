@@ -111,7 +111,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """Tune and score.
 
     Returns:
-        The curve: for each evaluation the seconds and steps so far, validation loss, balanced accuracy and AUC; and
+        The curve: for each evaluation the seconds and steps so far, validation loss, accuracy and AUC; and
         the test quality of the adapter with the best validation loss, and of the last one.
     """
     data = material(recipe.task)
@@ -211,7 +211,7 @@ def _first_order(
 
 
 def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Parameter]]:
-    """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path: they are the same memory."""
+    """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path: all the same memory."""
     base, _ = load_model("smollm2", dtype)
     twin = get_peft_model(base, adapter_of(model).config).eval()
     modules = {
@@ -229,7 +229,7 @@ def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Pa
 
 
 def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...]) -> torch.Tensor:
-    """Cross-entropy between the label words at the end of each row, by way of the labelled position's logits."""
+    """Cross-entropy between the label words at the end of each row, by the labelled position's logits."""
     ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
     words = torch.tensor(candidates)
     targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
