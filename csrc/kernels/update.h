@@ -44,7 +44,8 @@ MOBIZO_INLINE void sum_of_directions(const PerturbArgs& args, Tile tile, float s
   accumulate(args, tile, 1.0f, sum);
 }
 
-// In double, over interleaved partial sums, enough to hide the latency of an addition: an order that no instruction set changes.
+// In double, over interleaved partial sums, enough to hide the latency of an addition: an order that no instruction set
+// changes.
 MOBIZO_INLINE double sum_of_squares(const float* x, int64_t count) {
   constexpr int64_t kSums = 16;
   double partial[kSums] = {};
