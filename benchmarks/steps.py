@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
 from mobizo_kernels.data import load_model
+from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.loss import IGNORED
 
 EPS, LR = 1e-2, 1e-5
@@ -87,12 +88,40 @@ def full_logits_forward(settings: StepSettings) -> Step:
     return step
 
 
-def ours(settings: StepSettings, cuda_graph: bool = False) -> Step:
-    """ZerothOrder.step on a wrapped model."""
+def ours(
+    settings: StepSettings,
+    cuda_graph: bool = False,
+    *,
+    tail: int = 0,
+    lower: float = 0.0,
+    kept: bool = False,
+) -> Step:
+    """ZerothOrder.step on a wrapped model.
+
+    Args:
+        settings: of the step.
+        cuda_graph: as of `ZerothOrder`.
+        tail: tokens at the end on which the adapters act (Activated LoRA), 0 for all.
+        lower: share of the layers, from below, that have no adapter.
+        kept: the states of the rows are kept from the step before, as in a second epoch.
+    """
     model, tokens = settings.load(), settings.tokens()
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
+    count = model.config.get_text_config().num_hidden_layers
+    if tail:
+        tokens[:, -1 - tail : -1] = torch.arange(5, 5 + tail)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.targets,
+        layers_to_transform=list(range(round(lower * count), count)),
+        alora_invocation_tokens=list(range(5, 5 + tail)) or None,
+        task_type="CAUSAL_LM",
+    )
     mobizo.wrap(model, config)
-    zo = mobizo.ZerothOrder(model, queries=settings.queries, eps=EPS, lr=LR, cuda_graph=cuda_graph)
+    store = StateStore() if kept else None
+    zo = mobizo.ZerothOrder(
+        model, queries=settings.queries, eps=EPS, lr=LR, cuda_graph=cuda_graph, store=store
+    )
     labels = torch.full_like(tokens, IGNORED)
     labels[:, -1] = tokens[:, -1]
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
@@ -239,6 +268,10 @@ def label_losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, g
 STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "bare forward": bare_forward,
     "ours": ours,
+    "ours, upper half": partial(ours, lower=0.5),
+    "ours, 2 tokens": partial(ours, tail=2),
+    "ours, 2 tokens, upper half": partial(ours, tail=2, lower=0.5),
+    "ours, 2 tokens, states kept": partial(ours, tail=2, kept=True),
     "stacked P-RGE": stacked_prge,
     "sequential MeZO": sequential_mezo,
     "first order": first_order,

@@ -156,7 +156,7 @@ class TrainSettings(StepSettings, TaskSettings):
         Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
     ] = None
     steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 240
-    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 1e-2
+    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 5e-2
     lr: Annotated[float, _tune(help="Learning rate.")] = 0.1
     lr_schedule: Annotated[
         Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
