@@ -145,7 +145,7 @@ def compare(
 def main() -> None:
     options = parser(__doc__).parse_args()
     report = Report("zo_optimizers", options)
-    rounds, powers = (3, (10, 14)) if options.quick else (15, (14, 22))
+    rounds, powers = (3, (10, 14)) if options.quick else (11, (14, 22))
     cases: list[tuple[str, Sequence[tuple[int, ...]]]] = [
         *((f"2^{power}", [(2**power,)]) for power in powers),
         ("60 LoRA-B", LORA_B_SHAPES),
