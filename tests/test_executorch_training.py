@@ -241,7 +241,7 @@ def test_a_step_without_a_finite_loss_is_skipped(program: Path, dataset: Path, t
 
 def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: Path) -> None:
     """By its validation; the untuned adapter is kept, and a resumed run ends at the same step."""
-    journal, run = tmp_path / "journal", {"steps": 40, "eval_every": 4, "lr": 1e3, "lr_schedule": "constant"}
+    journal, run = tmp_path / "journal", {"steps": 40, "eval_every": 4, "lr": 1e38, "lr_schedule": "constant"}
     results = []
     for _ in range(2):
         trainer = Trainer(program)
@@ -251,7 +251,7 @@ def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: P
     assert first.stopped and first.best_step == 0
     assert (first.steps, first.evaluations[-1].step, len(read_journal(journal)[1])) == (4, 4, 4)
     assert (again.steps, again.stopped, again.resumed_steps) == (4, True, 4)
-    assert again.evaluations == first.evaluations
+    assert str(again.evaluations) == str(first.evaluations)  # NaN included
     on = Trainer(program).train(dataset, **{**run, "steps": 12}, stop_unsteady=False)
     assert (on.steps, on.stopped) == (12, False)
 
