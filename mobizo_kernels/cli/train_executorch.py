@@ -30,7 +30,7 @@ from mobizo_kernels.data import (
     write_dataset,
 )
 from mobizo_kernels.data.errors import blame_input
-from mobizo_kernels.lora import adapter_layers, model_fingerprint, peft_from_device
+from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.zo import make_estimator, read_journal
 
 if TYPE_CHECKING:
@@ -134,6 +134,10 @@ def _check_program(program: Path, wanted: ExportSettings) -> None:
     for name, value in expected.items():
         if description[name] != value:
             raise InputError(f"{name}: {program} was exported for {description[name]}, got {value}")
+    tail = adapter_of(model).config.alora_invocation_tokens
+    if description["invocation_tokens"] != tail:
+        there = description["invocation_tokens"]
+        raise InputError(f"tail: {program} was exported for adapters from the tokens {there} on, got {tail}")
     fingerprint = model_fingerprint(model)
     if description["model"]["fingerprint"] != fingerprint:
         got = description["model"]["name"] or "another model"
