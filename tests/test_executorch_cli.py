@@ -38,6 +38,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "verbalizer": json.dumps(WORDS),
         "max_length": 18,
         "queries": QUERIES,
+        "batch_size": 4,
+        "targets": "v_proj",
         "layers": "0:1",
         "steps": STEPS,
         "lr": 0.05,
@@ -51,7 +53,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def inside(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same inside ExecuTorch, with a program that `mobizo export` made."""
     program = tmp_path_factory.mktemp("program") / "new" / "tiny.pte"
-    shared = ("model", "template", "verbalizer", "max_length", "queries", "layers")
+    shared = ("model", "template", "verbalizer", "max_length", "queries", "batch_size", "targets", "layers")
     assert run("export", *options({name: task[name] for name in shared}), f"--out={program}") == 0
     return {**task, "engine": "executorch", "program": program}
 

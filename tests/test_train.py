@@ -167,9 +167,9 @@ def test_a_run_repeats_itself(task: dict[str, Any], tmp_path: Path) -> None:
     assert losses("third", seed=1) != first
 
 
-@pytest.mark.parametrize(("lr", "ends"), [(3.0, None), (1e4, 5)], ids=["drifting", "bursting"])
+@pytest.mark.parametrize(("lr", "bursts"), [(3.0, False), (1e4, True)], ids=["drifting", "bursting"])
 def test_a_longer_run_does_not_end_worse(
-    lr: float, ends: int | None, task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lr: float, bursts: bool, task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a rate that is too high for a long run: the best is kept, and where all is lost no step is made."""
     monkeypatch.setattr(steadiness, "RISE", 1.2)  # a model as small as this cannot be wrong by more
@@ -180,8 +180,10 @@ def test_a_longer_run_does_not_end_worse(
         summary = train(TrainSettings(**options, out=out, steps=planned))
         validation = json.loads((out / "metrics.json").read_text())["validation"]
         kept.append(min(point["loss"] for point in validation if point["loss"] is not None))
-        assert summary["steps"] == validation[-1]["step"] == (ends or planned)
-        assert ("stopped, for the loss ran away" in training_table(summary)) == (ends is not None)
+        stopped = "stopped, for the loss ran away" in training_table(summary)
+        assert summary["steps"] == validation[-1]["step"] <= planned
+        assert stopped == (summary["steps"] < planned)
+    assert stopped or not bursts
     settings = TrainSettings(**options, out=tmp_path / "on", steps=10, stop_unsteady=False)
     assert train(settings)["steps"] == 10
     assert kept == sorted(kept, reverse=True)

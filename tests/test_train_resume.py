@@ -30,6 +30,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "verbalizer": json.dumps(WORDS),
         "steps": STEPS,
         "queries": 2,
+        "batch_size": 4,
         "lr": 0.4,
         "eval_rows": 10,
         "validation_rows": 8,
