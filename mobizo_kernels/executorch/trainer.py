@@ -47,7 +47,7 @@ class Trainer:
         dataset: str | os.PathLike[str],
         *,
         steps: int = 240,
-        eps: float = 1e-2,
+        eps: float = 5e-2,
         lr: float = 0.1,
         lr_schedule: str = "linear",
         normalize: bool = True,
