@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mobizo_kernels.lora import layers_from_first_adapted
+
 
 class Widening:
     """Copies the rows of a forward, group after group, on their way into the first module with an adapter.
@@ -49,15 +51,11 @@ class Widening:
 
 def _from_first_adapted(model: PreTrainedModel, adapted: Sequence[str]) -> list[nn.Module]:
     """What is called with rows to widen: the layers from the first adapted one on, or the decoder."""
-    decoder, head = model.base_model, model.get_output_embeddings()
-    count = model.config.get_text_config().num_hidden_layers
-    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    name, layers = next(((name, found) for name, found in lists if len(found) == count), ("", None))
-    inside = [path for path in adapted if model.get_submodule(path) is not head]
-    if not adapted or layers is None or not all(path.startswith(f"{name}.") for path in inside):
-        return [decoder]
-    first = min((int(path.removeprefix(f"{name}.").split(".")[0]) for path in inside), default=count)
-    return list(layers)[first:]
+    try:
+        layers, first = layers_from_first_adapted(model, [model.get_submodule(path) for path in adapted])
+    except ValueError:
+        return [model.base_model]
+    return layers[first:] if adapted else [model.base_model]
 
 
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:

@@ -3,6 +3,7 @@
 from mobizo_kernels.lora.activation import invocation_starts
 from mobizo_kernels.lora.device_adapter import device_from_peft, peft_from_device, save_device_adapter
 from mobizo_kernels.lora.fingerprint import model_fingerprint
+from mobizo_kernels.lora.layers import layers_from_first_adapted
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 from mobizo_kernels.lora.peft_io import adapter_config, load_adapter, save_adapter
 from mobizo_kernels.lora.targets import plain_name
@@ -18,6 +19,7 @@ __all__ = [
     "device_from_peft",
     "invocation_starts",
     "is_wrapped",
+    "layers_from_first_adapted",
     "load_adapter",
     "model_fingerprint",
     "peft_from_device",

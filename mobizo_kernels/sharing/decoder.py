@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.lora import adapter_layers, adapter_of, layers_from_first_adapted
 from mobizo_kernels.sharing.attention import AttentionPass, KeysAndValues, attending
 from mobizo_kernels.sharing.states import BaseStates, RowStates, StateStore
 
@@ -59,7 +58,7 @@ class SharedDecoder:
         model: a wrapped causal LM of transformers.
 
     Attributes:
-        first: the first layer with an adapter.
+        first: the layer before which the rows widen, the first one with an adapter.
 
     Raises:
         ValueError: if the model's layers, attention or positions are not of a known kind.
@@ -73,7 +72,8 @@ class SharedDecoder:
             raise ValueError(f"{name} takes no position_ids")
         if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
             raise ValueError(f"{name} attends within chunks")
-        self._layers, self.first = _decoder_layers(model)
+        self._layers, first = layers_from_first_adapted(model, adapter_layers(model).values())
+        self.first = min(first, len(self._layers) - 1)  # if only the LM head is adapted
         modules = [module for layer in self._layers for module in layer.modules()]
         attentions = [module for module in modules if hasattr(module, "layer_idx")]
         if not attentions:
@@ -239,26 +239,3 @@ class _UntilLayer(dict[int, KeysAndValues]):
 
 def _widened_but_hidden(kwargs: dict[str, Any], widened: Any) -> dict[str, Any]:
     return {name: value if name == "hidden_states" else widened(value) for name, value in kwargs.items()}
-
-
-def _decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
-    """The layers of the decoder in their order, and the first of them with an adapter in it."""
-    count = model.config.get_text_config().num_hidden_layers
-    lists = {
-        name: module
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of its {count} layers")
-    name = min(lists, key=len)
-    layers = list(lists[name])
-    adapted = {id(layer) for layer in adapter_layers(model).values()}
-    inside = [any(id(module) in adapted for module in layer.modules()) for layer in layers]
-    within = sum(id(module) in adapted for layer in layers for module in layer.modules())
-    heads = [module for module in [model.get_output_embeddings()] if id(module) in adapted]
-    if within + len(heads) != len(adapted):
-        raise ValueError(f"{type(model).__name__} has adapters outside of its layers")
-    if not re.search(r"\w", name):
-        raise ValueError(f"{type(model).__name__} keeps its layers in an unknown place")
-    return layers, inside.index(True) if any(inside) else count - 1

@@ -5,12 +5,13 @@ from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_est
 from mobizo_kernels.zo.journal import JournalHeader, JournalParameter, JournalWriter, read_journal
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import ZOSGD, ZOAdam, ZOSign, make_optimizer
+from mobizo_kernels.zo.parameters import tuned_parameters
 from mobizo_kernels.zo.records import Records, StepRecord
 from mobizo_kernels.zo.replay import replay, tuned_adapters
 from mobizo_kernels.zo.rules import UpdateRule
 from mobizo_kernels.zo.seeds import query_seed, query_seeds
 from mobizo_kernels.zo.steadiness import Steadiness
-from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder, tuned_parameters
+from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder
 
 __all__ = [
     "ZOSGD",

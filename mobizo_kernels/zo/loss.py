@@ -6,11 +6,8 @@ the LM head sees nothing else, a few tokens at a time.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,62 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels.lora import adapter_of, invocation_starts, is_wrapped
-from mobizo_kernels.sharing import SharedDecoder, StateStore, TokenBlock
-
-IGNORED = -100
-"""The label of a token that is not to be predicted, as in transformers."""
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """A batch on the model's device, and what is to be predicted where in it.
-
-    Attributes:
-        inputs: what the decoder takes, each [B, T', ...], T' being the columns up to the last prediction.
-        rows: row of each prediction, int64 [n].
-        columns: column of each prediction, int64 [n].
-        targets: class of the softmax to predict there, int64 [n].
-        block: the tokens that every group runs, where work is shared between groups; `inputs` is empty then,
-            and `columns` are its.
-        prefix: the tokens before them, which run once.
-        keys: of the rows in a :class:`StateStore`.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    rows: torch.Tensor
-    columns: torch.Tensor
-    targets: torch.Tensor
-    block: TokenBlock | None = None
-    prefix: TokenBlock | None = None
-    keys: tuple[bytes, ...] = ()
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All of its tensors by name."""
-        found = {"rows": self.rows, "columns": self.columns, "targets": self.targets}
-        found |= {f"inputs.{name}": tensor for name, tensor in self.inputs.items()}
-        for part in ("block", "prefix"):
-            block: TokenBlock | None = getattr(self, part)
-            if block is not None:
-                found |= {f"{part}.{name}": tensor for name, tensor in block.inputs.items()}
-                if block.seen is not None:
-                    found[f"{part}.seen"] = block.seen
-        return found
-
-    def clone(self) -> LabelledBatch:
-        """The same in memory of its own."""
-
-        def copied(block: TokenBlock | None) -> TokenBlock | None:
-            if block is None:
-                return None
-            inputs = {name: tensor.clone() for name, tensor in block.inputs.items()}
-            return TokenBlock(inputs, None if block.seen is None else block.seen.clone())
-
-        inputs = {name: tensor.clone() for name, tensor in self.inputs.items()}
-        return LabelledBatch(
-            inputs, self.rows.clone(), self.columns.clone(), self.targets.clone(),
-            copied(self.block), copied(self.prefix), self.keys,
-        )  # fmt: skip
+from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.sharing import SharedDecoder, StateStore
+from mobizo_kernels.zo.label_head import LabelHead
+from mobizo_kernels.zo.labelled import IGNORED, BatchReader, LabelledBatch, predictions
 
 
 class LabelledLoss:
@@ -114,12 +59,14 @@ class LabelledLoss:
         self.model, self.chunk_tokens, self.store = _checked_causal_lm(model), chunk_tokens, store
         self._shared: SharedDecoder | None = None
         self._shared_for: object = None  # the adapter's configuration that `_shared` was made for
-        parameters = inspect.signature(self.model.base_model.forward).parameters
-        self._takes_positions = "position_ids" in parameters
-        self.candidates: torch.Tensor | None = None
+        self._reader = BatchReader(self.model)
         self._compare_with_model()
-        if candidate_tokens is not None:
-            self.candidates = self._checked_candidates(candidate_tokens)
+        self._head = LabelHead(self.model, candidate_tokens)
+
+    @property
+    def candidates(self) -> torch.Tensor | None:
+        """The candidate tokens, int64 [C] on the model's device."""
+        return self._head.candidates
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, torch.Tensor], groups: int = 1) -> torch.Tensor:
@@ -143,8 +90,8 @@ class LabelledLoss:
         Raises:
             ValueError: as for a call.
         """
-        rows, columns, tokens = self._positions(batch)
-        return self._labelled(batch, rows, columns, self._targets(tokens))
+        rows, columns, tokens = predictions(batch)
+        return self._labelled(batch, rows, columns, self._head.targets(tokens))
 
     def _labelled(
         self,
@@ -153,12 +100,11 @@ class LabelledLoss:
         columns: torch.Tensor,
         targets: torch.Tensor,
     ) -> LabelledBatch:
-        device, inputs = self.model.device, self._inputs(batch, columns)
         shared = self._shared_decoder()
         if shared is None:
-            return LabelledBatch(inputs, rows.to(device), columns.to(device), targets.to(device))
-        block, prefix, columns, keys = self._split(batch, inputs, rows, columns)
-        return LabelledBatch({}, rows.to(device), columns.to(device), targets.to(device), block, prefix, keys)
+            return self._reader.whole(batch, rows, columns, targets)
+        states = None if self.store is None else f"{shared.first} {self.model.dtype}"
+        return self._reader.divided(batch, rows, columns, targets, states)
 
     @torch.no_grad()
     def of_labelled(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
@@ -171,7 +117,7 @@ class LabelledLoss:
         step = max(1, self.chunk_tokens // groups)
         for part, target in zip(hidden.split(step, dim=1), batch.targets.split(step), strict=True):
             losses = F.cross_entropy(
-                self._logits(part.flatten(0, 1)).float(), target.repeat(groups), reduction="none"
+                self._head.logits(part.flatten(0, 1)).float(), target.repeat(groups), reduction="none"
             )
             total += losses.view(groups, -1).sum(dim=1)
         return total / len(batch.targets)
@@ -190,125 +136,9 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token.
         """
-        rows, columns, tokens = self._positions(batch)
+        rows, columns, tokens = predictions(batch)
         hidden = self._hidden(self._labelled(batch, rows, columns, tokens))[0]
-        return torch.cat([self._logits(part).float() for part in hidden.split(self.chunk_tokens)])
-
-    def _positions(
-        self, batch: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Row and column of each prediction, and the token to predict there; each int64 [n]."""
-        if "labels" not in batch or "input_ids" not in batch:
-            raise ValueError(f"batch must hold input_ids and labels, got {sorted(batch)}")
-        labels, shape = batch["labels"], batch["input_ids"].shape
-        if labels.shape != shape:
-            raise ValueError(
-                f"labels must have the shape of input_ids, {list(shape)}, got {list(labels.shape)}"
-            )
-        wanted = labels[:, 1:] != IGNORED
-        if "attention_mask" in batch:
-            wanted &= batch["attention_mask"].to(labels.device)[:, :-1] != 0
-        rows, columns = wanted.nonzero(as_tuple=True)
-        if not len(rows):
-            raise ValueError("batch has no label after a token that is not padding")
-        return rows, columns, labels[rows, columns + 1]
-
-    def _targets(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids as classes of the softmax."""
-        if self.candidates is None:
-            return tokens
-        match = tokens[:, None] == self.candidates.to(tokens.device)
-        if not match.any(dim=1).all():
-            strangers = sorted(set(tokens[~match.any(dim=1)].tolist()))
-            raise ValueError(
-                f"labels must be among the candidate tokens {self.candidates.tolist()}, got {strangers}"
-            )
-        return match.int().argmax(dim=1)
-
-    def _inputs(self, batch: Mapping[str, torch.Tensor], columns: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the decoder takes, up to the last of `columns`.
-
-        A mask that hides nothing is left out: to see that it hides nothing transformers would read it back
-        and, while a CUDA graph is captured, build the mask of the attention instead.
-        """
-        width = int(columns.max()) + 1
-        inputs = {name: tensor[:, :width] for name, tensor in batch.items() if name != "labels"}
-        if "attention_mask" in inputs and "position_ids" not in inputs:
-            if bool((inputs["attention_mask"] != 0).all()):
-                del inputs["attention_mask"]
-            elif self._takes_positions:
-                positions = inputs["attention_mask"].long().cumsum(dim=1) - 1
-                inputs["position_ids"] = positions.clamp(min=0)
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-
-    def _split(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-    ) -> tuple[TokenBlock, TokenBlock | None, torch.Tensor, tuple[bytes, ...]]:
-        """The tokens that every group runs, those before them, the predictions' columns in the first, and the
-        rows' keys. All that depends on values is found on the batch's own device, usually the host.
-        """
-        ids = batch["input_ids"]
-        count, width = len(ids), inputs["input_ids"].shape[1]
-        seen = torch.ones(count, width, dtype=torch.bool)
-        if "attention_mask" in batch:
-            seen = batch["attention_mask"][:, :width].cpu() != 0
-        inputs = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
-        if "position_ids" not in inputs:
-            positions = (seen.long().cumsum(dim=1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions.to(self.model.device)
-        tokens = adapter_of(self.model).config.alora_invocation_tokens
-        if tokens is None:
-            return self._block(inputs, torch.arange(width).expand(count, -1), seen), None, columns, ()
-
-        ids, rows, columns = ids.cpu(), rows.cpu(), columns.cpu()
-        starts = invocation_starts(ids[:, :width], tokens, seen)
-        if (starts < 0).any():
-            row = int((starts < 0).int().argmax())
-            raise ValueError(f"batch: row {row} does not hold the invocation tokens {tokens}")
-        if (columns < starts[rows]).any():
-            row = int(rows[(columns < starts[rows]).int().argmax()])
-            raise ValueError(f"batch: row {row} has a label that is predicted before the invocation tokens")
-        last = torch.zeros(count, dtype=torch.int64).scatter_reduce(0, rows, columns, "amax")
-        tail = starts[:, None] + torch.arange(int((last - starts).max()) + 1)
-        block = self._block(inputs, tail, tail <= torch.maximum(last, starts)[:, None])
-        first = seen.int().argmax(dim=1)
-        length = int((starts - first).max())
-        prefix = None
-        if length:
-            before = starts[:, None] - length + torch.arange(length)
-            prefix = self._block(inputs, before, (before >= first[:, None]))
-        keys: tuple[bytes, ...] = ()
-        if self.store is not None:
-            keys = tuple(
-                self._key(ids[row, first[row] : last[row] + 1], int(starts[row] - first[row]))
-                for row in range(count)
-            )
-        return block, prefix, columns - starts[rows], keys
-
-    def _key(self, tokens: torch.Tensor, prefix: int) -> bytes:
-        """Names the states of a row of tokens, the first `prefix` of which are before the invocation."""
-        assert self._shared is not None
-        what = f"{prefix} {self._shared.first} {self.model.dtype}"
-        digest = hashlib.blake2b(tokens.numpy().astype("<i8").tobytes(), digest_size=16)
-        digest.update(what.encode())
-        return digest.digest()
-
-    def _block(
-        self, inputs: Mapping[str, torch.Tensor], columns: torch.Tensor, seen: torch.Tensor
-    ) -> TokenBlock:
-        """The tokens of `inputs` at columns [B, n]; those that are not seen, bool [B, n], are padding."""
-        width = inputs["input_ids"].shape[1]
-        device = self.model.device
-        rows = torch.arange(len(columns))[:, None].to(device)
-        index = columns.clamp(0, width - 1).to(device)
-        return TokenBlock(
-            {name: tensor[rows, index] for name, tensor in inputs.items()},
-            None if bool(seen.all()) else seen.to(device),
-        )
+        return torch.cat([self._head.logits(part).float() for part in hidden.split(self.chunk_tokens)])
 
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""
@@ -351,7 +181,7 @@ class LabelledLoss:
         labels = torch.full_like(ids, IGNORED)
         labels[:, -1] = ids[:, -1]
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        rows, columns, targets = self._positions(batch)
+        rows, columns, targets = predictions(batch)
         directions = adapter_of(model).directions
         modes = {module: module.training for module in model.modules()}
         model.eval()
@@ -383,24 +213,6 @@ class LabelledLoss:
                 stacklevel=2,
             )
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype."""
-        head, candidates = self.model.get_output_embeddings(), self.candidates
-        if candidates is None:
-            return after_head(self.model, head(hidden))
-        if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
-            bias = None if head.bias is None else head.bias[candidates]
-            return after_head(self.model, F.linear(hidden, head.weight[candidates], bias))
-        return after_head(self.model, head(hidden))[:, candidates]
-
-    def _checked_candidates(self, tokens: Sequence[int]) -> torch.Tensor:
-        vocabulary = self.model.config.get_text_config().vocab_size
-        if len(tokens) < 2 or len(set(tokens)) < len(tokens):
-            raise ValueError(f"candidate_tokens must be at least 2 different token ids, got {list(tokens)}")
-        if not all(0 <= token < vocabulary for token in tokens):
-            raise ValueError(f"candidate_tokens must be in [0, {vocabulary}), got {list(tokens)}")
-        return torch.tensor(list(tokens), device=self.model.device)
-
     @torch.no_grad()
     def _compare_with_model(self) -> None:
         """Raise ValueError unless the model's own logits, on a few tokens, are ours."""
@@ -411,9 +223,9 @@ class LabelledLoss:
         try:
             expected = self.model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1).float()
             batch = {"input_ids": tokens, "labels": tokens}
-            rows, columns, targets = self._positions(batch)
-            plain = LabelledBatch(self._inputs(batch, columns), rows, columns, targets)
-            got = self._logits(self._hidden(plain)[0]).float()
+            rows, columns, targets = predictions(batch)
+            plain = self._reader.whole(batch, rows, columns, targets)
+            got = LabelHead(self.model).logits(self._hidden(plain)[0]).float()
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -431,16 +243,3 @@ def _checked_causal_lm(model: nn.Module) -> PreTrainedModel:
     if model.base_model is model or model.get_output_embeddings() is None or model.config.is_encoder_decoder:
         raise ValueError(f"model must be a decoder with an LM head, got {type(model).__name__}")
     return model
-
-
-def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
-    """What some architectures do to the logits of their LM head, by the names in their configurations."""
-    config = model.config.get_text_config()
-    for multiplier in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
-        if factor := getattr(config, multiplier, None):
-            logits = logits * factor
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = cap * torch.tanh(logits / cap)
-    return logits

@@ -11,7 +11,6 @@ WINDOW = 20
 DEVIATIONS = 3.0
 """How far above its lowest value, in standard deviations of a single loss, the mean may rise."""
 
-
 RISE = 1.5
 """How much of the first validation's loss a later one may have."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, model_fingerprint, plain_name
+from mobizo_kernels.lora import adapter_of, is_wrapped, model_fingerprint
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.journal import JournalHeader, JournalWriter, PathLike
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import make_optimizer
+from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 from mobizo_kernels.zo.records import Records, StepRecord
 from mobizo_kernels.zo.replay import redo_steps, tuned_adapters
 from mobizo_kernels.zo.rules import UpdateRule
@@ -26,15 +26,6 @@ from mobizo_kernels.zo.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.zo.steadiness import Steadiness
 
 _log = logging.getLogger(__name__)
-
-# Where central differences of LoRA-B correlate well with the slope, by the type of the base and whether the
-# adapters act on the last tokens only, which change the loss less: docs/recipe.md.
-_EPS_RANGES = {
-    ("float32", False): (1e-4, 3e-2),
-    ("float32", True): (1e-4, 1e-1),
-    ("other", False): (3e-3, 3e-2),
-    ("other", True): (3e-2, 1e-1),
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ class ZerothOrder:
             if store is not None:
                 raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store)
-        _warn_of_eps(model, eps)
+        warn_of_eps(model, eps)
         self.model = model
         self.steps = 0
         self.skipped_steps = 0
@@ -363,38 +354,6 @@ class ZerothOrder:
     def _take_off(self, seeds: torch.Tensor, standing: torch.Tensor) -> None:
         if standing.any():
             self.optimizer.perturb(seeds[standing != 0], -standing[standing != 0])
-
-
-def _warn_of_eps(model: nn.Module, eps: float) -> None:
-    """Warn of a size of perturbation whose loss differences are lost in rounding, or no slopes any more."""
-    if not is_wrapped(model):
-        return
-    kinds = {str(module.weight.dtype) for module in adapter_layers(model).values()}
-    kind = "float32" if kinds == {"torch.float32"} else "other"
-    low, high = _EPS_RANGES[kind, adapter_of(model).config.alora_invocation_tokens is not None]
-    if not low <= eps <= high:
-        base = "a float32 base" if kind == "float32" else "a base of lower precision than float32"
-        warnings.warn(
-            f"eps={eps:g} is outside of {low:g} to {high:g}, where differences of {base} follow the slope",
-            stacklevel=3,
-        )
-
-
-def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The tensors that a zeroth-order run updates, by the names that choose their noise.
-
-    They are the LoRA-B of a wrapped model, each under the name of the weight it adapts, and the parameters
-    that require a gradient of any other model, tied ones once.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if is_wrapped(model):
-        return [(f"{name}.weight", layer.lora_b) for name, layer in adapter_layers(model).items()]
-    parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
-    return parameters
 
 
 def _all_finite(*tensors: torch.Tensor) -> bool:

@@ -1,0 +1,77 @@
+"""The softmax at the labelled tokens, over the vocabulary of a model or over a few label words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class LabelHead:
+    """The LM head of a model, which may be restricted to a few tokens.
+
+    Args:
+        model: a causal LM of transformers.
+        candidate_tokens: the tokens of the softmax; None for the whole vocabulary.
+
+    Attributes:
+        candidates: int64 [C] on the model's device, or None.
+
+    Raises:
+        ValueError: if the candidates are fewer than two, not distinct, or outside of the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, candidate_tokens: Sequence[int] | None = None) -> None:
+        self._model = model
+        self.candidates = None if candidate_tokens is None else _checked(model, candidate_tokens)
+
+    def targets(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids as classes of the softmax, int64 [n].
+
+        Raises:
+            ValueError: if a token is not a candidate.
+        """
+        if self.candidates is None:
+            return tokens
+        match = tokens[:, None] == self.candidates.to(tokens.device)
+        if not match.any(dim=1).all():
+            strangers = sorted(set(tokens[~match.any(dim=1)].tolist()))
+            raise ValueError(
+                f"labels must be among the candidate tokens {self.candidates.tolist()}, got {strangers}"
+            )
+        return match.int().argmax(dim=1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype."""
+        head, candidates = self._model.get_output_embeddings(), self.candidates
+        if candidates is None:
+            return after_head(self._model, head(hidden))
+        if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
+            bias = None if head.bias is None else head.bias[candidates]
+            return after_head(self._model, F.linear(hidden, head.weight[candidates], bias))
+        return after_head(self._model, head(hidden))[:, candidates]
+
+
+def _checked(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokens) < 2 or len(set(tokens)) < len(tokens):
+        raise ValueError(f"candidate_tokens must be at least 2 different token ids, got {list(tokens)}")
+    if not all(0 <= token < vocabulary for token in tokens):
+        raise ValueError(f"candidate_tokens must be in [0, {vocabulary}), got {list(tokens)}")
+    return torch.tensor(list(tokens), device=model.device)
+
+
+def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    """What some architectures do to the logits of their LM head, by the names in their configurations."""
+    config = model.config.get_text_config()
+    for multiplier in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if factor := getattr(config, multiplier, None):
+            logits = logits * factor
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = cap * torch.tanh(logits / cap)
+    return logits

@@ -1,0 +1,50 @@
+"""What a run tunes, and the sizes of perturbation at which its loss tells a slope."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name
+
+# Where central differences of LoRA-B correlate well with the slope, by the type of the base and whether the
+# adapters act on the last tokens only, which change the loss less: docs/recipe.md.
+_EPS_RANGES = {
+    ("float32", False): (1e-4, 3e-2),
+    ("float32", True): (1e-4, 1e-1),
+    ("other", False): (3e-3, 3e-2),
+    ("other", True): (3e-2, 1e-1),
+}
+
+
+def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The tensors that a zeroth-order run updates, by the names that choose their noise.
+
+    They are the LoRA-B of a wrapped model, each under the name of the weight it adapts, and the parameters
+    that require a gradient of any other model, tied ones once.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if is_wrapped(model):
+        return [(f"{name}.weight", layer.lora_b) for name, layer in adapter_layers(model).items()]
+    parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
+    return parameters
+
+
+def warn_of_eps(model: nn.Module, eps: float) -> None:
+    """Warn of a size of perturbation whose loss differences are lost in rounding, or no slopes any more."""
+    if not is_wrapped(model):
+        return
+    kinds = {str(module.weight.dtype) for module in adapter_layers(model).values()}
+    kind = "float32" if kinds == {"torch.float32"} else "other"
+    low, high = _EPS_RANGES[kind, adapter_of(model).config.alora_invocation_tokens is not None]
+    if not low <= eps <= high:
+        base = "a float32 base" if kind == "float32" else "a base of lower precision than float32"
+        warnings.warn(
+            f"eps={eps:g} is outside of {low:g} to {high:g}, where differences of {base} follow the slope",
+            stacklevel=3,
+        )

@@ -1,0 +1,63 @@
+"""What a zeroth-order run refuses or warns of before its first step."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+
+from mobizo_kernels.lora import wrap
+from mobizo_kernels.zo import ZerothOrder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": 0}, "queries must be at least 1, got 0"),
+        ({"eps": -1.0}, "eps must be positive and finite, got -1.0"),
+        ({"lr": -0.1}, "lr must be at least 0, got -0.1"),
+        ({"run_seed": 2**64}, "run_seed must fit 64 bits"),
+        ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, got 'spsa'"),
+        ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
+        ({"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
+        ({"momentum": 0.5, "optimizer": "sign"}, "momentum must be 0 with optimizer 'sign', got 0.5"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, sign, got 'lion'"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"adam_eps": 0.0}, "eps of adam must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0, got -1.0"),
+        ({"candidate_tokens": [1]}, "candidate_tokens must be at least 2"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    model = wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=message):
+        ZerothOrder(model, **options)
+
+
+def test_nothing_to_tune() -> None:
+    with pytest.raises(
+        ValueError, match="nothing to tune: no parameter of LlamaForCausalLM requires a gradient"
+    ):
+        ZerothOrder(tiny.llama().requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "warned"),
+    [
+        (torch.float32, 1e-2, False),
+        (torch.float32, 1e-4, False),
+        (torch.float32, 1e-1, True),
+        (torch.bfloat16, 1e-2, False),
+        (torch.bfloat16, 1e-3, True),
+    ],
+)
+def test_a_size_of_perturbation_that_tells_little(dtype: torch.dtype, eps: float, warned: bool) -> None:
+    model = wrap(tiny.llama().to(dtype), LoraConfig(r=2, target_modules=["q_proj"]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ZerothOrder(model, eps=eps)
+    assert any(f"eps={eps:g} is outside of" in str(warning.message) for warning in caught) == warned
