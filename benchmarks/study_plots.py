@@ -59,13 +59,15 @@ def plot_factors(lines: list[dict[str, Any]], path: Path) -> None:
     for line in lines:
         key = line["name"], changes(line["recipe"])
         groups.setdefault(key, []).append(line["best"]["auc"])
-    labels = [changed or "defaults" for _, changed in groups]
+    labels = [changed or "the defaults" for _, changed in groups]
     values = [median(scores) for scores in groups.values()]
     figure, axis = plt.subplots(figsize=(7.5, 0.24 * len(labels) + 1))
-    axis.barh(range(len(labels)), values, color=["C1" if label == "defaults" else "C0" for label in labels])
+    axis.barh(range(len(labels)), values, color=["C0" if changed else "C1" for _, changed in groups])
     axis.set_yticks(range(len(labels)), labels, fontsize=7)
     axis.invert_yaxis()
-    axis.axvline(values[labels.index("defaults")], color="C1", lw=0.8)
+    for (_, changed), value in zip(groups, values, strict=True):
+        if not changed:
+            axis.axvline(value, color="C1", lw=0.8)
     axis.set(xlabel="AUC on the test rows", xlim=(min(values) - 0.02, max(values) + 0.01))
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -25,7 +25,7 @@ OURS = Recipe()
 # MobiZO, arXiv 2409.15520: rank 16, all linears, eps 1e-2, effective batch of 16, constant rate up to 1e-3.
 PUBLISHED = Recipe(
     tail=0, layers="top-100%", rank=16, queries=1, batch_size=16, distribution="gaussian", normalize=False,
-    decay=False, lr=1e-3,
+    decay=False, lr=1e-3, eps=1e-2,
 )  # fmt: skip
 METHODS = {
     "ours": OURS,
@@ -56,7 +56,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     ],
     "rank": [{"rank": 2}, {"rank": 4}, {"rank": 16}],
     "layers": [{"layers": "top-33%"}, {"layers": "top-100%"}],
-    "eps": [{"eps": 3e-3}, {"eps": 3e-2}],
+    "eps": [{"eps": 1e-2}, {"eps": 1e-1}],
     "learning rate": [{"lr": 0.05}, {"lr": 0.2}],
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from mobizo_kernels.zo import ZOSGD, LabelledLoss, ZerothOrder, tuned_parameters
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run does. The defaults are the recipe that the others are compared with.
+    """What a run does. The defaults are those of `mobizo train`.
 
     Attributes:
         task: a name in `mobizo_kernels.data.TASKS`.
@@ -58,7 +58,7 @@ class Recipe:
     momentum: float = 0.0
     lr: float = 0.1
     decay: bool = True
-    eps: float = 1e-2
+    eps: float = 5e-2
     seconds: float = 60.0
     dtype: str = "bfloat16"
 
