@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.bench_mp_lora import EPS, Layer, check, make_layer
 from benchmarks.bench_zo_optimizers import OPTIMIZERS, Problem
+from benchmarks.gpu_models import SIZES, SMALL, parameter_shapes
 from benchmarks.gpu_report import GpuReport
 from benchmarks.gpu_timing import Stopwatch
 from benchmarks.harness import Timing, Variant, dtype_name, fastest
@@ -141,6 +142,41 @@ def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
         if count == 1 and distribution == "gaussian":
             figure = 1e6 * timings["foreach_perturb_"].p50
             report.goal(f"foreach_perturb_ over every LoRA-B of {model}, us", figure, below=20.0)
+
+
+def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
+    """Table `full parameters`: all 1.1 billion parameters of TinyLlama by one launch, in place."""
+    model = "TinyLlama-1.1B"
+    on_gpu = watch.device.type == "cuda"
+    shapes = parameter_shapes(SIZES[model] if on_gpu else SMALL)
+    report.table("full parameters", "ms for every parameter; of a copy's speed; times MeZO's torch.normal")
+    for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
+        params = [torch.zeros(shape, dtype=dtype, device=watch.device) for shape in shapes]
+        source = [torch.zeros_like(param) for param in params]
+        seeds, coeffs = (t.to(watch.device) for t in (torch.arange(1), torch.full((1,), COEFF)))
+        some = (seeds, coeffs, list(range(len(params))), 1.0, distribution)
+        timings = watch.time(
+            {
+                "foreach_perturb_": [partial(ops.foreach_perturb_, params, *some)],
+                "public": [partial(mezo_perturb_, params, COEFF)],
+                "copy": [partial(torch._foreach_copy_, params, source)],
+            }
+        )
+        case = {
+            "model": model,
+            "parameters": sum(map(torch.Tensor.numel, params)),
+            "dtype": dtype_name(dtype),
+        }
+        shares = _shares(timings, "foreach_perturb_", "copy", "public")
+        times = {"ms": timings["foreach_perturb_"].show(1e3)}
+        report.add({**case, "distribution": distribution}, timings, {**times, **shares})
+        goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
+        if goal is not None:
+            what = f"all parameters, {dtype_name(dtype)} {distribution}, of a copy"
+            report.goal(what, shares["of copy"], at_least=goal)
+        del params, source, timings
+        if on_gpu:
+            torch.cuda.empty_cache()
 
 
 def linears(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:

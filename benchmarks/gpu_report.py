@@ -26,7 +26,7 @@ class GpuReport:
     """
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        self._options, self._device = options, device
+        self._options, self._judged = options, device.type == "cuda"
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._goals: list[dict[str, Any]] = []
         self._widths: dict[str, int] = {}
@@ -64,19 +64,23 @@ class GpuReport:
         wanted = f">= {at_least:g}" if at_least is not None else f"<= {below:g}"
         self._goals.append({"goal": name, "wanted": wanted, "figure": figure, "met": met})
 
+    def save(self) -> None:
+        """Write the JSON file, if one was asked for, with all that there is so far."""
+        if self._options.json is None:
+            return
+        settings = {name: value for name, value in vars(self._options).items() if name != "json"}
+        report = {"benchmark": "gpu", "settings": settings, "machine": self._machine}
+        report |= {"tables": self._tables, "goals": self._goals if self._judged else []}
+        self._options.json.write_text(json.dumps(report, indent=2) + "\n")
+
     def finish(self) -> None:
-        """Print the goals, those of an H100 or H200, and write the JSON file if one was asked for."""
-        judged = self._device.type == "cuda"
-        if self._goals and judged:
+        """Print the goals, those of an H100 or H200, and save."""
+        if self._goals and self._judged:
             print("\ngoals")
             for goal in self._goals:
                 verdict = "met" if goal["met"] else "missed"
                 print(f"  {verdict:6}  {goal['goal']} {goal['wanted']}: {goal['figure']:.3g}")
-        if self._options.json is not None:
-            settings = {name: value for name, value in vars(self._options).items() if name != "json"}
-            report = {"benchmark": "gpu", "settings": settings, "machine": self._machine}
-            report |= {"tables": self._tables, "goals": self._goals if judged else []}
-            self._options.json.write_text(json.dumps(report, indent=2) + "\n")
+        self.save()
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one call: builds the CPU kernels in place, runs the tests of the GPU kernels and of steps as CUDA
-# graphs, and times. Takes the options of benchmarks/bench_gpu.py, such as --json FILE. Needs a Python with torch for the GPU, triton,
-# this package's requirements and pytest, CMake and a C++ compiler; ExecuTorch is left out.
+# graphs, and times; made to take 20 minutes. Takes the options of benchmarks/bench_gpu.py, such as --json FILE. Needs a Python with
+# torch for the GPU, triton, this package's requirements and pytest, CMake and a C++ compiler; ExecuTorch is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cmake -S csrc -B build/gpu -DMOBIZO_TORCH_DIR="$(python -c 'import os, torch; print(os.path.dirname(torch.__file__))')"

@@ -122,9 +122,7 @@ def ours(
     zo = mobizo.ZerothOrder(
         model, queries=settings.queries, eps=EPS, lr=LR, cuda_graph=cuda_graph, store=store
     )
-    labels = torch.full_like(tokens, IGNORED)
-    labels[:, -1] = tokens[:, -1]
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    batch = labelled(tokens)
     return lambda: zo.step(batch).loss
 
 
@@ -158,7 +156,24 @@ def sequential_mezo(settings: StepSettings) -> Step:
     B alone is perturbed, as by the others, and the noise is made anew from its seed in all four passes.
     Logits are computed at the labelled position only.
     """
-    model, params = lora_fa(settings)
+    return mezo(*lora_fa(settings), settings)
+
+
+def all_parameters_mezo(settings: StepSettings) -> Step:
+    """:func:`sequential_mezo` over every parameter of the model."""
+    model = with_folded_head(settings.load())
+    return mezo(model, list(model.parameters()), settings)
+
+
+def all_parameters(settings: StepSettings) -> Step:
+    """ZerothOrder.step on every parameter of the model."""
+    zo = mobizo.ZerothOrder(settings.load(), queries=settings.queries, eps=EPS, lr=LR)
+    batch = labelled(settings.tokens())
+    return lambda: zo.step(batch).loss
+
+
+def mezo(model: nn.Module, params: list[nn.Parameter], settings: StepSettings) -> Step:
+    """The step of :func:`sequential_mezo` on any parameters."""
     tokens = settings.tokens()
 
     def perturb(seed: int, coeff: float) -> None:
@@ -257,6 +272,13 @@ def with_folded_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def labelled(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch whose last token is to be predicted."""
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, -1] = tokens[:, -1]
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
 def label_losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, groups: int) -> torch.Tensor:
     """The loss of each group, float32 [groups], with logits at the labelled position only."""
     mask = torch.ones_like(inputs)
@@ -276,5 +298,7 @@ STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "sequential MeZO": sequential_mezo,
     "first order": first_order,
     "first order, checkpointed": partial(first_order, checkpointing=True),
+    "all parameters, ours": all_parameters,
+    "all parameters, MeZO": all_parameters_mezo,
     "full logits": full_logits_forward,
 }

@@ -68,6 +68,8 @@ class SharedDecoder:
         name = type(model).__name__
         self._decoder = model.base_model
         self._directions = adapter_of(model).directions
+        if hasattr(self._decoder, "_orig_mod"):
+            raise ValueError(f"the decoder of {name} is compiled as a whole")
         if "position_ids" not in inspect.signature(self._decoder.forward).parameters:
             raise ValueError(f"{name} takes no position_ids")
         if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
