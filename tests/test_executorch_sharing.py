@@ -127,7 +127,8 @@ def test_the_native_loop_is_the_eager_loop(program: Path, tmp_path: Path, rng: t
     )  # fmt: skip
     trainer, model, reports = Trainer(program), eager_twin(3, **ACTIVATED), list[StepReport]()
     trainer.train(
-        path, steps=6, lr=2e-3, lr_schedule="constant", eval_every=0, keep="last", on_step=reports.append
+        path, steps=6, eps=1e-2, lr=2e-3, lr_schedule="constant", eval_every=0, keep="last",
+        on_step=reports.append,
     )  # fmt: skip
     zo = mobizo.ZerothOrder(
         model, queries=2, eps=1e-2, lr=2e-3, normalize=True, candidate_tokens=CANDIDATES
