@@ -128,6 +128,7 @@ inline void dataset_cases(Report& report) {
     activate(data, d);
     data.tokens[1] = data.tokens[3] = 9;
     d.invocation_tokens = {9};
+    d.tail_length = 1;
   });
   refused("row 0 of train: token 11 is not in the vocabulary", [](auto&, auto& d) { d.vocabulary = 11; });
   refused("row 1 of train: its label must be -1 or below 2, got 2", [](auto& data, auto&) { data.labels[1] = 2; });
