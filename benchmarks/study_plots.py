@@ -19,9 +19,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("files", nargs="+", type=Path, help="of benchmarks.study_recipe")
     options.add_argument("--out", type=Path, required=True, help="directory for the plots")
+    options.add_argument("--seconds", type=float, default=60.0, help="budget of the methods to plot")
     arguments = options.parse_args()
     lines = [line for file in arguments.files for line in read(file)]
-    methods = [line for line in lines if line["part"] == "methods"]
+    methods = [
+        line for line in lines if (line["part"], line["recipe"]["seconds"]) == ("methods", arguments.seconds)
+    ]
     factors = [line for line in lines if line["part"] == "factors"]
     if methods:
         plot_methods(methods, arguments.out / "study_methods.png")

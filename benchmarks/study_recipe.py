@@ -115,19 +115,28 @@ def changes(recipe: dict[str, Any]) -> str:
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
-    """One line for each recipe and task: medians over the seeds."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """One line for each recipe, task and budget: medians over the seeds."""
+    groups: dict[tuple[str, float, str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        key = (line["recipe"]["task"], line["name"], changes(line["recipe"]))
-        groups.setdefault(key, []).append(line)
-    print("\n| task | | changed | seeds | steps | ktok | accuracy | AUC |\n|---|---|---|---|---|---|---|---|")
-    for (task, name, changed), runs in groups.items():
+        recipe = line["recipe"]
+        groups.setdefault((recipe["task"], recipe["seconds"], line["name"], changes(recipe)), []).append(line)
+    head = ("task", "seconds", "", "changed", "seeds", "steps", "ktok", "accuracy", "AUC", "75 % after")
+    print("\n| " + " | ".join(head) + " |" + "\n" + "|---" * len(head) + "|")
+    for (task, seconds, name, changed), runs in groups.items():
         middle = [median(line["best"][figure] for line in runs) for figure in ("accuracy", "auc")]
         steps, tokens = (median(line[figure] for line in runs) for figure in ("steps", "tokens"))
+        reached = [f"{at:.0f} s" if (at := seconds_to(line, 0.75)) is not None else "-" for line in runs]
         print(
-            f"| {task} | {name} | {changed} | {len(runs)} | {steps:.0f} | {tokens / 1e3:.0f} "
-            f"| {middle[0]:.1%} | {middle[1]:.3f} |"
+            f"| {task} | {seconds:g} | {name} | {changed} | {len(runs)} | {steps:.0f} | {tokens / 1e3:.0f} "
+            f"| {middle[0]:.1%} | {middle[1]:.3f} | {', '.join(reached)} |"
         )
+
+
+def seconds_to(line: dict[str, Any], accuracy: float) -> float | None:
+    """When a run was first seen at an accuracy on the validation rows; None if never. A run is looked at ten
+    times, and before it begins.
+    """
+    return next((point["seconds"] for point in line["curve"] if point["accuracy"] >= accuracy), None)
 
 
 def _row(line: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from benchmarks.steps import with_folded_head
 from mobizo_kernels import wrap
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.evaluate import label_scores, label_targets
@@ -212,7 +213,7 @@ def _first_order(
 
 def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Parameter]]:
     """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path: all the same memory."""
-    base, _ = load_model("smollm2", dtype)
+    base = with_folded_head(load_model("smollm2", dtype)[0])
     twin = get_peft_model(base, adapter_of(model).config).eval()
     modules = {
         name.removeprefix("base_model.model."): module
