@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "mobizo_shared"
+from mobizo_kernels.sharing.states import KeysAndValues
 
-KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+NAME = "mobizo_shared"
 
 
 @dataclass
