@@ -85,7 +85,7 @@ def demo_command(
     ),
     engine: Annotated[
         Literal["both", "executorch", "eager"],
-        typer.Option(help="ExecuTorch takes 20 minutes on two cores, eager torch four."),
+        typer.Option(help="ExecuTorch takes 17 minutes on two cores, eager torch three."),
     ] = "both",
     print_json: Json = False,
 ) -> None:
