@@ -23,9 +23,15 @@ def test_by_hand() -> None:
     assert metrics.cross_entropy(SCORES, TARGETS) == pytest.approx(np.mean(losses))
 
 
-def test_auc_is_of_two_labels() -> None:
+def test_auc_needs_rows_of_every_label() -> None:
     assert metrics.auc(SCORES[:3], TARGETS[:3]) is None
-    assert metrics.auc(np.zeros((4, 3)), np.array([0, 1, 2, 0])) is None
+    assert metrics.auc(np.zeros((4, 3)), np.array([0, 1, 1, 0])) is None
+
+
+def test_auc_of_many_labels_is_the_mean_over_pairs() -> None:
+    scores = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 3.0], [1.0, -5.0, -1.5]])
+    # Labels 0 and 1, and 1 and 2, are told apart in all rows; 0 and 2 in one pair of rows out of two.
+    assert metrics.auc(scores, np.array([0, 1, 2, 2])) == pytest.approx((1.0 + 1.0 + 0.5) / 3)
 
 
 def random_case(rng: torch.Generator, rows: int, labels: int) -> tuple[np.ndarray, np.ndarray]:

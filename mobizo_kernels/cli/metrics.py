@@ -6,6 +6,8 @@ Scores are float [n, C], one column for each label; targets are int [n], indices
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,10 +28,17 @@ def balanced_accuracy(scores: NDArray[np.floating], targets: NDArray[np.integer]
 
 
 def auc(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float | None:
-    """Area under the ROC curve of the score difference; None unless there are two labels, each with rows."""
-    if scores.shape[1] != 2 or len(np.unique(targets)) < 2:
+    """Area under the ROC curve of the score difference, the mean over all pairs of labels (as Hand and Till,
+    2001, have it for many); None unless every label has rows.
+    """
+    if len(np.unique(targets)) < scores.shape[1]:
         return None
-    return float(roc_auc_score(targets, scores[:, 1] - scores[:, 0]))
+    areas = []
+    for first, second in combinations(range(scores.shape[1]), 2):
+        rows = (targets == first) | (targets == second)
+        differences = scores[rows, second] - scores[rows, first]
+        areas.append(roc_auc_score(targets[rows] == second, differences))
+    return float(np.mean(areas))
 
 
 def cross_entropy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
