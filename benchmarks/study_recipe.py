@@ -27,13 +27,18 @@ PUBLISHED = Recipe(
     tail=0, layers="top-100%", rank=16, queries=1, batch_size=16, distribution="gaussian", normalize=False,
     decay=False, lr=1e-3, eps=1e-2,
 )  # fmt: skip
+# Around which one thing is changed at a time: the defaults with a step of half their price.
+VARIED = replace(OURS, queries=8, lr=0.1, eps=5e-2)
 METHODS = {
     "ours": OURS,
+    "ours, q=8": VARIED,
     "ours, states kept": replace(OURS, kept=True, train_rows=512),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),
     "P-RGE, q=4 B=4": replace(PUBLISHED, queries=4, batch_size=4),
     "first-order LoRA-FA": replace(PUBLISHED, method="first-order", decay=True, lr=2e-3),
-    "first-order, tail": replace(OURS, method="first-order", batch_size=16, lr=2e-3),
+    "first-order, tail": replace(VARIED, method="first-order", batch_size=16, lr=2e-3),
+    # What ours would do with an exact gradient in place of an estimate.
+    "exact gradient, tail": replace(OURS, method="exact-gradient"),
 }
 FACTORS: dict[str, list[dict[str, Any]]] = {
     "sharing": [
@@ -66,10 +71,10 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     common = {"seconds": 2.0 if options.quick else options.seconds}
     if options.part == "factors":
         for seed in range(options.seeds):
-            yield "defaults", replace(OURS, seed=seed, **common)
+            yield "base", replace(VARIED, seed=seed, **common)
             for factor, changes in FACTORS.items():
                 for change in changes:
-                    yield factor, replace(OURS, **change, seed=seed, **common)
+                    yield factor, replace(VARIED, **change, seed=seed, **common)
         return
     names = options.methods or METHODS
     for seed in range(options.seeds):

@@ -168,7 +168,7 @@ def test_delegates(plans: dict[str, ExecutionPlan]) -> None:
     ("options", "message"),
     [
         ({"queries": 0}, "queries must be at least 1, got 0"),
-        ({"queries": 17}, "queries must be from 1 to 16, got 17"),
+        ({"queries": 257}, "queries must be from 1 to 256, got 257"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_length": 3}, "max_length must be above 3, got 3"),
         ({"max_length": 65}, "max_length"),

@@ -13,8 +13,8 @@
 namespace mobizo::trainer {
 
 struct TrainOptions {
-  int64_t steps = 240;
-  double eps = 5e-2, lr = 0.1;
+  int64_t steps = 160;
+  double eps = 0.1, lr = 0.2;
   std::string lr_schedule = "linear";  // or "constant", "cosine"
   bool normalize = true;               // divide by the spread of the losses, not by eps
   int64_t run_seed = 0;

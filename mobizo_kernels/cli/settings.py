@@ -93,7 +93,7 @@ class EvalSettings(TaskSettings):
 class StepSettings:
     """What a step is made of: the adapter that is tuned, and the copies of the batch that are tried."""
 
-    queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 8
+    queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 32
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 8
     estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
         "two_sided"
@@ -155,9 +155,9 @@ class TrainSettings(StepSettings, TaskSettings):
     program: Annotated[
         Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
     ] = None
-    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 240
-    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 5e-2
-    lr: Annotated[float, _tune(help="Learning rate.")] = 0.1
+    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 160
+    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 0.1
+    lr: Annotated[float, _tune(help="Learning rate.")] = 0.2
     lr_schedule: Annotated[
         Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
     ] = "linear"
@@ -189,7 +189,7 @@ class TokenizeSettings(PromptSettings):
     """What `mobizo tokenize` can be told."""
 
     out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
-    steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 240
+    steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 160
     batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 8
     seed: Annotated[int, _run(help="Of the batches.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200

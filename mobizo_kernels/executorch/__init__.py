@@ -3,7 +3,7 @@
 from mobizo_kernels.executorch import Trainer, export_training_program
 export_training_program(model, "model.pte", queries=8, targets=["v_proj"])
 trainer = Trainer("model.pte")
-trainer.train("dataset.safetensors", steps=240)  # made by `mobizo tokenize`
+trainer.train("dataset.safetensors", steps=160)  # made by `mobizo tokenize`
 trainer.save_peft("adapter/")
 
 Importing this registers the package's ops with ExecuTorch; ImportError says why where that cannot be.

@@ -34,7 +34,7 @@ from mobizo_kernels.zo import LabelledLoss, UpdateRule, make_estimator
 
 FORMAT = 1
 DESCRIPTION = "mobizo_description"
-MAX_QUERIES = 16
+MAX_QUERIES = 256
 
 # Where activations are rounded to 8 bits, a change in the last bit can move one to its neighbour.
 _TOLERANCE = {"none": 1e-4, "int8": 1e-4, "int4": 3e-2}
@@ -76,7 +76,7 @@ def export_training_program(
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
             precision become float32.
         path: of the .pte; replaced only when the new one is complete.
-        queries: q, 1 to 16.
+        queries: q, 1 to 256.
         batch_size: B, rows of a step. The forward runs over G * B rows, G = 2q (two_sided) or q + 1.
         max_length: most tokens of a row's input.
         targets: what to adapt where the model is not wrapped yet: a LoraConfig, or names of linears, which
