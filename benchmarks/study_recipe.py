@@ -1,8 +1,8 @@
 """What makes learning by forward passes fast: a run for each recipe, kept in a file that later calls add to.
 
 Every run tunes SmolLM2-135M within a budget of processor time of one thread and is scored on rows that
-decided nothing. `--part factors` changes one thing at a time from the defaults of `mobizo train`; `--part
-methods` compares methods over tasks and seeds. A run that is in the file already is not made again.
+decided nothing. `--part factors` changes one thing at a time; `--part methods` compares the defaults of
+`mobizo train` with other methods over tasks and seeds. A run that is in the file already is not made again.
 """
 
 from __future__ import annotations
@@ -110,12 +110,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def changes(recipe: dict[str, Any]) -> str:
-    """How a recipe differs from the defaults."""
+def changes(line: dict[str, Any]) -> str:
+    """How the recipe of a run differs from what its factor is changed from, or from its method's today."""
     skipped = {"seed", "task", "seconds"}
-    defaults = asdict(OURS)
+    base = asdict(VARIED if line["part"] == "factors" else METHODS[line["name"]])
     return ", ".join(
-        f"{name}={value}" for name, value in recipe.items() if name not in skipped and value != defaults[name]
+        f"{name}={value}"
+        for name, value in line["recipe"].items()
+        if name not in skipped and value != base[name]
     )
 
 
@@ -124,7 +126,7 @@ def summarize(lines: list[dict[str, Any]]) -> None:
     groups: dict[tuple[str, float, str, str], list[dict[str, Any]]] = {}
     for line in lines:
         recipe = line["recipe"]
-        groups.setdefault((recipe["task"], recipe["seconds"], line["name"], changes(recipe)), []).append(line)
+        groups.setdefault((recipe["task"], recipe["seconds"], line["name"], changes(line)), []).append(line)
     head = ("task", "seconds", "", "changed", "seeds", "steps", "ktok", "accuracy", "AUC", "75 % after")
     print("\n| " + " | ".join(head) + " |" + "\n" + "|---" * len(head) + "|")
     for (task, seconds, name, changed), runs in groups.items():
@@ -148,7 +150,7 @@ def _row(line: dict[str, Any]) -> str:
     best, recipe = line["best"], line["recipe"]
     return (
         f"{recipe['task']:16} {line['name']:20} seed {recipe['seed']} {line['steps']:5} steps "
-        f"accuracy {best['accuracy']:.1%} AUC {best['auc']:.3f}  {changes(line['recipe'])}"
+        f"accuracy {best['accuracy']:.1%} AUC {best['auc']:.3f}  {changes(line)}"
     )
 
 
