@@ -109,6 +109,19 @@ def test_steps_are_those_of_eager(before: int, program: Path, rng: torch.Generat
     np.testing.assert_allclose(got[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_many_directions(tmp_path_factory: pytest.TempPathFactory, rng: torch.Generator) -> None:
+    """As many as the defaults of `mobizo train` try."""
+    queries = 32
+    program = tiny_program(tmp_path_factory, layers=3, adapter=ACTIVATED, tail_length=TAIL, queries=queries)
+    trainer, model, rows = Trainer(program), eager_twin(3, **ACTIVATED), rows_of(rng, 3)
+    estimator = make_estimator("two_sided", queries=queries, eps=0.1)
+    groups = estimator.seeds(query_seeds(1, 0, queries)), estimator.coeffs()
+    batch, pending = program_batch(rows, trainer.description), no_update(trainer.description)
+    losses, _ = trainer.train_step(*batch, *(x.numpy() for x in groups), *pending)
+    assert len(np.unique(losses)) > queries
+    np.testing.assert_allclose(losses, losses_of(model, rows, *groups), **TOLERANCE)
+
+
 def test_what_is_padding_does_not_matter(program: Path, rng: torch.Generator) -> None:
     trainer = Trainer(program)
     ids, mask, *rest = program_batch(rows_of(rng, 3), trainer.description)
