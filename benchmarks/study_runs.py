@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
@@ -22,7 +24,7 @@ from mobizo_kernels.cli.targets import layer_range, linear_names
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, load_model, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import ZOSGD, LabelledLoss, ZerothOrder, tuned_parameters
+from mobizo_kernels.zo import ZOSGD, LabelledLoss, Selection, ZerothOrder, tuned_parameters
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         The curve: for each evaluation the seconds and steps so far, validation loss, accuracy and AUC; and
-        the test quality of the adapter with the best validation loss, and of the last one.
+        the test quality of the adapter that `Selection` keeps, as "best", and of the last one.
     """
     data = material(recipe.task)
     model = wrapped_model(recipe, data, recipe.dtype)
@@ -126,15 +128,15 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     curve: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
-    lowest = float("inf")
+    selection = Selection()
     spent, steps, tokens = 0.0, 0, 0
 
     def validate() -> None:
-        nonlocal best, lowest
-        loss, quality = scored(evaluation, data.validation, data.pad)
-        curve.append({"seconds": spent, "steps": steps, "tokens": tokens, "loss": loss, **quality})
-        if loss < lowest:
-            lowest, best = loss, {name: layer.lora_b.clone() for name, layer in layers.items()}
+        nonlocal best
+        losses, quality = scored(evaluation, data.validation, data.pad)
+        curve.append({"seconds": spent, "steps": steps, "tokens": tokens, "loss": losses.mean(), **quality})
+        if selection.keep(losses):
+            best = {name: layer.lora_b.clone() for name, layer in layers.items()}
 
     validate()
     due = itertools.count(1)
@@ -156,11 +158,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
     return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept}
 
 
-def scored(loss: LabelledLoss, rows: list[EncodedExample], pad: int) -> tuple[float, dict[str, float]]:
-    """Cross-entropy, and balanced accuracy and AUC (the mean over label pairs, one against the rest)."""
+def scored(
+    loss: LabelledLoss, rows: list[EncodedExample], pad: int
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Cross-entropy of each row, and of all balanced accuracy and AUC (the mean over label pairs)."""
     scores, targets = label_scores(loss, rows, pad), label_targets(rows)
     auc = metrics.auc(scores, targets)
-    return metrics.cross_entropy(scores, targets), {
+    return metrics.row_losses(scores, targets), {
         "accuracy": metrics.balanced_accuracy(scores, targets),
         "auc": float("nan") if auc is None else auc,
     }

@@ -92,7 +92,7 @@ def test_a_damaged_journal_is_left_alone(
     [
         ({"run_seed": 1}, "run_seed"),
         ({"eps": 0.02}, "eps"),
-        ({"lr": 0.2}, "lr"),
+        ({"lr": 0.3}, "lr"),
         ({"lr_schedule": "cosine"}, "lr_schedule"),
         ({"steps": 10}, "steps"),
         ({"normalize": False}, "normalize"),

@@ -19,7 +19,7 @@ from mobizo_kernels.cli.report import training_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_eager import learning_rate_schedule
-from mobizo_kernels.zo import steadiness
+from mobizo_kernels.zo import selection, steadiness
 
 KEYS = {
     "accuracy_before", "balanced_accuracy_before", "calibrated_accuracy_before", "auc_before",
@@ -89,7 +89,8 @@ def test_train_then_eval(task: dict[str, Any], tmp_path: Path, capsys: pytest.Ca
     assert {key: record[key] for key in KEYS} == summary
     assert len(record["losses"]) == 30
     assert [point["step"] for point in record["validation"]] == list(range(0, 31, 3))
-    assert summary["best_step"] == min(record["validation"], key=lambda point: point["loss"])["step"]
+    best = min(record["validation"], key=lambda point: point["loss"])
+    assert summary["best_step"] >= best["step"]
     assert record["validation"][-1]["loss"] < record["validation"][0]["loss"]
     assert imread(out / "learning_curve.png").std() > 0
     assert summary["adapter_bytes"] == (out / "adapter" / "adapter_model.safetensors").stat().st_size
@@ -130,8 +131,11 @@ def test_tables(task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "  balanced accuracy " in capsys.readouterr().out
 
 
-def test_the_best_adapter_is_kept(task: dict[str, Any], tmp_path: Path) -> None:
-    # At such a rate every step makes it worse, so the untuned adapter has to come back.
+def test_the_best_adapter_is_kept(
+    task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At such a rate every step makes it worse, so the untuned adapter has to come back, however few the rows.
+    monkeypatch.setattr(selection, "DEVIATIONS", 0.0)
     settings = TrainSettings(**task, **RECIPE, out=tmp_path, steps=4, lr=1e4, eval_rows=16)
     summary = train(settings)
     assert (summary["best_step"], summary["steps"], summary["stopped"]) == (0, 4, False)

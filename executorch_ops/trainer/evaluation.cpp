@@ -47,7 +47,7 @@ Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool kee
   const Description& description = program.description();
   const int64_t classes = description.classes(), most = description.evaluation_rows;
   rows = rows == 0 ? split.rows() : std::min(rows, split.rows());
-  Evaluation evaluation{rows, classes, 0, 0, 0, {}};
+  Evaluation evaluation{rows, classes, 0, 0, 0, {}, {}};
   if (keep_scores) evaluation.scores.resize(static_cast<size_t>(rows * classes));
   std::vector<int64_t> by_length(static_cast<size_t>(rows));  // rows of like length side by side: little is padded
   std::iota(by_length.begin(), by_length.end(), 0);
@@ -74,6 +74,7 @@ Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool kee
   int64_t right = 0;
   for (const RowResult& result : results) {
     evaluation.loss += result.loss;
+    evaluation.row_losses.push_back(result.loss);
     right += result.right;
   }
   evaluation.loss /= static_cast<double>(tokens);

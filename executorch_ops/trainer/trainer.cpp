@@ -10,6 +10,7 @@
 #include "estimator.h"
 #include "schedule.h"
 #include "seeds.h"
+#include "selection.h"
 #include "steadiness.h"
 
 namespace mobizo::trainer {
@@ -181,8 +182,7 @@ class Run {
     apply_pending();
     const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows);
     result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
-    if (options_.keep == "best" && evaluation.loss < lowest_) {
-      lowest_ = evaluation.loss;
+    if (options_.keep == "best" && selection_.keep(evaluation.row_losses)) {
       result_.best_step = step;
       best_ = program_.adapter().lora_b;
     }
@@ -206,6 +206,7 @@ class Run {
   Schedule schedule_;
   int64_t eval_every_;
   std::optional<Update> pending_;  // recorded, not yet applied
+  Selection selection_;
   Steadiness steadiness_;
   bool unsteady_ = false;  // after the last step
   int64_t updates_ = 0;    // steps that were not skipped
@@ -213,7 +214,6 @@ class Run {
   const Split* validation_ = nullptr;
   std::unique_ptr<JournalWriter> journal_;
   std::vector<std::vector<float>> best_;
-  double lowest_ = std::numeric_limits<double>::infinity();
   TrainResult result_{};
 };
 

@@ -43,7 +43,15 @@ def auc(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float | N
 
 def cross_entropy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
     """Mean of -log softmax(scores) at the targets."""
-    return F.cross_entropy(torch.from_numpy(scores.astype(np.float64)), torch.from_numpy(targets)).item()
+    return float(row_losses(scores, targets).mean())
+
+
+def row_losses(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.float64]:
+    """-log softmax(scores [n, C]) at the targets [n]."""
+    losses = F.cross_entropy(
+        torch.from_numpy(scores.astype(np.float64)), torch.from_numpy(targets), reduction="none"
+    )
+    return losses.numpy()
 
 
 def fit_bias(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -14,7 +14,8 @@ from mobizo_kernels.data import InputError
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Tune a model as `settings` say and write the adapter, the metrics and the plot to `settings.out`.
 
-    The adapter that is kept is that of the step with the lowest validation loss, the untuned one included.
+    The adapter that is kept is the latest that does not validate significantly worse than the best, the
+    untuned one included.
     Test rows decide nothing: they are scored before the first step and after the last. Both engines take the
     same directions, batches, validation and test rows.
 

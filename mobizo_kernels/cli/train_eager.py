@@ -32,7 +32,7 @@ from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
 from mobizo_kernels.lora.quantization import quantize_base
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import LabelledLoss, Records, StepOutput, ZerothOrder
+from mobizo_kernels.zo import LabelledLoss, Records, Selection, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def tune(
     settings: TrainSettings,
     recorded: Records,
 ) -> Curve:
-    """Make `settings.steps` steps and leave the model with the adapter that validated best.
+    """Make `settings.steps` steps and leave the model with the adapter that :class:`Selection` keeps.
 
     The steps `recorded` in a journal come first and are repeated without a forward; validations are made
     again, so that the adapter is that of a run in one go. A loss that runs away ends the run.
@@ -109,13 +109,14 @@ def tune(
     every = settings.eval_every or math.ceil(settings.steps / 10)
     layers = adapter_layers(zo.model)
     targets = label_targets(validation)
-    curve, lowest, best = Curve(), math.inf, {}
+    curve, selection, best = Curve(), Selection(), dict[str, torch.Tensor]()
 
     def validate(step: int) -> bool:
         """Whether that shows an unsteady run."""
-        nonlocal lowest, best
+        nonlocal best
         scores = label_scores(evaluation, validation, pad_token)
-        loss = metrics.cross_entropy(scores, targets)
+        losses = metrics.row_losses(scores, targets)
+        loss = float(losses.mean())
         curve.validation.append(
             {
                 "step": step,
@@ -123,8 +124,8 @@ def tune(
                 "balanced_accuracy": metrics.balanced_accuracy(scores, targets),
             }
         )
-        if loss < lowest:
-            lowest, curve.best_step = loss, step
+        if selection.keep(losses):
+            curve.best_step = step
             best = {name: layer.lora_b.clone() for name, layer in layers.items()}
         return zo.steadiness.validate(loss)
 

@@ -10,6 +10,7 @@ from mobizo_kernels.zo.records import Records, StepRecord
 from mobizo_kernels.zo.replay import replay, tuned_adapters
 from mobizo_kernels.zo.rules import UpdateRule
 from mobizo_kernels.zo.seeds import query_seed, query_seeds
+from mobizo_kernels.zo.selection import Selection
 from mobizo_kernels.zo.steadiness import Steadiness
 from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder
 
@@ -22,6 +23,7 @@ __all__ = [
     "LabelledLoss",
     "OneSided",
     "Records",
+    "Selection",
     "Steadiness",
     "StepOutput",
     "StepRecord",

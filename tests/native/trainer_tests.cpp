@@ -8,6 +8,7 @@
 #include "../../executorch_ops/trainer/estimator.h"
 #include "../../executorch_ops/trainer/schedule.h"
 #include "../../executorch_ops/trainer/seeds.h"
+#include "../../executorch_ops/trainer/selection.h"
 #include "../../executorch_ops/trainer/steadiness.h"
 #include "../../executorch_ops/trainer/update_rule.h"
 #include "dataset_cases.h"
@@ -128,6 +129,21 @@ void steadiness_cases(Report& report) {
   check_equal(report, "no losses", text(unsteady_at(std::vector<float>(40, NAN))), "19");
 }
 
+// As tests/test_selection.py has it, shortly.
+void selection_cases(Report& report) {
+  const auto kept = [](const std::vector<std::vector<double>>& validations) {
+    Selection selection;
+    std::string answers;
+    for (const std::vector<double>& losses : validations) answers += selection.keep(losses) ? "1" : "0";
+    return answers;
+  };
+  check_equal(report, "lower losses", kept({{3, 9}, {2, 9}, {1, 8}}), "111");
+  // Differences of 0 and 2 are 1 +- 1, of 0.9 and 1.3 they are 1.1 +- 0.2.
+  check_equal(report, "two standard errors", kept({{3, 9}, {3, 11}, {3.9, 10.3}}), "110");
+  check_equal(report, "losses that are not finite", kept({{1, NAN}, {1, INFINITY}, {1, 2}, {0, NAN}}), "0010");
+  check_equal(report, "one row", kept({{0.5}, {0.6}, {0.5}, {0.4}}), "1011");
+}
+
 }  // namespace
 }  // namespace mobizo::trainer
 
@@ -145,6 +161,7 @@ int main(int argc, char** argv) {
   trainer::schedule_cases(report);
   trainer::update_rule_cases(report);
   trainer::steadiness_cases(report);
+  trainer::selection_cases(report);
   trainer::safetensors_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);

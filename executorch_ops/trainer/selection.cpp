@@ -1,0 +1,28 @@
+#include "selection.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace mobizo::trainer {
+namespace {
+
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+}  // namespace
+
+bool Selection::keep(const std::vector<double>& losses) {
+  if (!std::isfinite(mean(losses))) return false;
+  if (lowest_.empty() || mean(losses) < mean(lowest_)) {
+    lowest_ = losses;
+    return true;
+  }
+  const double excess = mean(losses) - mean(lowest_), count = static_cast<double>(losses.size());
+  double squares = 0;
+  for (size_t row = 0; row < losses.size(); ++row) squares += std::pow(losses[row] - lowest_[row] - excess, 2);
+  const double error = losses.size() > 1 ? std::sqrt(squares / (count - 1) / count) : 0;
+  return excess <= kDeviations * error;
+}
+
+}  // namespace mobizo::trainer
