@@ -57,12 +57,12 @@ def plot_methods(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_factors(lines: list[dict[str, Any]], path: Path) -> None:
-    """AUC on the test rows for each change from the defaults, medians over seeds."""
+    """AUC on the test rows at the end of a run for each change, medians over seeds."""
     groups: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         key = line["name"], changes(line)
-        groups.setdefault(key, []).append(line["best"]["auc"])
-    labels = [changed or "none" for _, changed in groups]
+        groups.setdefault(key, []).append(line["last"]["auc"])
+    labels = [changed or "nothing" for _, changed in groups]
     values = [median(scores) for scores in groups.values()]
     figure, axis = plt.subplots(figsize=(7.5, 0.24 * len(labels) + 1))
     axis.barh(range(len(labels)), values, color=["C0" if changed else "C1" for _, changed in groups])

@@ -122,7 +122,7 @@ def changes(line: dict[str, Any]) -> str:
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
-    """One line for each recipe, task and budget: medians over the seeds."""
+    """One line for each recipe, task and budget: medians over the seeds, of the adapters at the end."""
     groups: dict[tuple[str, float, str, str], list[dict[str, Any]]] = {}
     for line in lines:
         recipe = line["recipe"]
@@ -130,7 +130,7 @@ def summarize(lines: list[dict[str, Any]]) -> None:
     head = ("task", "seconds", "", "changed", "seeds", "steps", "ktok", "accuracy", "AUC", "75 % after")
     print("\n| " + " | ".join(head) + " |" + "\n" + "|---" * len(head) + "|")
     for (task, seconds, name, changed), runs in groups.items():
-        middle = [median(line["best"][figure] for line in runs) for figure in ("accuracy", "auc")]
+        middle = [median(line["last"][figure] for line in runs) for figure in ("accuracy", "auc")]
         steps, tokens = (median(line[figure] for line in runs) for figure in ("steps", "tokens"))
         reached = [f"{at:.0f} s" if (at := seconds_to(line, 0.75)) is not None else "-" for line in runs]
         print(
@@ -147,10 +147,10 @@ def seconds_to(line: dict[str, Any], accuracy: float) -> float | None:
 
 
 def _row(line: dict[str, Any]) -> str:
-    best, recipe = line["best"], line["recipe"]
+    last, recipe = line["last"], line["recipe"]
     return (
         f"{recipe['task']:16} {line['name']:20} seed {recipe['seed']} {line['steps']:5} steps "
-        f"accuracy {best['accuracy']:.1%} AUC {best['auc']:.3f}  {changes(line)}"
+        f"accuracy {last['accuracy']:.1%} AUC {last['auc']:.3f}  {changes(line)}"
     )
 
 
