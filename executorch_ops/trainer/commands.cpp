@@ -146,7 +146,8 @@ void train_command(int argc, char** argv) {
   options.flag("resume", train_options.resume, "go on with the journal if there is one");
   options.whole("eval-every", train_options.eval_every, 0, "steps between validations, 0 for none [a tenth of steps]");
   options.whole("validation-rows", train_options.validation_rows, 1, "most rows of the validation split to use");
-  options.choice("keep", "best|last", train_options.keep, "the adapter to keep [best]");
+  options.choice("keep", "best|last", train_options.keep,
+                 "the adapter of the last step, or the latest not significantly worse than the best [best]");
   options.flag("stop-unsteady", train_options.stop_unsteady, "end the run when its loss runs away [the default]");
   options.flag("no-stop-unsteady", train_options.stop_unsteady, "go on whatever the loss does", false);
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
