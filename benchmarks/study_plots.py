@@ -11,8 +11,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
-from benchmarks.study_recipe import changes, read
+from benchmarks.study_recipe import METHODS, changes, read
 
 
 def main() -> None:
@@ -35,23 +36,22 @@ def main() -> None:
 def plot_methods(lines: list[dict[str, Any]], path: Path) -> None:
     """Validation accuracy over seconds, a panel for each task; thin lines are seeds."""
     tasks = sorted({line["recipe"]["task"] for line in lines}, reverse=True)
-    names = list(dict.fromkeys(line["name"] for line in lines))
+    names = [name for name in METHODS if any(line["name"] == name for line in lines)]
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.6), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for number, name in enumerate(names):
-            label: str | None = name
             for line in lines:
                 if (line["recipe"]["task"], line["name"]) == (task, name):
                     points = line["curve"]
                     axis.plot(
                         [point["seconds"] for point in points],
                         [100 * point["accuracy"] for point in points],
-                        color=f"C{number}", lw=1.2, label=label,
+                        color=f"C{number}", lw=1.2,
                     )  # fmt: skip
-                    label = None
         axis.set(title=task, xlabel="seconds of one thread", ylabel="balanced accuracy, validation [%]")
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    colours = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
+    axes[0][0].legend(handles=colours, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
