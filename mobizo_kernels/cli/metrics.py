@@ -41,11 +41,6 @@ def auc(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float | N
     return float(np.mean(areas))
 
 
-def cross_entropy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
-    """Mean of -log softmax(scores) at the targets."""
-    return float(row_losses(scores, targets).mean())
-
-
 def row_losses(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.float64]:
     """-log softmax(scores [n, C]) at the targets [n]."""
     losses = F.cross_entropy(

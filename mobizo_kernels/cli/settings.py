@@ -163,7 +163,7 @@ class TrainSettings(StepSettings, TaskSettings):
     ] = "linear"
     normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
     stop_unsteady: Annotated[
-        bool, _tune(help="End the run when its loss runs away; the best adapter is kept in any case.")
+        bool, _tune(help="End the run when its loss runs away; what was better is kept in any case.")
     ] = True
     seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200

@@ -166,7 +166,7 @@ def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings
 
 
 def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
-    """Make `settings.steps` steps and leave the program with the adapter that validated best."""
+    """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps."""
     curve = Curve()
     with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
 
