@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pytest
 from tiny_texts import reviews, write_csv
 
 from mobizo_kernels.data import Example, InputError, Splits, load_splits
-from mobizo_kernels.data.datasets import read_file, split
+from mobizo_kernels.data.datasets import split
 
 
 def examples(**sizes: int) -> list[Example]:
@@ -48,6 +48,18 @@ def test_balanced_split_holds_out_as_many_of_each_label() -> None:
 def test_split_takes_a_repeated_text_once() -> None:
     splits = split([*examples(a=9, b=9), Example("a 0", "b"), Example("b 5", "b")])
     assert Counter(splits.train + splits.validation + splits.test) == Counter(examples(a=9, b=9))
+
+
+def test_contradictory_labels_are_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = examples(a=9, b=9)
+    split([*rows, *rows])
+    assert not caplog.records
+    split([*rows, Example("a 0", "b"), Example("a 0", "c"), Example("b 5", "a"), Example("b 5", "a")])
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert said.getMessage() == (
+        "data: 2 of 18 texts have more than one label, one being 'a 0'; the label of the first row counts"
+    )
 
 
 def questions(rng: random.Random, texts: int) -> list[Example]:
@@ -113,54 +125,6 @@ def test_a_prefix_holds_the_labels_in_the_proportions_of_the_whole(rows: int) ->
 def test_split_refuses_too_little(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message.replace("('a')", r"\('a'\)")):
         split(examples(**sizes))
-
-
-def test_csv(tmp_path: Path) -> None:
-    file = tmp_path / "data.csv"
-    file.write_text(
-        '\ufeffid,review,stars\n1," two\nlines, quoted ",good\n2,plain,bad,beyond\n', encoding="utf-8"
-    )
-    assert read_file(file, "review", "stars") == [
-        Example("two\nlines, quoted", "good"),
-        Example("plain", "bad"),
-    ]
-
-
-def test_jsonl(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    rows = [{"t": "one ", "y": 1}, {"t": "café", "y": "1"}, {"t": "three", "y": True}]
-    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert read_file(file, "t", "y") == [Example("one", "1"), Example("café", "1"), Example("three", "true")]
-
-
-def test_further_columns(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text('{"t": "one", "y": 1, "q": " why ", "n": 5, "unused": ""}\n', encoding="utf-8")
-    assert read_file(file, "t", "y", ["q", "n"]) == [Example("one", "1", (("q", "why"), ("n", "5")))]
-    with pytest.raises(InputError, match="line 1 has no column 'absent'"):
-        read_file(file, "t", "y", ["absent"])
-    with pytest.raises(InputError, match="line 1 has an empty 'unused'"):
-        read_file(file, "t", "y", ["unused"])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("data.csv", b"text,label\nfine,a\n  ,b\n", "line 3 has an empty 'text'"),
-        ("data.csv", b"text,label\nfine,a\nshort\n", "line 3 has an empty 'label'"),
-        ("data.csv", b"words,label\nfine,a\n", "line 2 has no column 'text', only 'words', 'label'"),
-        ("data.csv", b"text,label\n", "has no rows"),
-        ("data.csv", b"text,label\n\xff\xfe,a\n", "cannot be read"),
-        ("data.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
-        ("data.jsonl", b"[1, 2]\n", r"line 1: expected a JSON object, got '\[1, 2\]'"),
-        ("data.jsonl", b'{"text": null, "label": 1}\n', "line 1 has an empty 'text'"),
-        ("data.txt", b"text", "expected FILE.csv or FILE.jsonl or the name of a task, got"),
-    ],
-)
-def test_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_file(tmp_path / name, "text", "label")
 
 
 def test_missing_file(tmp_path: Path) -> None:

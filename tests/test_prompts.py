@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_texts import TEMPLATE, WORDS, reviews, tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mobizo_kernels.data import Example, InputError, PromptEncoder, parse_verbalizer, template_columns
 
@@ -80,8 +82,54 @@ def test_column_that_leaves_no_room() -> None:
 
 
 def test_template_columns() -> None:
-    assert template_columns("{b} {text} {a}{b} { no }") == ("b", "a")
+    assert template_columns("{b} {text} {a}{b} {my q} {{no}}") == ("b", "a", "my q")
     assert template_columns(TEMPLATE) == ()
+
+
+def test_any_column_can_be_in_braces_and_a_doubled_brace_is_one() -> None:
+    example = Example("The film", "1", (("my q", "why"), ("a.b", "{text}")))
+    (encoded,) = encoder("{{{my q}}} {text}{a.b} {{a}}").encode([example])
+    assert tokenizer().decode(encoded.input_ids) == "{why} The film{text} {a} great"
+
+
+def test_truncation_behind_doubled_braces() -> None:
+    (encoded,) = encoder("{{}} {text} It was", max_length=20).encode(
+        [Example("The film is dull. " * 30, "0")]
+    )
+    kept = tokenizer().decode(encoded.input_ids)
+    assert kept.startswith("{} The film is dull.") and kept.endswith(" It was terrible")
+    assert len(encoded.input_ids) == 20
+
+
+@pytest.mark.parametrize("template", ["{text} {", "{text} }", "{text} {a{b}}", "{text", "}{text}"])
+def test_braces_that_do_not_pair(template: str) -> None:
+    with pytest.raises(
+        InputError, match="template: expected names in braces, and a brace to be shown doubled"
+    ):
+        encoder(template)
+
+
+@pytest.mark.parametrize(
+    "template", ["{text} {}", "{text!r}", "{text:>9}", "{text} {:}", "{text} {question!s}"]
+)
+def test_more_than_a_name_in_braces(template: str) -> None:
+    with pytest.raises(InputError, match="template: expected nothing but the name of a column in braces"):
+        template_columns(template)
+
+
+def test_half_characters() -> None:
+    with pytest.raises(InputError, match=r"template: has half a character .*: '{text} \\udcff'"):
+        encoder("{text} \udcff")
+    with pytest.raises(InputError, match="verbalizer: has half a character"):
+        parse_verbalizer(r'{"0": " terrible", "1": " \ud83d"}')
+
+
+def test_a_word_that_the_tokenizer_does_not_know() -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "text": 1, "good": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    known = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    with pytest.raises(InputError, match="verbalizer: the tokenizer has no token for the word ' bad'"):
+        PromptEncoder(known, "{text}", {"0": " bad", "1": " good"})
 
 
 @pytest.mark.parametrize(
@@ -129,7 +177,20 @@ def test_parse_verbalizer() -> None:
     assert parse_verbalizer('{"0": " terrible", "1": " great"}') == WORDS
 
 
-@pytest.mark.parametrize("text", ["", "{0: 1}", "[]", '"great"', '{"0": 1}', '{"0": " "}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{0: 1}",
+        "[]",
+        '"great"',
+        '{"0": 1}',
+        '{"0": " "}',
+        "null",
+        '{"0": " a", "0": " b"}',
+        "[" * 100_000,
+    ],
+)
 def test_bad_verbalizer(text: str) -> None:
     with pytest.raises(InputError, match="verbalizer: expected a JSON object"):
         parse_verbalizer(text)

@@ -28,7 +28,7 @@ from mobizo_kernels.data import (
     parse_verbalizer,
     template_columns,
 )
-from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.data.errors import blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.zo import LabelledLoss
 
@@ -67,7 +67,7 @@ def load_texts(settings: PromptSettings) -> tuple[Splits, dict[str, str]]:
     columns = template_columns(settings.template)
     splits = load_splits(settings.data, settings.text_column, settings.label_column, columns)
     if set(verbalizer) != set(splits.labels):
-        expected, got = (", ".join(map(repr, labels)) for labels in (splits.labels, verbalizer))
+        expected, got = listed(splits.labels), listed(verbalizer)
         raise InputError(f"verbalizer: expected one word for each label of the data ({expected}), got {got}")
     return splits, verbalizer
 

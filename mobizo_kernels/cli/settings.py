@@ -31,7 +31,7 @@ class QuestionSettings:
     template: Annotated[
         str,
         _task(
-            help="The prompt; {text} stands for the text, {NAME} for another column.",
+            help="The prompt; {text} stands for the text, {NAME} for another column, {{ for a brace.",
             show_default="that of --data",
         ),
     ] = ""

@@ -1,17 +1,14 @@
-"""Labelled texts, those of a user's own file among them, and their fixed three-way split."""
+"""Labelled texts and their fixed three-way split."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.errors import InputError, listed, shortened
 
 # One split for every run and every seed: runs can be compared, and no run trains on a test row of another.
 _SPLIT_SALT = b"mobizo split 1"
@@ -54,9 +51,10 @@ def split(
     """Split examples by a hash of their text: the same rows, in any order, always give the same split.
 
     A fifth of each class goes to test and a tenth to validation; with `balanced`, a fifth and a tenth of
-    the smallest class are taken from every class. Of a repeated row the first counts, and rows that share
-    a text but differ in a column stay together, or a test text could be trained on. The parts are of just
-    these sizes if no text is shared, and a little larger otherwise.
+    the smallest class are taken from every class. A repeated row counts once. Of rows that differ in nothing
+    but their label the first counts, and a warning says how many such contradictions there are. Rows that
+    share a text but differ in a column stay together, or a test text could be trained on. The parts are of
+    just these sizes if no text is shared, and a little larger otherwise.
 
     Args:
         examples: all rows.
@@ -72,9 +70,7 @@ def split(
     rows = [example for example in _without_repeats(examples) if example.text not in seen]
     sizes = Counter(example.label for example in rows)
     if len(sizes) < 2:
-        raise InputError(
-            f"data: expected at least two labels, got {len(sizes)} ({', '.join(map(repr, sizes))})"
-        )
+        raise InputError(f"data: expected at least two labels, got {len(sizes)} ({listed(sizes)})")
     smallest = min(sizes.values())
     shares = (_VALIDATION_SHARE,) if test is not None else (_TEST_SHARE, _VALIDATION_SHARE)
     quotas = [
@@ -95,81 +91,22 @@ def split(
     return Splits(*(_interleave(part) for part in parts))
 
 
-def read_file(path: Path, text_column: str, label_column: str, columns: Sequence[str] = ()) -> list[Example]:
-    """Read every row of a ``.csv`` or ``.jsonl`` file (UTF-8). White space around a text is dropped.
-
-    Args:
-        path: the file.
-        text_column: the column (CSV) or key (JSON lines) of the text.
-        label_column: the same for the label. A JSON label that is no string is taken as JSON writes it: the
-            number 1 is the label "1".
-        columns: further ones to keep.
-
-    Raises:
-        InputError: no such file, another kind of file, no such column, an empty text or label, or a file
-            that cannot be parsed; rows are named by their line in the file.
-    """
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
-        raise InputError(f"data: expected FILE.csv or FILE.jsonl or the name of a task, got {str(path)!r}")
-    if not path.is_file():
-        raise InputError(f"data: there is no file {str(path)!r}")
-    examples = []
-    try:
-        for line, row in readers[path.suffix](path):
-            for column in (text_column, label_column, *columns):
-                if column not in row:
-                    raise InputError(
-                        f"data: {path} line {line} has no column {column!r}, only {', '.join(map(repr, row))}"
-                    )
-            text, label = _as_text(row[text_column]).strip(), _as_text(row[label_column])
-            more = tuple((column, _as_text(row[column]).strip()) for column in columns)
-            for column, value in ((text_column, text), (label_column, label), *more):
-                if not value:
-                    raise InputError(f"data: {path} line {line} has an empty {column!r}")
-            examples.append(Example(text, label, more))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data: {path} cannot be read ({first_line(error)})") from error
-    if not examples:
-        raise InputError(f"data: {path} has no rows")
-    return examples
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            row.pop(None, None)  # type: ignore[call-overload]  # cells beyond the header
-            yield reader.line_num, row
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"data: {path} line {number} is not JSON ({first_line(error)})") from error
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"data: {path} line {number}: expected a JSON object, got {_shortened(line.strip())}"
-                )
-            yield number, row
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _without_repeats(examples: Iterable[Example]) -> list[Example]:
-    """The first of each text and its columns; its label may differ from a later one's."""
+    """The first of each text and its columns; says how many of them are there with another label too."""
     first: dict[tuple[str, tuple[tuple[str, str], ...]], Example] = {}
+    contradicted = dict[str, Example]()
     for example in examples:
-        first.setdefault((example.text, example.columns), example)
+        kept = first.setdefault((example.text, example.columns), example)
+        if kept.label != example.label:
+            contradicted.setdefault(example.text, kept)
+    if contradicted:
+        one = next(iter(contradicted.values()))
+        logging.getLogger(__name__).warning(
+            "data: %d of %d texts have more than one label, one being %s; the label of the first row counts",
+            len(contradicted),
+            len(first),
+            shortened(one.text),
+        )
     return list(first.values())
 
 
@@ -213,7 +150,3 @@ def _interleave(by_label: dict[str, list[Example]]) -> list[Example]:
         for index, row in enumerate(rows)
     ]
     return [Example(text, label, columns) for _, label, text, columns in sorted(placed)]
-
-
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -14,6 +14,27 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop, to be quoted inside an `InputError`."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".: ")
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """`text` in quotes, to be part of a sentence: its end is left out if it is long."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def listed(names: Collection[str], most: int = 12) -> str:
+    """Names in quotes, to be part of a sentence: the last of many are counted only."""
+    shown = ", ".join(shortened(name) for name in list(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def refuse_half_characters(text: str) -> None:
+    """Raise ValueError if `text` holds half of a pair of surrogates, as JSON and a shell can: no file, and no
+    tokenizer, has a place for it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a character (a lone surrogate): {shortened(text)}") from error
 
 
 @contextmanager

@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
+from mobizo_kernels.data import strict_json
 from mobizo_kernels.data.datasets import Example
-from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.errors import InputError, blame_input, first_line, refuse_half_characters, shortened
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 
+Part = tuple[str, str | None]
+
 _TEXT = "text"
-_SLOT = re.compile(r"\{(\w+)\}")
 _PROBES = ("text", "Is it?", "(so)", "No 5.", "a\n")
 
 
@@ -47,7 +49,8 @@ class PromptEncoder:
     Args:
         tokenizer: of the model that will read the prompts.
         template: a sentence holding ``{text}`` once, e.g. ``"{text} It was"``. Other names in braces
-            stand for columns of the example: ``"{text}\\nQuestion: {question}?\\nAnswer:"``.
+            stand for columns of the example: ``"{text}\\nQuestion: {question}?\\nAnswer:"``. A brace that is
+            to be shown is doubled, as Python's format strings have it.
         verbalizer: the word of each label, with the white space before it, e.g.
             ``{"0": " terrible", "1": " great"}``.
         max_length: the most tokens of an encoded example, label word included. Longer texts lose their end,
@@ -59,9 +62,9 @@ class PromptEncoder:
         max_length: as given.
 
     Raises:
-        InputError: the template does not hold ``{text}`` once; a word is not exactly one token behind the
-            prompt; two labels share a token; fewer than two labels; or max_length leaves no room for any
-            text.
+        InputError: the template does not hold ``{text}`` once, or has braces of another meaning; a word is
+            not exactly one token behind the prompt, or unknown to the tokenizer; two labels share a token;
+            fewer than two labels; or max_length leaves no room for any text.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class PromptEncoder:
         verbalizer: Mapping[str, str],
         max_length: int = 128,
     ) -> None:
-        if _SLOT.findall(template).count(_TEXT) != 1:
+        self._parts = _parse_template(template)
+        names = [name for _, name in self._parts]
+        if names.count(_TEXT) != 1:
             raise InputError(f"template: expected {{text}} exactly once, got {template!r}")
         if len(verbalizer) < 2:
             raise InputError(f"verbalizer: expected words for at least two labels, got {dict(verbalizer)!r}")
@@ -80,6 +85,8 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._words = dict(verbalizer)
+        at = names.index(_TEXT)
+        self._before_text: list[Part] = [*self._parts[:at], (self._parts[at][0], None)]
 
         probe = self._fill("text", dict.fromkeys(template_columns(template), "text"))
         self.candidate_tokens = tuple(self._word_token(probe, word) for word in verbalizer.values())
@@ -152,7 +159,7 @@ class PromptEncoder:
         if len(tokens) >= self.max_length:
             text, tokens = self._truncate(text, columns, len(tokens))
         # Behind a slot the label word touches what fills it, and each example is a new case.
-        if not _SLOT.split(self._template)[-1]:
+        if self._parts[-1][1] is not None:
             self._word_token(self._fill(text, columns), self._words[example.label])
         return EncodedExample([*tokens, self.candidate_tokens[label]], label)
 
@@ -191,7 +198,7 @@ class PromptEncoder:
         too_many = tokens + 1 - self.max_length
         if not self._tokenizer.is_fast:  # only these tell which characters a token is of
             return len(text) - round(too_many / tokens * len(text))
-        first = len(_filled(self._template.partition(f"{{{_TEXT}}}")[0], columns))
+        first = len(_filled(self._before_text, columns))
         offsets = self._tokenizer(self._fill(text, columns), return_offsets_mapping=True).offset_mapping
         starts = [start - first for start, end in offsets if first <= start < end <= first + len(text)]
         if too_many > len(starts):
@@ -200,7 +207,7 @@ class PromptEncoder:
         return dropped + len(text[dropped:]) - len(text[dropped:].lstrip())
 
     def _fill(self, text: str, columns: Mapping[str, str]) -> str:
-        return _filled(self._template, {**columns, _TEXT: text})
+        return _filled(self._parts, {**columns, _TEXT: text})
 
     def _tokens(self, prompt: str) -> list[int]:
         return self._tokenizer(prompt).input_ids
@@ -218,16 +225,39 @@ class PromptEncoder:
                 f"verbalizer: the word {word!r} must be one token behind the prompt {prompt[-40:]!r}, "
                 f"but it adds {added}" + (f" in place of {lost}" if lost else "")
             )
+        if after[-1] == self._tokenizer.unk_token_id and self._tokenizer.unk_token != word.strip():
+            raise InputError(f"verbalizer: the tokenizer has no token for the word {word!r}")
         return after[-1]
 
 
-def _filled(template: str, values: Mapping[str, str]) -> str:
-    return _SLOT.sub(lambda slot: values[slot[1]], template)
+def _filled(parts: Sequence[Part], values: Mapping[str, str]) -> str:
+    return "".join(plain + ("" if name is None else values[name]) for plain, name in parts)
+
+
+def _parse_template(template: str) -> list[Part]:
+    """Plain text and the name in braces behind it, in turn; None for no name."""
+    with blame_input("template"):
+        refuse_half_characters(template)
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(
+            f"template: expected names in braces, and a brace to be shown doubled, got {template!r} "
+            f"({first_line(error)})"
+        ) from error
+    if any(name == "" or form or conversion for _, name, form, conversion in parts):
+        raise InputError(f"template: expected nothing but the name of a column in braces, got {template!r}")
+    return [(plain, name) for plain, name, _, _ in parts]
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """The names in braces in `template` other than ``text``, each once, in their order."""
-    return tuple(dict.fromkeys(name for name in _SLOT.findall(template) if name != _TEXT))
+    """The names in braces in `template` other than ``text``, each once, in their order.
+
+    Raises:
+        InputError: a brace has no partner, or something else than a name is in braces.
+    """
+    names = (name for _, name in _parse_template(template) if name is not None)
+    return tuple(dict.fromkeys(name for name in names if name != _TEXT))
 
 
 def parse_verbalizer(text: str) -> dict[str, str]:
@@ -237,10 +267,17 @@ def parse_verbalizer(text: str) -> dict[str, str]:
         InputError: not a JSON object of words.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"verbalizer: expected a JSON object, got {text!r} ({first_line(error)})") from error
+        value = strict_json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"verbalizer: expected a JSON object, got {shortened(text, 200)} ({first_line(error)})"
+        ) from error
     words = value.values() if isinstance(value, dict) else [None]
     if not all(isinstance(word, str) and word.strip() for word in words):
-        raise InputError(f"verbalizer: expected a JSON object that gives a word for each label, got {text!r}")
+        raise InputError(
+            f"verbalizer: expected a JSON object that gives a word for each label, got {shortened(text, 200)}"
+        )
+    with blame_input("verbalizer"):
+        for label_or_word in (*value, *words):
+            refuse_half_characters(label_or_word)
     return value

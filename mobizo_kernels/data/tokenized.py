@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mobizo_kernels._files import sorted_metadata, written_whole
+from mobizo_kernels.data import strict_json
 from mobizo_kernels.data.errors import InputError, first_line
 from mobizo_kernels.data.prompts import EncodedExample
 
@@ -182,7 +183,7 @@ def _tensor(tensors: dict[str, NDArray[Any]], name: str, dtype: Any, path: Path)
 def _list(metadata: dict[str, str], name: str, kind: type, path: Path) -> list[Any]:
     """A JSON list of strings or of numbers in the metadata."""
     try:
-        value = json.loads(metadata[name])
+        value = strict_json.loads(metadata[name])
     except (KeyError, ValueError):
         value = None
     if not isinstance(value, list) or any(type(item) is not kind for item in value):

@@ -1,0 +1,53 @@
+"""JSON that means one thing: what Python's reader lets pass beyond the standard is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def loads(text: str) -> Any:
+    """The value that `text` (RFC 8259) stands for.
+
+    Raises:
+        ValueError: not JSON; NaN or an infinity, which are not JSON either; a name given twice in one object;
+            or nested deeper, or a number longer, than can be read. Its text is the end of a sentence.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_no_number,
+            parse_int=_whole,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at column {error.colno}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
+
+
+def _no_number(literal: str) -> None:
+    raise ValueError(f"{literal} is no number of JSON")
+
+
+def _whole(literal: str) -> int:
+    try:
+        return int(literal)
+    except ValueError:  # a guard of Python against numbers that take hours to read
+        raise ValueError(f"a number of {len(literal)} digits is too long") from None
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{literal} is beyond the largest number")
+    return number
