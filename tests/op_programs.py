@@ -92,20 +92,30 @@ def call(
     return inner.get_outputs(clone_outputs=True)[0]
 
 
-def damaged(program: bytes, method: str, changes: Mapping[int, Mapping[str, Any]]) -> tuple[bytes, list[Any]]:
+def damaged(
+    program: bytes, method: str, changes: Mapping[int, Mapping[str, Any] | int | None]
+) -> tuple[bytes, list[Any]]:
     """A program in which the one kernel of a method is given something else, and inputs of its new types.
 
     Args:
         program: that :func:`lower` made.
         method: its name.
-        changes: for arguments of the kernel, numbered as in its schema, new fields of their values.
+        changes: for arguments of the kernel, numbered as in its schema, new fields of their values; or the
+            number of the argument whose value they take instead; or None, and they and all after are gone.
     """
     file = deserialize_pte_binary(program)
     plan = next(plan for plan in file.program.execution_plan if plan.name == method)
     (instruction,) = plan.chains[0].instructions
     assert isinstance(instruction.instr_args, KernelCall)
+    values = list(instruction.instr_args.args)
     for argument, fields in changes.items():
-        value = plan.values[instruction.instr_args.args[argument]].val
+        if fields is None:
+            del instruction.instr_args.args[argument:]
+            continue
+        if isinstance(fields, int):
+            instruction.instr_args.args[argument] = values[fields]
+            continue
+        value = plan.values[values[argument]].val
         for name, field in fields.items():
             setattr(value, name, field)
         if "sizes" in fields:

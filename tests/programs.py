@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mobizo_kernels.zo import UpdateRule
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 CANDIDATES = (5, 9)
+MAGIC = b"MOBIZOPT"  # in front of the checksum of a program
 DEFAULTS: dict[str, Any] = {
     "queries": 2,
     "batch_size": 3,
@@ -61,6 +63,19 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
 def other_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The .pte of the same model with another adapter and another number of queries."""
     return tiny_program(tmp_path_factory, queries=3, seed=1, dynamic_length=False)
+
+
+def program_bytes(path: Path) -> bytes:
+    """A .pte without the checksum at its end."""
+    content = path.read_bytes()
+    assert content[-12:-4] == MAGIC
+    return content[:-12]
+
+
+def with_checksum(program: bytes) -> bytes:
+    """The bytes of a .pte with the checksum that docs/formats.md puts behind them."""
+    content = program + MAGIC
+    return content + zlib.crc32(content).to_bytes(4, "little")
 
 
 def export_quietly(model: Any, path: Path, **options: Any) -> dict[str, Any]:

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import directions
-from programs import Unchanged, other_program, tiny_dataset, tiny_program, tiny_rows
+from programs import (
+    Unchanged,
+    other_program,
+    program_bytes,
+    tiny_dataset,
+    tiny_program,
+    tiny_rows,
+    with_checksum,
+)
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -112,7 +120,8 @@ def test_a_split_without_rows(trainer: Trainer, tmp_path: Path, rng: torch.Gener
 
 def test_a_data_set_of_another_tokenizer(program: Path, dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
-    path.write_bytes(program.read_bytes().replace(b'"tokenizer": null', b'"tokenizer": "ab"'))
+    other = program_bytes(program).replace(b'"tokenizer": null', b'"tokenizer": "ab"')
+    path.write_bytes(with_checksum(other))
     message = "of another tokenizer: the program expects ab, got '0123456789abcdef'"
     with pytest.raises(ValueError, match=message):
         Trainer(path).train(dataset, **STEPS)

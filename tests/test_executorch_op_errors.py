@@ -42,7 +42,7 @@ def binary() -> bytes:
 
 INT, HALF = ScalarType.INT, ScalarType.HALF
 
-Changes = dict[int, dict[str, Any]]
+Changes = dict[int, dict[str, Any] | int | None]
 Case = tuple[Changes, str]
 
 # The kernel's arguments are numbered as in the schema; the last one is the output.
@@ -103,6 +103,21 @@ MP_LORA_CASES: list[Case] = [
     ({9: {"dim_order": [1, 0]}}, "out must be contiguous"),
 ]
 
+# Behind these the runtime would end the process, or the kernel read where nothing is.
+NO_MEMORY = {"allocation_info": None, "data_buffer_idx": 0}
+CALLS: list[tuple[str, Changes, str]] = [
+    ("noise", {0: 1}, "mobizo::noise.out: argument 1 is missing or of another type"),
+    ("noise", {1: 2}, "mobizo::noise.out: argument 2 is missing or of another type"),
+    ("update", {0: 3}, "mobizo::zo_update.out: argument 1 is missing or of another type"),
+    ("update", {4: 3}, "mobizo::zo_update.out: argument 5 is missing or of another type"),
+    ("update", {0: NO_MEMORY}, "mobizo::zo_update: param has no memory"),
+    ("mp_lora", {2: 6}, "mobizo::mp_lora.out: argument 3 is missing or of another type"),
+    ("mp_lora", {6: 7}, "mobizo::mp_lora.out: argument 7 is missing or of another type"),
+    ("mp_lora", {8: 0}, "mobizo::mp_lora.out: argument 9 is missing or of another type"),
+    ("mp_lora", {9: 8}, "mobizo::mp_lora.out: argument 10 is missing or of another type"),
+    ("mp_lora", {5: None}, "mobizo::mp_lora.out: argument 0 is missing or of another type"),
+]
+
 
 def case_id(value: Changes | str) -> str:
     return value if isinstance(value, str) else ""
@@ -140,3 +155,11 @@ def test_mp_lora_refuses(
 ) -> None:
     program, inputs = damaged(binary, "mp_lora", changes)
     assert_refused(load(program).load_method("mp_lora"), inputs, f"mobizo::mp_lora: {message}", capfd)
+
+
+@pytest.mark.parametrize(("method", "changes", "message"), CALLS, ids=case_id)
+def test_calls_of_another_form(
+    method: str, changes: Changes, message: str, binary: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program, inputs = damaged(binary, method, changes)
+    assert_refused(load(program).load_method(method), inputs, message, capfd)

@@ -28,7 +28,12 @@ bool storage_dtype(const Tensor& t, const char* op, const char* argument, DType*
   }
 }
 
-bool check_contiguous(const Tensor& t, const char* op, const char* argument) {
+bool check_storage(const Tensor& t, const char* op, const char* argument) {
+  int64_t numel = 1;
+  bool sound = true;
+  for (const auto size : t.sizes()) sound = sound && size >= 0 && !__builtin_mul_overflow(numel, int64_t{size}, &numel);
+  ET_CHECK_OR_RETURN_FALSE(sound && numel == t.numel(), "mobizo::%s: %s has impossible sizes", op, argument);
+  ET_CHECK_OR_RETURN_FALSE(numel == 0 || t.const_data_ptr() != nullptr, "mobizo::%s: %s has no memory", op, argument);
   ET_CHECK_OR_RETURN_FALSE(executorch::runtime::tensor_is_contiguous(t), "mobizo::%s: %s must be contiguous", op, argument);
   return true;
 }
@@ -42,7 +47,7 @@ bool check_directions(const Tensor& seeds, const Tensor& coeffs, const char* op)
                            toString(coeffs.scalar_type()), static_cast<int>(coeffs.dim()));
   ET_CHECK_OR_RETURN_FALSE(coeffs.numel() == seeds.numel(), "mobizo::%s: coeffs must have the length of seeds, %d, got %d", op,
                            static_cast<int>(seeds.numel()), static_cast<int>(coeffs.numel()));
-  return check_contiguous(seeds, op, "seeds") && check_contiguous(coeffs, op, "coeffs");
+  return check_storage(seeds, op, "seeds") && check_storage(coeffs, op, "coeffs");
 }
 
 bool parse_distribution(std::string_view name, const char* op, Distribution* distribution) {

@@ -34,8 +34,9 @@ const Kernels* kernels();
 // *dtype is what t holds; false unless it is float32, bfloat16 or float16.
 bool storage_dtype(const Tensor& t, const char* op, const char* argument, DType* dtype);
 
-// Rows of unit stride, one after another: what the memory planner gives a program unless it was asked for another order.
-bool check_contiguous(const Tensor& t, const char* op, const char* argument);
+// Rows of unit stride, one after another, in memory that is there: what the memory planner gives a program unless it was asked
+// for another order, and what a damaged program need not have.
+bool check_storage(const Tensor& t, const char* op, const char* argument);
 
 // seeds [n] int64 and coeffs [n] float32.
 bool check_directions(const Tensor& seeds, const Tensor& coeffs, const char* op);

@@ -1,7 +1,7 @@
 #include <memory>
 #include <new>
 
-#include "checks.h"
+#include "library.h"
 
 namespace mobizo::executorch_ops {
 namespace {
@@ -15,6 +15,9 @@ int as_int(int64_t n) { return static_cast<int>(n); }  // for the format strings
 // Shapes and types; fills in the sizes of args.
 bool check_shapes(const Tensor& base, const Tensor& x, const Tensor& lora_a, const Tensor& lora_b, const Tensor& seeds,
                   MpLoraArgs* args) {
+  if (!check_storage(base, kOp, "base") || !check_storage(x, kOp, "x") || !check_storage(lora_a, kOp, "lora_a") ||
+      !check_storage(lora_b, kOp, "lora_b"))
+    return false;
   ET_CHECK_OR_RETURN_FALSE(x.dim() >= 1 && base.dim() == x.dim(),
                            "mobizo::mp_lora: base must have the dimensions of x, one at least (%d), got %d", as_int(x.dim()),
                            as_int(base.dim()));
@@ -43,9 +46,7 @@ bool check_shapes(const Tensor& base, const Tensor& x, const Tensor& lora_a, con
   ET_CHECK_OR_RETURN_FALSE(args->rows % args->groups == 0,
                            "mobizo::mp_lora: rows of x (%d) must be divisible by the number of groups (%d)", as_int(args->rows),
                            as_int(args->groups));
-  return storage_dtype(x, kOp, "x", &args->dtype) && storage_dtype(lora_b, kOp, "lora_b", &args->lora_b_dtype) &&
-         check_contiguous(base, kOp, "base") && check_contiguous(x, kOp, "x") && check_contiguous(lora_a, kOp, "lora_a") &&
-         check_contiguous(lora_b, kOp, "lora_b");
+  return storage_dtype(x, kOp, "x", &args->dtype) && storage_dtype(lora_b, kOp, "lora_b", &args->lora_b_dtype);
 }
 
 Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Tensor& x, const Tensor& lora_a,
@@ -58,7 +59,7 @@ Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Ten
   ET_KERNEL_CHECK_MSG(context, out.scalar_type() == base.scalar_type(), InvalidArgument, out,
                       "mobizo::mp_lora: out must have the dtype of base (%s), got %s", toString(base.scalar_type()),
                       toString(out.scalar_type()));
-  ET_KERNEL_CHECK(context, check_contiguous(out, kOp, "out"), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, check_storage(out, kOp, "out"), InvalidArgument, out);
   const Kernels* k = kernels();
   ET_KERNEL_CHECK(context, k != nullptr, NotSupported, out);
   const std::unique_ptr<float[]> shrunk(new (std::nothrow) float[args.rows * args.rank]);
@@ -85,4 +86,4 @@ Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Ten
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "mp_lora.out", mobizo::executorch_ops::mp_lora_out);
+MOBIZO_EXECUTORCH_OP("mp_lora.out", mobizo::executorch_ops::mp_lora_out);

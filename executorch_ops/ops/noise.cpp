@@ -1,4 +1,4 @@
-#include "checks.h"
+#include "library.h"
 
 namespace mobizo::executorch_ops {
 namespace {
@@ -9,14 +9,14 @@ bool check_size(ArrayRef<int64_t> size, const Tensor& out) {
                            static_cast<int>(executorch::runtime::kTensorDimensionLimit), static_cast<int>(size.size()));
   for (const int64_t extent : size)
     ET_CHECK_OR_RETURN_FALSE(extent >= 0, "mobizo::noise: size must not be negative, got %lld", static_cast<long long>(extent));
-  return check_contiguous(out, "noise", "out");
+  return check_storage(out, "noise", "out");
 }
 
 bool check_seed(const Tensor& seed) {
   ET_CHECK_OR_RETURN_FALSE(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
                            "mobizo::noise: seed must be one int64 value, got %d of %s", static_cast<int>(seed.numel()),
                            executorch::runtime::toString(seed.scalar_type()));
-  return true;
+  return check_storage(seed, "noise", "seed");
 }
 
 Tensor& noise_out(KernelRuntimeContext& context, ArrayRef<int64_t> size, const Tensor& seed, int64_t stream,
@@ -45,4 +45,4 @@ Tensor& noise_out(KernelRuntimeContext& context, ArrayRef<int64_t> size, const T
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "noise.out", mobizo::executorch_ops::noise_out);
+MOBIZO_EXECUTORCH_OP("noise.out", mobizo::executorch_ops::noise_out);

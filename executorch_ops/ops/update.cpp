@@ -6,7 +6,7 @@ using executorch::runtime::toString;
 
 bool update_args(Tensor& param, const Tensor& seeds, const Tensor& coeffs, int64_t stream, double decay,
                  std::string_view distribution, const char* op, PerturbArgs* args) {
-  if (!storage_dtype(param, op, "param", &args->dtype) || !check_contiguous(param, op, "param") ||
+  if (!storage_dtype(param, op, "param", &args->dtype) || !check_storage(param, op, "param") ||
       !check_directions(seeds, coeffs, op) || !parse_distribution(distribution, op, &args->distribution))
     return false;
   args->param = param.mutable_data_ptr();
@@ -24,7 +24,7 @@ bool check_state(Tensor& state, const Tensor& param, std::initializer_list<const
   ET_CHECK_OR_RETURN_FALSE(state.scalar_type() == ScalarType::Float, "mobizo::%s: %s must be float32, got %s", op, argument,
                            toString(state.scalar_type()));
   ET_CHECK_OR_RETURN_FALSE(state.sizes().equals(param.sizes()), "mobizo::%s: %s must have the shape of param", op, argument);
-  if (!check_contiguous(state, op, argument)) return false;
+  if (!check_storage(state, op, argument)) return false;
   for (const void* other : others)
     ET_CHECK_OR_RETURN_FALSE(state.numel() == 0 || state.const_data_ptr() != other,
                              "mobizo::%s: %s must have memory of its own", op, argument);
@@ -35,7 +35,7 @@ bool check_state(Tensor& state, const Tensor& param, std::initializer_list<const
 bool check_one_float(const Tensor& t, const char* op, const char* argument) {
   ET_CHECK_OR_RETURN_FALSE(t.scalar_type() == ScalarType::Float && t.dim() == 1 && t.numel() == 1,
                            "mobizo::%s: %s must be float32 of shape (1,)", op, argument);
-  return true;
+  return check_storage(t, op, argument);
 }
 
 }  // namespace mobizo::executorch_ops

@@ -1,3 +1,4 @@
+#include "library.h"
 #include "update.h"
 
 namespace mobizo::executorch_ops {
@@ -23,4 +24,4 @@ Tensor& zo_adam_out(KernelRuntimeContext& context, Tensor& param, Tensor& exp_av
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "zo_adam.out", mobizo::executorch_ops::zo_adam_out);
+MOBIZO_EXECUTORCH_OP("zo_adam.out", mobizo::executorch_ops::zo_adam_out);

@@ -1,3 +1,4 @@
+#include "library.h"
 #include "update.h"
 
 namespace mobizo::executorch_ops {
@@ -20,4 +21,4 @@ Tensor& zo_momentum_out(KernelRuntimeContext& context, Tensor& param, Tensor& mo
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "zo_momentum.out", mobizo::executorch_ops::zo_momentum_out);
+MOBIZO_EXECUTORCH_OP("zo_momentum.out", mobizo::executorch_ops::zo_momentum_out);

@@ -1,3 +1,4 @@
+#include "library.h"
 #include "update.h"
 
 namespace mobizo::executorch_ops {
@@ -19,4 +20,4 @@ Tensor& zo_sign_out(KernelRuntimeContext& context, Tensor& param, const Tensor& 
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "zo_sign.out", mobizo::executorch_ops::zo_sign_out);
+MOBIZO_EXECUTORCH_OP("zo_sign.out", mobizo::executorch_ops::zo_sign_out);

@@ -1,3 +1,4 @@
+#include "library.h"
 #include "update.h"
 
 namespace mobizo::executorch_ops {
@@ -17,4 +18,4 @@ Tensor& zo_update_out(KernelRuntimeContext& context, Tensor& param, const Tensor
 }  // namespace
 }  // namespace mobizo::executorch_ops
 
-EXECUTORCH_LIBRARY(mobizo, "zo_update.out", mobizo::executorch_ops::zo_update_out);
+MOBIZO_EXECUTORCH_OP("zo_update.out", mobizo::executorch_ops::zo_update_out);

@@ -3,9 +3,8 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <cstdio>
 
-#include "crc32.h"
+#include "checksum.h"
 #include "errors.h"
 #include "safetensors.h"
 
@@ -15,19 +14,9 @@ namespace {
 constexpr const char* kFormat = "mobizo-dataset-1";
 constexpr const char* kSplits[] = {"train", "validation", "test"};
 
-std::string checksum_of(const std::string& path) {
+std::string file_checksum(const std::string& path) {
   const File file(path, O_RDONLY);
-  std::vector<char> chunk(1 << 20);
-  uint32_t crc = 0;
-  const int64_t size = file.size();
-  for (int64_t at = 0; at < size; at += static_cast<int64_t>(chunk.size())) {
-    const size_t bytes = static_cast<size_t>(std::min<int64_t>(static_cast<int64_t>(chunk.size()), size - at));
-    file.read(chunk.data(), bytes, at);
-    crc = crc32(chunk.data(), bytes, crc);
-  }
-  char digits[9];
-  std::snprintf(digits, sizeof digits, "%08x", static_cast<unsigned>(crc));
-  return digits;
+  return hex(crc32_of(file, file.size()));
 }
 
 Split read_split(const SafetensorsFile& file, const std::string& name) {
@@ -81,7 +70,7 @@ void check_length(int64_t inputs, int64_t targets, int64_t before, const Descrip
 
 }  // namespace
 
-Dataset::Dataset(const std::string& path) : path_(path), checksum_(checksum_of(path)) {
+Dataset::Dataset(const std::string& path) : path_(path), checksum_(file_checksum(path)) {
   const SafetensorsFile file(path);
   blaming(path, [&] {
     if (file.metadata("format") != kFormat)

@@ -1,6 +1,8 @@
 #include "description.h"
 
 #include <algorithm>
+#include <limits>
+#include <set>
 
 #include "errors.h"
 
@@ -20,18 +22,25 @@ std::string string_field(const Json& json, const std::string& name) {
   return field(json, name, [](const Json& value) { return value.as_string(); });
 }
 
-int64_t int_field(const Json& json, const std::string& name, int64_t least) {
-  return field(json, name, [&](const Json& value) {
-    if (value.as_int() < least) fail("expected at least ", least, ", got ", value.as_int());
-    return value.as_int();
-  });
+// A size of a tensor, or what is compared with one: ExecuTorch's sizes are int32.
+constexpr int64_t kMostSize = std::numeric_limits<int32_t>::max();
+
+int64_t checked_size(const Json& value, int64_t least) {
+  const int64_t size = value.as_int();
+  if (size < least) fail("expected at least ", least, ", got ", size);
+  if (size > kMostSize) fail("expected at most ", kMostSize, ", got ", size);
+  return size;
+}
+
+int64_t size_field(const Json& json, const std::string& name, int64_t least) {
+  return field(json, name, [&](const Json& value) { return checked_size(value, least); });
 }
 
 std::vector<int64_t> shape_field(const Json& json, const std::string& name) {
   return field(json, name, [](const Json& value) {
-    std::vector<int64_t> shape = value.as_ints();
-    if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) fail("expected two sizes, got ", value.dump());
-    return shape;
+    const Json::Array& sizes = value.as_array();
+    if (sizes.size() != 2) fail("expected two sizes, got ", value.dump());
+    return std::vector<int64_t>{checked_size(sizes[0], 1), checked_size(sizes[1], 1)};
   });
 }
 
@@ -63,6 +72,9 @@ void check(const Description& d) {
   }
   if (d.candidate_tokens && d.candidate_tokens->size() < 2) fail("candidate_tokens must be at least 2");
   if (d.parameters.empty()) fail("the adapter has no parameters");
+  std::set<std::string> names;
+  for (const AdapterParameter& parameter : d.parameters)
+    if (!names.insert(parameter.name).second) fail("the adapter has two parameters called ", parameter.name);
 }
 
 }  // namespace
@@ -73,7 +85,7 @@ int64_t Description::columns(int64_t before) const {
 
 Description parse_description(const std::string& text) {
   const Json json = parse_json(text);
-  const int64_t format = int_field(json, "format", 1);
+  const int64_t format = size_field(json, "format", 1);
   if (format != kFormat) fail("expected a program of format ", kFormat, ", got ", format);
   Description d{};
   d.text = text;
@@ -83,25 +95,25 @@ Description parse_description(const std::string& text) {
     d.fingerprint = string_field(model, "fingerprint");
   });
   d.quantization = string_field(json, "quantization");
-  d.queries = int_field(json, "queries", 1);
-  d.batch_size = int_field(json, "batch_size", 1);
-  d.groups = int_field(json, "groups", 1);
+  d.queries = size_field(json, "queries", 1);
+  d.batch_size = size_field(json, "batch_size", 1);
+  d.groups = size_field(json, "groups", 1);
   d.estimator = string_field(json, "estimator");
   d.distribution = string_field(json, "distribution");
   if (json.find("optimizer") != nullptr) d.rule = field(json, "optimizer", parse_update_rule);
-  d.min_length = int_field(json, "min_length", 1);
-  d.max_length = int_field(json, "max_length", 1);
+  d.min_length = size_field(json, "min_length", 1);
+  d.max_length = size_field(json, "max_length", 1);
   d.dynamic_length = field(json, "dynamic_length", [](const Json& value) { return value.as_bool(); });
-  d.targets_per_row = int_field(json, "targets_per_row", 1);
+  d.targets_per_row = size_field(json, "targets_per_row", 1);
   if (!json["invocation_tokens"].is_null()) {
     d.invocation_tokens = field(json, "invocation_tokens", [](const Json& value) { return value.as_ints(); });
-    d.tail_length = int_field(json, "tail_length", 1);
+    d.tail_length = size_field(json, "tail_length", 1);
   }
   if (!json["candidate_tokens"].is_null())
     d.candidate_tokens = field(json, "candidate_tokens", [](const Json& value) { return value.as_ints(); });
-  d.vocabulary = int_field(json, "vocabulary", 1);
-  d.pad_token = int_field(json, "pad_token", 0);
-  d.evaluation_rows = int_field(json, "evaluation_rows", 1);
+  d.vocabulary = size_field(json, "vocabulary", 1);
+  d.pad_token = size_field(json, "pad_token", 0);
+  d.evaluation_rows = size_field(json, "evaluation_rows", 1);
   if (!json["tokenizer"].is_null()) d.tokenizer = string_field(json, "tokenizer");
   field(json, "adapter", [&](const Json& adapter) {
     d.adapter_config = field(adapter, "config", [](const Json& config) { return Json(config.as_object()).dump(); });

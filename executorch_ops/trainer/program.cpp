@@ -2,15 +2,17 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <fcntl.h>
+#include <unistd.h>
 
 #include <iterator>
+#include <new>
 #include <utility>
 
+#include "checksum.h"
 #include "errors.h"
-#include "file.h"
 #include "runtime.h"
 #include "safetensors.h"
+#include "signature.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -50,13 +52,32 @@ class Arguments {
   std::vector<EValue> values_;
 };
 
+// The runtime gets the memory that a program plans before it looks at anything else.
+void check_memory(Module& module, const std::string& path) {
+  const auto names = module.method_names();
+  if (!names.ok()) return;
+  const double machine = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  for (const std::string& name : *names) {
+    const auto meta = module.method_meta(name);
+    double planned = 0;
+    for (size_t i = 0; meta.ok() && i < meta->num_memory_planned_buffers(); ++i) {
+      const auto bytes = meta->memory_planned_buffer_size(i);
+      if (!bytes.ok() || *bytes < 0) fail(path, ": method ", name, " plans memory of no size");
+      planned += static_cast<double>(*bytes);
+    }
+    if (planned > machine)
+      fail(path, ": method ", name, " needs ", planned / 1e9, " GB of memory, but this machine has ", machine / 1e9);
+  }
+}
+
 std::unique_ptr<Module> open_module(const std::string& path) {
-  if (File(path, O_RDONLY).size() == 0) fail(path, ": not a program of ExecuTorch: the file is empty");
+  check_program(path);
   initialize_runtime();
   const LogCapture log;
   auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
   const auto verification = executorch::runtime::Program::Verification::InternalConsistency;
-  log.check(module->load(verification), path + ": not a program of ExecuTorch, or cut short");
+  log.check(module->load(verification), path + ": not a program of ExecuTorch");
+  check_memory(*module, path);
   return module;
 }
 
@@ -77,15 +98,13 @@ Description describe(Module& module, const std::string& path) {
 struct Program::Methods {
   Methods(const std::string& path, int64_t threads) : pool(threads), module(open_module(path)) {}
 
-  void load(const std::string& path, const char* name, size_t inputs, size_t outputs) {
+  void load(const std::string& path, const Signature& signature) {
     const LogCapture log;
-    const std::string where = path + ": method " + name;
-    const auto meta = module->method_meta(name);
+    const std::string where = path + ": method " + signature.method;
+    const auto meta = module->method_meta(signature.method);
     log.check(meta.error(), where);
-    if (meta->num_inputs() != inputs || meta->num_outputs() != outputs)
-      fail(where, " must have ", inputs, " inputs and ", outputs, " outputs, got ", meta->num_inputs(), " and ",
-           meta->num_outputs());
-    log.check(module->load_method(name), where + " cannot be loaded");
+    check_signature(signature, *meta, where);
+    log.check(module->load_method(signature.method), where + " cannot be loaded");
   }
 
   // Outputs lie in memory that the next call may overwrite.
@@ -109,16 +128,15 @@ struct Program::Methods {
   std::unique_ptr<Module> module;
 };
 
-Program::Program(const std::string& path, int64_t threads) : path_(path), methods_(std::make_unique<Methods>(path, threads)) {
-  description_ = describe(*methods_->module, path);
-  // Loading a method after another has run would reset the adapter that they share.
-  const size_t parameters = description_.parameters.size();
-  const UpdateRule& rule = description_.rule;
-  methods_->load(path, "train_step", rule.plain() ? 8 : 6, rule.plain() ? 2 : 1);
-  methods_->load(path, "evaluate", 3, 1);
-  methods_->load(path, "update", 2 + size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, 1);
-  methods_->load(path, "get_adapter", 0, 2 * parameters);
-  methods_->load(path, "set_adapter", parameters, 1);
+Program::Program(const std::string& path, int64_t threads) : path_(path) {
+  try {
+    methods_ = std::make_unique<Methods>(path, threads);
+    description_ = describe(*methods_->module, path);
+    // Loading a method after another has run would reset the adapter that they share.
+    for (const Signature& signature : signatures(description_)) methods_->load(path, signature);
+  } catch (const std::bad_alloc&) {
+    fail(path, ": there is not enough memory to load the program");
+  }
 }
 
 Program::~Program() = default;

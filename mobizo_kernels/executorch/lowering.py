@@ -14,6 +14,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch.export import Dim, ExportedProgram
 
 from mobizo_kernels._files import written_whole
+from mobizo_kernels.executorch.checksum import append_checksum
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
     Evaluate,
@@ -99,5 +100,7 @@ def write(lowered: EdgeProgramManager, path: Path) -> None:
             emit_mutable_buffer_names=True,
         )
     )
-    with written_whole(path) as scratch, scratch.open("wb") as file:
-        program.write_to_file(file)
+    with written_whole(path) as scratch:
+        with scratch.open("wb") as file:
+            program.write_to_file(file)
+        append_checksum(scratch)

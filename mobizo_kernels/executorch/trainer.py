@@ -34,7 +34,8 @@ class Trainer:
         threads: CPU threads of ExecuTorch in this process, 0 for its own choice.
 
     Raises:
-        ValueError: if the file is no training program, or `threads` differs from what a loaded program uses.
+        ValueError: if the file is no training program or damaged, or `threads` differs from what a loaded
+            program uses.
         OSError: if the file cannot be read.
     """
 
@@ -247,7 +248,7 @@ def read_description(program: str | os.PathLike[str]) -> dict[str, Any]:
     """What a training program says of itself, its model not loaded; docs/executorch.md lists the entries.
 
     Raises:
-        ValueError: if the file is no training program.
+        ValueError: if the file is no training program or damaged.
         OSError: if it cannot be read.
     """
     return json.loads(load_trainer().read_description(Path(program)))

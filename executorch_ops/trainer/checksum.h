@@ -1,0 +1,21 @@
+// Checksums of files: against damage, not against malice.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "file.h"
+
+namespace mobizo::trainer {
+
+// CRC-32 of the first `size` bytes, read in pieces.
+uint32_t crc32_of(const File& file, int64_t size);
+
+// Eight hexadecimal digits.
+std::string hex(uint32_t crc);
+
+// Throws Error unless the training program ends with the checksum of all that comes before it. ExecuTorch takes no notice of
+// what follows a program, and trusts the program: one that is damaged may end the process, or train to another adapter.
+void check_program(const std::string& path);
+
+}  // namespace mobizo::trainer

@@ -1,0 +1,195 @@
+"""Programs that are damaged, and programs that lie about themselves: refused by name, and never a crash.
+
+Behind the checksum stand the trainer's own checks of what a program says of itself, so they are tested with
+the checksum mended. What ExecuTorch makes of a program is its own affair.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crash import start_runner
+from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+from executorch.runtime import Runtime, Verification
+from programs import MAGIC, program_bytes, tiny_dataset, tiny_program, with_checksum
+
+from mobizo_kernels.executorch import Trainer, read_description
+
+DAMAGED = "damaged: its checksum is [0-9a-f]{8}, that of its bytes [0-9a-f]{8}"
+NO_CHECKSUM = "not a training program, or cut short: it does not end with a checksum"
+GIGABYTE = 2**30
+
+
+@pytest.fixture
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_program(tmp_path_factory)
+
+
+def mutated(content: bytes, seed: int) -> bytes:
+    """The bytes with one of them, a word, a block or the end changed."""
+    rng = random.Random(seed)
+    at, spoiled = rng.randrange(len(content)), bytearray(content)
+    size = (1, 4, 64, 512)[seed % 4]
+    match seed % 5:
+        case 0:
+            del spoiled[at:]
+        case 1:
+            spoiled[at : at + size] = bytes(len(spoiled[at : at + size]))
+        case 2:
+            other = rng.randrange(len(content))
+            spoiled[at : at + size] = content[other : other + len(spoiled[at : at + size])]
+        case _:
+            spoiled[at] ^= 1 << rng.randrange(8)
+            spoiled[at + 1 : at + size] = rng.randbytes(len(spoiled[at + 1 : at + size]))
+    return bytes(spoiled)
+
+
+def test_the_checksum(program: Path) -> None:
+    content = program.read_bytes()
+    assert content == with_checksum(program_bytes(program))
+
+
+def test_every_kind_of_damage_is_refused(program: Path, tmp_path: Path) -> None:
+    """Anywhere in the file, its own trailer included."""
+    whole, path = program.read_bytes(), tmp_path / "model.pte"
+    spoiled = {mutated(whole, seed) for seed in range(200)} - {whole}
+    spoiled |= {whole[:size] for size in (0, 1, 11, 12, len(whole) - 12, len(whole) - 1)}
+    spoiled |= {whole[:-12] + mutated(whole[-12:], seed) for seed in range(20)} - {whole}
+    spoiled |= {whole + b"\0", whole + whole, program_bytes(program)}
+    assert len(spoiled) > 150
+    for content in spoiled:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"model.pte: .*({DAMAGED}|{NO_CHECKSUM})"):
+            read_description(path)
+    with pytest.raises(ValueError, match=f"model.pte: .*({DAMAGED}|{NO_CHECKSUM})"):
+        Trainer(path)
+
+
+def test_files_that_are_no_programs(tmp_path: Path, rng: torch.Generator) -> None:
+    dataset = tiny_dataset(tmp_path / "data.safetensors", rng)
+    with pytest.raises(ValueError, match=f"data.safetensors: {NO_CHECKSUM}"):
+        Trainer(dataset)
+    dataset.write_bytes(with_checksum(dataset.read_bytes()))
+    with pytest.raises(ValueError, match="data.safetensors: not a program of ExecuTorch: "):
+        Trainer(dataset)
+    with pytest.raises(OSError, match="no_such.pte"):
+        Trainer(tmp_path / "no_such.pte")
+    with pytest.raises((ValueError, OSError), match=tmp_path.name):
+        Trainer(tmp_path)
+
+
+def described(program: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    """The program with another description, of the same length, and its checksum mended."""
+    content = program_bytes(program)
+    start = content.index(b'{"format": 1')
+    text = content[start : content.index(b"\0", start)]
+    description = json.loads(text)
+    del description["versions"]  # makes room
+    description["adapter"]["config"] = {"peft_type": "LORA"}
+    edit(description)
+    other = json.dumps(description).encode()
+    return with_checksum(content.replace(text, other.ljust(len(text))))
+
+
+def entries(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda description: description.update(values)
+
+
+def parameter(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda description: description["adapter"]["parameters"][0].update(values)
+
+
+def twice(description: dict[str, Any]) -> None:
+    first, second = description["adapter"]["parameters"]
+    second["name"] = first["name"]
+
+
+HUGE = 2**31 - 1
+ADAM = {"name": "adam", "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (entries(format=2), "description: expected a program of format 1, got 2"),
+        (entries(groups=5), "description: groups must be 4 for 2 queries two_sided, got 5"),
+        (entries(estimator="three"), "description: estimator must be two_sided or one_sided, got 'three'"),
+        (entries(batch_size=0), "description: batch_size: expected at least 1, got 0"),
+        (entries(batch_size=2**62), "description: batch_size: expected at most 2147483647, got 46116860"),
+        (entries(queries=2**62, groups=1), "description: queries: expected at most 2147483647"),
+        (entries(pad_token=61), "description: pad_token must be below 61, got 61"),
+        (parameter(lora_b=[2**62, 4]), "description: adapter: .*q_proj.weight: lora_b: expected at most"),
+        (twice, "description: the adapter has two parameters called .*q_proj.weight"),
+        (
+            entries(batch_size=10**9),
+            r"method train_step: input 0 must be Long of shape \(1000000000, 24\) by the description, got "
+            r"Long of shape \(3, 24\)",
+        ),
+        (entries(batch_size=2), r"method train_step: input 0 must be Long of shape \(2, 24\)"),
+        (entries(max_length=25), r"method train_step: input 0 must be Long of shape \(3, 25\)"),
+        (entries(targets_per_row=2), r"method train_step: input 2 must be Long of shape \(3, 2\)"),
+        (entries(queries=3, estimator="one_sided"), "method train_step: input 6 must be Long of shape .3,."),
+        (entries(evaluation_rows=10**9), "method evaluate: input 0 must be Long of shape .1000000000, 24."),
+        (entries(candidate_tokens=[5, 9, 11]), "method evaluate: output 0 must be Float of shape .12, 1, 3"),
+        (entries(candidate_tokens=None), r"method evaluate: output 0 must be Float of shape \(12, 1, 61\)"),
+        (entries(optimizer=ADAM), "method train_step must have 6 inputs and 1 outputs, got 8 and 2"),
+        (parameter(lora_b=[16, 4]), r"method get_adapter: output 2 must be Float of shape \(16, 4\)"),
+        (parameter(lora_a=[HUGE, HUGE], lora_b=[HUGE, HUGE]), "method get_adapter: output 0 must be Float"),
+        (
+            lambda description: description["adapter"]["parameters"].pop(),
+            "method get_adapter must have 0 inputs and 2 outputs, got 0 and 4",
+        ),
+    ],
+)  # fmt: skip
+def test_a_description_of_another_program(edit: Any, message: str, program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pte"
+    path.write_bytes(described(program, edit))
+    with pytest.raises(ValueError, match=f"model.pte: {message}"):
+        Trainer(path)
+
+
+def test_descriptions_changed_anywhere(program: Path, tmp_path: Path, rng: torch.Generator) -> None:
+    """The runner uses the program or refuses it, in little memory: nothing else ends it."""
+    content = program_bytes(program)
+    start = content.index(b'{"format": 1')
+    end = content.index(b"\0", start)
+    dataset, path = tiny_dataset(tmp_path / "data.safetensors", rng), tmp_path / "model.pte"
+    refused = 0
+    for seed in range(60):
+        text = mutated(content[start:end], seed)[: end - start].ljust(end - start)
+        path.write_bytes(with_checksum(content[:start] + text + content[end:]))
+        command = ["evaluate", path, dataset, "--rows", "1", "--threads", "1"]
+        process = start_runner(command)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (4 * GIGABYTE, 4 * GIGABYTE))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (0, 2), errors
+        if process.returncode == 2:
+            refused += 1
+            assert errors.startswith("mobizo_runner: ") and errors.count("\n") == 1
+            assert "model.pte" in errors or "data.safetensors" in errors
+    assert refused > 20
+
+
+def test_stock_executorch_takes_no_notice_of_the_checksum(program: Path) -> None:
+    assert program.read_bytes()[-12:-4] == MAGIC
+    for source in (program, program.read_bytes()):
+        loaded = Runtime.get().load_program(source, verification=Verification.InternalConsistency)
+        method = loaded.load_method("mobizo_description")
+        assert method is not None
+        assert json.loads(method.execute([])[0])["format"] == 1
+
+
+def test_more_memory_than_the_machine_has(program: Path, tmp_path: Path) -> None:
+    file, path = deserialize_pte_binary(program_bytes(program)), tmp_path / "model.pte"
+    plan = next(plan for plan in file.program.execution_plan if plan.name == "evaluate")
+    plan.non_const_buffer_sizes[1] = 2**50
+    path.write_bytes(with_checksum(bytes(serialize_pte_binary(file))))
+    with pytest.raises(ValueError, match="model.pte: method evaluate needs 1.12.* GB of memory, but"):
+        Trainer(path)
