@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -97,6 +97,28 @@ def adapter_cases() -> list[Adapter]:
     ]
 
 
+def measured_cases() -> list[Adapter]:
+    """The linears of both stages of bench_gpu: of layers alone, and of steps over all tokens or the last two."""
+    from benchmarks.gpu_models import SIZES
+    from benchmarks.gpu_ops import FULL, RANK, SEQUENCES, linear_shapes
+    from benchmarks.gpu_steps import LARGE_MODEL, OTHER_SETTINGS, SMALL_MODEL
+
+    shapes = {(SEQUENCES * length, 2 * q, *shape) for _, shape, length, q in linear_shapes(FULL)}
+    for case in (SMALL_MODEL, LARGE_MODEL, *OTHER_SETTINGS):
+        sizes = SIZES[case.model]
+        hidden = sizes["hidden_size"]
+        keys = hidden * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
+        for tokens, width in product((case.length, 2), (hidden, keys)):
+            shapes.add((SEQUENCES * tokens, 2 * case.queries, hidden, width))
+    return [
+        Adapter(
+            torch.bfloat16, RANK, groups=groups, rows=rows // groups, in_features=features,
+            out_features=width, device="meta",
+        )
+        for rows, groups, features, width in sorted(shapes)
+    ]  # fmt: skip
+
+
 def fused_cases() -> list[Adapter]:
     """For the kernel that makes the whole adapted linear: narrow and wide outputs. Only Hopper and later take
     it, whose hardware copies the tiles.
@@ -104,7 +126,8 @@ def fused_cases() -> list[Adapter]:
     if not cuda_capability_geq(9):
         return []
     sizes: dict[str, Any] = {"rows": 1024, "in_features": 2048, "device": "meta"}
-    return [
+    measured = [replace(case, lora_a=case.x) for case in measured_cases() if case.rows > 1]
+    return measured + [
         Adapter(dtype, rank, distribution, lora_a=dtype, lora_b=lora_b, out_features=width, **sizes)
         for dtype, (rank, distribution, lora_b), width in product(
             (torch.bfloat16, torch.float16),
@@ -123,7 +146,7 @@ def adapters() -> None:
     """mp_lora_, which mp_lora shares its launches with, and both forms of mp_lora_linear."""
     from mobizo_kernels.triton import mp_lora, mp_lora_linear
 
-    for case in adapter_cases():
+    for case in (*adapter_cases(), *measured_cases()):
         base, x, _, tail = case.operands()
         mp_lora.mp_lora_(base, x, *tail)
     for dtype in DTYPES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -10,7 +10,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from benchmarks.bench_mp_lora import EPS, Layer, check, make_layer
+from benchmarks import gpu_predictions, gpu_roofline
+from benchmarks.bench_mp_lora import EPS, SCALING, Layer, check, make_layer
 from benchmarks.bench_zo_optimizers import OPTIMIZERS, Problem
 from benchmarks.gpu_models import SIZES, SMALL, parameter_shapes
 from benchmarks.gpu_report import GpuReport
@@ -18,6 +19,7 @@ from benchmarks.gpu_timing import Stopwatch
 from benchmarks.harness import Timing, Variant, dtype_name, fastest
 from benchmarks.peers import MaterialisedNoise, make_stack_, mezo_perturb_
 from mobizo_kernels import ops
+from mobizo_kernels.triton import mp_lora_linear
 
 RANK, SEQUENCES = 16, 32
 COEFF = 1e-6
@@ -50,33 +52,48 @@ QUICK = Extent(1 << 24, (64,), (1, 16), {name: shapes[:1] for name, shapes in LA
 TINY = Extent(1 << 12, (2,), (1, 4), {"TinyLlama-1.1B": ((64, 48),), "Llama-2-7B": ((48, 80),)})
 
 
-def noise_and_updates(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
-    """Tables `noise` and `perturb_`: one tensor far larger than any cache."""
+def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
+    """Table `noise`: one tensor far larger than any cache, and what a value takes where no memory does."""
     device, values = watch.device, extent.values
-    seeds, coeffs = torch.arange(4, device=device), torch.full((4,), COEFF, device=device)
-    report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's generator")
+    seed = torch.ones((), dtype=torch.int64, device=device)
+    table = report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's")
     for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
         out = torch.empty(values, dtype=dtype, device=device)
         own = partial(out.normal_) if distribution == "gaussian" else partial(out.random_, 0, 2)
         calls: dict[str, list[Variant]] = {
-            "noise": [partial(_noise_into, out, seeds[0], distribution)],
+            "noise": [partial(_noise_into, out, seed, distribution)],
             "torch": [own],
             "fill": [partial(out.fill_, 1.0)],
         }
         timings = watch.time(calls)
-        report.add(
+        table.add(
             {"values": values, "dtype": dtype_name(dtype), "distribution": distribution},
             timings,
             {"ns": timings["noise"].show(1e9 / values), **_shares(timings, "noise", "fill", "torch")},
         )
-    report.table("perturb_", "ns per value and seed; of the speed of a copy; times MeZO's materialised noise")
+        work = gpu_roofline.noise(values, dtype_name(dtype), distribution)
+        gpu_predictions.compare(report, work, timings["noise"].p50)
+    values //= 32  # 4 MB of bfloat16, which any last-level cache holds
+    out = torch.empty(values, dtype=torch.bfloat16, device=device)
+    seconds = watch.time({"noise": [partial(_noise_into, out, seed, "gaussian")]})["noise"].p50
+    rate = values * gpu_roofline.INSTRUCTIONS["gaussian"] / seconds
+    what = "instructions a second, Gaussian noise in the cache"
+    gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.instructions, rate)
+
+
+def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
+    """Table `perturb_`: one tensor far larger than any cache."""
+    device, values = watch.device, extent.values
+    seeds, coeffs = torch.arange(4, device=device), torch.full((4,), COEFF, device=device)
+    caption = "ns per value and seed; of the speed of a copy; times MeZO's materialised noise"
+    table = report.table("perturb_", caption)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for dtype, distribution, count in product(dtypes, ("gaussian", "rademacher"), (1, 4)):
+    for count, dtype, distribution in product((1, 4), dtypes, ("gaussian", "rademacher")):
         param = torch.zeros(values, dtype=dtype, device=device)
         target, kept = torch.empty_like(param), MaterialisedNoise([param])
         some = (seeds[:count], coeffs[:count], 5, 1.0, distribution)
         draw = kept.add_gaussian if distribution == "gaussian" else kept.add_rademacher
-        calls = {
+        calls: dict[str, list[Variant]] = {
             "perturb_": [partial(ops.perturb_, param, *some)],
             "zo_update": [partial(ops.zo_update, param, *some)],
             "copy": [partial(target.copy_, param)],
@@ -84,22 +101,30 @@ def noise_and_updates(report: GpuReport, watch: Stopwatch, extent: Extent) -> No
             "kept": [_repeated(count, partial(draw, COEFF))],
         }
         timings = watch.time(calls)
-        share = timings["copy"].p50 / timings["perturb_"].p50
-        case = {"values": values, "dtype": dtype_name(dtype), "distribution": distribution, "seeds": count}
+        share, name = timings["copy"].p50 / timings["perturb_"].p50, dtype_name(dtype)
+        case = {"values": values, "dtype": name, "distribution": distribution, "seeds": count}
         shares = _shares(timings, "perturb_", "copy", fastest(timings, ("public", "kept")))
         times = {"ns": timings["perturb_"].show(1e9 / values / count)}
-        update = {"zo_update of copy": timings["copy"].p50 / timings["zo_update"].p50}
-        report.add(case, timings, {**times, **shares, **update})
-        goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
+        own = {"zo_update of copy": timings["copy"].p50 / timings["zo_update"].p50}
+        table.add(case, timings, {**times, **shares, **own})
+        if dtype != torch.float16:
+            work = gpu_roofline.update(f"perturb_ by {count}", values, name, distribution, count)
+            gpu_predictions.compare(report, work, timings["perturb_"].p50)
+        goal = BANDWIDTH_GOALS.get((name, distribution))
         if goal is not None and count == 1:
-            report.goal(f"perturb_ {dtype_name(dtype)} {distribution}, of a copy", share, at_least=goal)
+            report.goal(f"perturb_ {name} {distribution}, of a copy", share, at_least=goal)
+        if dtype == torch.float32:
+            rate = 2 * values * dtype.itemsize / timings["copy"].p50
+            what = "bytes a second, of a copy in float32"
+            gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.bandwidth, rate)
 
 
 def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     """Table `optimizers`: one float32 tensor far larger than any cache, and its state."""
     device, values = watch.device, extent.values
-    report.table("optimizers", "ns per value; of the speed of a copy of all that is written; times torch's")
-    for optimizer, distribution, count in product(OPTIMIZERS, ("gaussian", "rademacher"), (1, 4)):
+    caption = "ns per value; of the speed of a copy of all that is written; times torch's"
+    table = report.table("optimizers", caption)
+    for count, optimizer, distribution in product((1, 4), OPTIMIZERS, ("gaussian", "rademacher")):
         with device:
             problem = Problem(optimizer, [(values,)], count)
             every = problem.tensors()
@@ -110,17 +135,22 @@ def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
                 "copy": [partial(torch._foreach_copy_, targets, every)],
             }
         timings = watch.time(calls)
-        report.add(
+        table.add(
             {"optimizer": optimizer, "values": values, "distribution": distribution, "seeds": count},
             timings,
             {"ns": timings[optimizer].show(1e9 / values), **_shares(timings, optimizer, "copy", "torch")},
         )
+        work = gpu_roofline.update(
+            f"{optimizer} by {count}", values, "float32", distribution, count, len(every) - 1
+        )
+        gpu_predictions.compare(report, work, timings[optimizer].p50)
 
 
 def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
     """Table `foreach_perturb_`: all LoRA-B of a model, float32, by one launch."""
-    report.table("foreach_perturb_", "us for every LoRA-B of a model; times MeZO's materialised noise")
-    for (model, shapes), distribution, count in product(ADAPTED.items(), ("gaussian", "rademacher"), (1, 4)):
+    caption = "us for every LoRA-B of a model; times MeZO's materialised noise"
+    table = report.table("foreach_perturb_", caption)
+    for count, (model, shapes), distribution in product((1, 4), ADAPTED.items(), ("gaussian", "rademacher")):
         size = 4 * sum(rows * columns for rows, columns in shapes)
         sets = [[torch.zeros(s, device=watch.device) for s in shapes] for _ in range(watch.copies(size))]
         seeds = torch.arange(count, device=watch.device)
@@ -138,7 +168,7 @@ def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
         )
         shares = _shares(timings, "foreach_perturb_", "copy", fastest(timings, ("public", "kept")))
         case = {"model": model, "tensors": len(shapes), "distribution": distribution, "seeds": count}
-        report.add(case, timings, {"us": timings["foreach_perturb_"].show(1e6), **shares})
+        table.add(case, timings, {"us": timings["foreach_perturb_"].show(1e6), **shares})
         if count == 1 and distribution == "gaussian":
             figure = 1e6 * timings["foreach_perturb_"].p50
             report.goal(f"foreach_perturb_ over every LoRA-B of {model}, us", figure, below=20.0)
@@ -149,7 +179,8 @@ def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
     model = "TinyLlama-1.1B"
     on_gpu = watch.device.type == "cuda"
     shapes = parameter_shapes(SIZES[model] if on_gpu else SMALL)
-    report.table("full parameters", "ms for every parameter; of a copy's speed; times MeZO's torch.normal")
+    caption = "ms for every parameter; of a copy's speed; times MeZO's torch.normal"
+    table = report.table("full parameters", caption)
     for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
         params = [torch.zeros(shape, dtype=dtype, device=watch.device) for shape in shapes]
         source = [torch.zeros_like(param) for param in params]
@@ -169,7 +200,10 @@ def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
         }
         shares = _shares(timings, "foreach_perturb_", "copy", "public")
         times = {"ms": timings["foreach_perturb_"].show(1e3)}
-        report.add({**case, "distribution": distribution}, timings, {**times, **shares})
+        table.add({**case, "distribution": distribution}, timings, {**times, **shares})
+        what = f"perturb_ of all of {model}"
+        work = gpu_roofline.update(what, int(case["parameters"]), dtype_name(dtype), distribution)
+        gpu_predictions.compare(report, work, timings["foreach_perturb_"].p50)
         goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
         if goal is not None:
             what = f"all parameters, {dtype_name(dtype)} {distribution}, of a copy"
@@ -179,20 +213,27 @@ def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
             torch.cuda.empty_cache()
 
 
+def linear_shapes(extent: Extent) -> Iterator[tuple[str, tuple[int, int], int, int]]:
+    """Model, in and out features, T and q of every linear that is measured, the most telling first."""
+    middle = (extent.lengths[len(extent.lengths) // 2], extent.queries[len(extent.queries) // 2])
+    for model, shapes in extent.layers.items():
+        for shape in shapes:
+            yield model, shape, *middle
+    for model, shapes in extent.layers.items():
+        for setting in product(extent.lengths, extent.queries):
+            if setting != middle:
+                yield model, shapes[0], *setting
+
+
 def linears(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     """Table `mp_lora_linear`: bfloat16, q queries on E = 16 = q B sequences, so 2 E = 32 in a forward."""
-    report.table("mp_lora_linear", "us of F.linear; how many times as long the others take")
     dtype = torch.bfloat16 if watch.device.type == "cuda" else torch.float32
     worst: dict[str, float] = {}
-    for model, shapes in extent.layers.items():
-        middle = (extent.lengths[len(extent.lengths) // 2], extent.queries[len(extent.queries) // 2])
-        for index, shape in enumerate(shapes):
-            settings = product(extent.lengths, extent.queries) if index == 0 else [middle]
-            for length, queries in settings:
-                ratio = _linear(report, watch, model, shape, length, queries, dtype)
-                worst[model] = max(worst.get(model, 0.0), ratio)
-    for model, ratio in worst.items():
-        report.goal(f"mp_lora_linear / F.linear, {model}, worst", ratio, below=LINEAR_GOALS[model])
+    for model, shape, length, queries in linear_shapes(extent):
+        ratio = _linear(report, watch, model, shape, length, queries, dtype)
+        worst[model] = max(worst.get(model, 0.0), ratio)
+        goal = f"mp_lora_linear / F.linear, {model}, worst"
+        report.goal(goal, worst[model], below=LINEAR_GOALS[model])
 
 
 def _linear(
@@ -213,10 +254,19 @@ def _linear(
     source = torch.empty(size // 2, dtype=torch.uint8, device=watch.device)
     target, room = torch.empty_like(source), torch.empty_like(layers[0].stack_t)
     noise, peer_b = torch.empty_like(room[:queries]), room[0].clone()
+    # Without a GPU nothing is fused, but the program is the same.
+    fused = mp_lora_linear.fused if watch.device.type == "cuda" else ops.mp_lora_linear
+
+    def fused_linear(layer: Layer, coeffs: torch.Tensor) -> torch.Tensor:
+        directions = (layer.seeds, coeffs, SCALING, layer.stream, layer.distribution)
+        return fused(layer.x, layer.weight, None, layer.peer_a, layer.lora_b, *directions)
+
     calls: dict[str, Callable[[Layer], object]] = {
         "F.linear": lambda layer: F.linear(layer.x, layer.weight),
         "mp_lora_linear": Layer.mp_lora_linear,
         "mp_lora_": Layer.mp_lora,
+        "fused": lambda layer: fused_linear(layer, layer.coeffs),
+        "fused, coefficients 0": lambda layer: fused_linear(layer, layer.zeros),
         "stacked [G, out, r]": Layer.stacked,
         "stacked [G, r, out]": Layer.stacked_t,
     }
@@ -229,18 +279,29 @@ def _linear(
     limit = timings["F.linear"].p50
     stacked = timings[fastest(timings, ("stacked [G, out, r]", "stacked [G, r, out]"))].p50
     ratio = timings["mp_lora_linear"].p50 / limit
-    report.add(
-        {"model": model, "in": in_features, "out": out_features, "T": length, "q": queries, "rows": rows},
+    case = {"model": model, "in": in_features, "out": out_features, "T": length, "q": queries, "rows": rows}
+    report.table("mp_lora_linear", "us of F.linear; how many times as long the others take").add(
+        case,
         timings,
         {
             "F.linear us": timings["F.linear"].show(1e6),
             "mp_lora_linear": ratio,
             "mp_lora_": timings["mp_lora_"].p50 / limit,
+            "fused": timings["fused"].p50 / limit,
             "stacked": stacked / limit,
             "stacked, made": (stacked + timings["make stack"].p50) / limit,
             "copy": timings["copy"].p50 / limit,
         },
     )
+    what = f"{model} {in_features} to {out_features}, q = {queries}"
+    gpu_predictions.compare(report, gpu_roofline.linear(what, rows, *shape), limit)
+    added = gpu_predictions.shrink_and_expand(what, rows, groups, *shape, RANK)
+    gpu_predictions.compare(report, added, timings["mp_lora_"].p50 - limit)
+    times = [timings[name].p50 for name in ("F.linear", "mp_lora_", "fused", "fused, coefficients 0")]
+    gpu_predictions.choice(report, case, (rows, groups, *shape, RANK), *times)
+    rate = 2.0 * rows * in_features * out_features / limit
+    what = f"operations a second, F.linear of {model}, {rows} rows, {in_features} to {out_features}"
+    gpu_predictions.assume(report, what, gpu_predictions.OPERATIONS, rate)
     return ratio
 
 

@@ -1,14 +1,19 @@
-"""What bench_gpu tells: tables for people with the goals beside them, JSON for programs."""
+"""What bench_gpu tells: tables and goals for people, JSON for programs, both before time is up."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,71 +21,157 @@ import torch
 from benchmarks.harness import Timing
 from mobizo_kernels.cli.environment import environment
 
+DONE, RUNNING, NOT_REACHED = "done", "cut off", "not reached"
+LAST_WORDS = 2.0
+"""Seconds that are kept for the tables at the end."""
 
-class GpuReport:
-    """Tables one after another, the goals at the end, and all of it with the device in a JSON file.
 
-    Args:
-        options: of the command line; `json` is the file or None.
-        device: that the benchmark runs on.
-    """
+class Table:
+    """Rows of equal columns: the case, its timings in seconds per call, and what is shown of them."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        self._options, self._judged = options, device.type == "cuda"
-        self._tables: dict[str, list[dict[str, Any]]] = {}
-        self._goals: list[dict[str, Any]] = []
-        self._widths: dict[str, int] = {}
-        self._machine = {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **describe(device),
-            **environment(),
-        }
-        shown = ("date", "device", "driver", "runtime", "torch", "triton")
-        print("bench_gpu:", ", ".join(f"{name} {self._machine[name]}" for name in shown), flush=True)
-
-    def table(self, name: str, caption: str) -> None:
-        """Begin a table; its first row tells the columns."""
-        self._tables[name] = []
-        print(f"\n{name}: {caption}")
+    def __init__(self, report: GpuReport, caption: str) -> None:
+        self.caption, self.rows = caption, list[dict[str, Any]]()
+        self._report = report
 
     def add(
         self, case: Mapping[str, object], timings: Mapping[str, Timing], results: Mapping[str, str | float]
     ) -> None:
-        """A row of the latest table; the JSON file holds the timings, in seconds per call, as well."""
-        rows, row = list(self._tables.values())[-1], {**case, **results}
-        cells = {
-            name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in row.items()
-        }
-        if not rows:
-            self._widths = {name: max(len(name), len(cell) + 2) for name, cell in cells.items()}
-            print("  ".join(name.rjust(width) for name, width in self._widths.items()))
-        print("  ".join(cell.rjust(self._widths[name]) for name, cell in cells.items()), flush=True)
+        """Add a row, in place of an earlier one of the same case, and write the report's file."""
         seconds = {name: asdict(timing) for name, timing in timings.items()}
-        rows.append({"case": dict(case), "seconds": seconds, "results": dict(results)})
+        row = {"case": dict(case), "seconds": seconds, "results": dict(results)}
+        with self._report.lock:
+            cases = [other["case"] for other in self.rows]
+            place = cases.index(row["case"]) if row["case"] in cases else len(cases)
+            self.rows[place : place + 1] = [row]
+            self._report.save()
+
+    def lines(self) -> list[str]:
+        """For people: right-aligned columns."""
+        cells = [list(self.rows[0]["case"] | self.rows[0]["results"])]
+        cells += [list(map(_cell, (row["case"] | row["results"]).values())) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+
+
+class GpuReport:
+    """All that is measured, in a JSON file as soon as it is there, and as tables at the end.
+
+    Args:
+        options: of the command line: `json`, the file or None, and `until`, None or the time of the clock
+            at which :meth:`finish` is called and the process ends, wherever the run is.
+        device: that the benchmark runs on.
+    """
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self._started = time.monotonic()
+        self._path: Path | None = options.json
+        self._judged = device.type == "cuda"
+        self._tables: dict[str, Table] = {}
+        self._goals: dict[str, dict[str, Any]] = {}
+        self._parts = dict[str, str]()
+        self._comparisons, self._wrong = 0, list[str]()
+        self.lock = threading.RLock()  # the clock may end the run while a row is being added
+        self._head = {
+            "benchmark": "gpu",
+            "settings": {name: value for name, value in vars(options).items() if name != "json"},
+            "machine": {
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                **describe(device),
+                **environment(),
+            },
+        }
+        shown = ("date", "device", "driver", "runtime", "torch", "triton")
+        print("bench_gpu:", ", ".join(f"{name} {self.machine[name]}" for name in shown), flush=True)
+        if options.until is not None:
+            seconds = options.until - LAST_WORDS - time.time()
+            clock = threading.Timer(max(0.0, seconds), self._time_is_up)
+            clock.daemon = True
+            clock.start()
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The device and the versions of what runs on it."""
+        return self._head["machine"]
+
+    @property
+    def troubled(self) -> bool:
+        """Whether something is wrong or failed; what time was too short for is neither."""
+        ends = (DONE, RUNNING, NOT_REACHED)
+        return bool(self._wrong) or any(how not in ends for how in self._parts.values())
+
+    def plan(self, parts: Sequence[str]) -> None:
+        """Name what the run is made of, in order."""
+        self._parts = dict.fromkeys(parts, NOT_REACHED)
+
+    def begin(self, part: str) -> None:
+        """`part` is cut off from now on, until :meth:`end` says otherwise."""
+        self._parts[part] = RUNNING
+        print(f"{time.monotonic() - self._started:6.1f} s  {part}", flush=True)
+
+    def end(self, part: str, how: str = DONE) -> None:
+        """`how` it ended: done, or a sentence that says why not."""
+        with self.lock:
+            self._parts[part] = how
+            self.save()
+        if how != DONE:
+            print(f"          {how}", flush=True)
+
+    def compared(self, comparisons: int, wrong: Sequence[str]) -> None:
+        """Count comparisons with what is right, and those that failed."""
+        with self.lock:
+            self._comparisons += comparisons
+            self._wrong += wrong
+
+    def table(self, name: str, caption: str) -> Table:
+        """The table of that name, begun or gone on with; its first row tells the columns."""
+        return self._tables.setdefault(name, Table(self, caption))
 
     def goal(self, name: str, figure: float, *, at_least: float | None = None, below: float = 0.0) -> None:
         """Set a figure beside its goal: `at_least`, or else at most `below`."""
         met = figure >= at_least if at_least is not None else figure <= below
         wanted = f">= {at_least:g}" if at_least is not None else f"<= {below:g}"
-        self._goals.append({"goal": name, "wanted": wanted, "figure": figure, "met": met})
+        self._goals[name] = {"goal": name, "wanted": wanted, "figure": figure, "met": met}
 
     def save(self) -> None:
-        """Write the JSON file, if one was asked for, with all that there is so far."""
-        if self._options.json is None:
+        """Write all that there is so far to the JSON file, if one was asked for; it is whole at any time."""
+        if self._path is None:
             return
-        settings = {name: value for name, value in vars(self._options).items() if name != "json"}
-        report = {"benchmark": "gpu", "settings": settings, "machine": self._machine}
-        report |= {"tables": self._tables, "goals": self._goals if self._judged else []}
-        self._options.json.write_text(json.dumps(report, indent=2) + "\n")
+        report = self._head | {
+            "seconds": time.monotonic() - self._started,
+            "parts": self._parts,
+            "comparisons": self._comparisons,
+            "wrong": self._wrong,
+            "tables": {name: table.rows for name, table in self._tables.items() if table.rows},
+            "goals": list(self._goals.values()) if self._judged else [],
+        }
+        scratch = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(report, indent=2) + "\n")
+        scratch.replace(self._path)
 
     def finish(self) -> None:
-        """Print the goals, those of an H100 or H200, and save."""
-        if self._goals and self._judged:
-            print("\ngoals")
-            for goal in self._goals:
+        """Save, and print all tables, what is wrong or was not reached, and the goals of an H100 or H200."""
+        with self.lock:
+            self.save()
+            for name, table in self._tables.items():
+                if table.rows:
+                    print("\n".join(["", f"{name}: {table.caption}", *table.lines()]))
+            print(f"\n{self._comparisons - len(self._wrong)} of {self._comparisons} comparisons are right")
+            print("\n".join(f"  wrong: {what}" for what in self._wrong), end="\n" * bool(self._wrong))
+            for part, how in self._parts.items():
+                if how != DONE:
+                    print(f"  {part}: {how}")
+            for goal in self._goals.values() if self._judged else ():
                 verdict = "met" if goal["met"] else "missed"
                 print(f"  {verdict:6}  {goal['goal']} {goal['wanted']}: {goal['figure']:.3g}")
-        self.save()
+            print(end="", flush=True)
+
+    def _time_is_up(self) -> None:
+        with self.lock:
+            print("\nbench_gpu: the time is up")
+            self.finish()
+            for process in multiprocessing.active_children():
+                process.kill()
+            os._exit(1 if self.troubled else 0)  # the main thread may be inside a compiler
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -112,3 +203,9 @@ def _driver_version() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True).stdout.split()
     return answer[0] if answer else None
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"

@@ -1,6 +1,6 @@
 """What no GPU can be faster than: bytes and operations of each kernel, and the times they take at least.
 
-    python -m benchmarks.gpu_roofline [--docs docs/performance.md]
+    python -m benchmarks.gpu_roofline [--docs docs/gpu.md]
 
 A kernel reads and writes each of its tensors once, issues its instructions, and has its products made at the
 full rate of the tensor cores; the limit is the longest of the three. Rates are those of the makers' data
@@ -19,6 +19,7 @@ from benchmarks.gpu_models import SIZES, parameter_shapes
 
 MARKER = "<!-- roofline -->"
 INSTRUCTIONS = {"gaussian": 50.6, "rademacher": 13.7}  # a value, its store included
+BYTES = {"float32": 4, "bfloat16": 2}
 RANK, GROUPS, SEQUENCES = 16, 8, 32
 SPLIT = 3  # a float32 factor of a product is three bfloat16 ones
 
@@ -60,31 +61,47 @@ class Work:
         )
 
 
+def noise(values: int, dtype: str, distribution: str) -> Work:
+    """The op of that name."""
+    made = values * INSTRUCTIONS[distribution]
+    return Work(f"noise ({dtype}, {distribution})", values * BYTES[dtype], instructions=made)
+
+
+def update(op: str, values: int, dtype: str, distribution: str, directions: int = 1, states: int = 0) -> Work:
+    """Anything that reads and writes a parameter and its `states` float32 of each value."""
+    made = values * INSTRUCTIONS[distribution] * directions
+    size = 2 * values * (BYTES[dtype] + 4 * states)
+    return Work(f"{op} ({dtype}, {distribution})", size, instructions=made)
+
+
+def linear(what: str, rows: int, features: int, width: int) -> Work:
+    """F.linear in bfloat16."""
+    size = 2 * (rows * (features + width) + features * width)
+    return Work(f"F.linear ({what}, {rows} rows)", size, 2.0 * rows * features * width)
+
+
 def elementwise(values: int) -> Iterator[Work]:
     """noise, the updates and the optimizers; one direction."""
-    for dtype, size in (("float32", 4), ("bfloat16", 2)):
-        for distribution, instructions in INSTRUCTIONS.items():
-            made = values * instructions
-            what = f"{dtype}, {distribution}"
-            yield Work(f"noise ({what})", values * size, instructions=made)
-            yield Work(f"perturb_, zo_update ({what})", 2 * values * size, instructions=made)
+    for dtype in BYTES:
+        for distribution in INSTRUCTIONS:
+            yield noise(values, dtype, distribution)
+            yield update("perturb_, zo_update", values, dtype, distribution)
             if dtype == "float32":
-                yield Work(f"zo_sign ({what})", 2 * values * size, instructions=made)
-                yield Work(f"zo_momentum ({what})", 2 * values * (size + 4), instructions=made)
-                yield Work(f"zo_adam ({what})", 2 * values * (size + 8), instructions=made)
+                for op, states in (("zo_sign", 0), ("zo_momentum", 1), ("zo_adam", 2)):
+                    yield update(op, values, dtype, distribution, states=states)
 
 
 def linears(length: int) -> Iterator[Work]:
     """F.linear and mp_lora_linear in bfloat16 over a float32 adapter, Gaussian, two-sided with q = 4."""
     rows = SEQUENCES * length
     for model, (features, width) in (("TinyLlama-1.1B", (2048, 2048)), ("Llama-2-7B", (4096, 4096))):
-        size = 2 * (rows * (features + width) + features * width)
-        products = 2.0 * rows * features * width
-        yield Work(f"F.linear ({model}, {rows} rows)", size, products)
+        alone = linear(model, rows, features, width)
+        yield alone
         adapter = 2.0 * rows * RANK * (features + width) * SPLIT
         drawn = GROUPS * width * RANK * INSTRUCTIONS["gaussian"]
         own = 4 * RANK * (features + width)
-        yield Work(f"mp_lora_linear ({model}, {rows} rows)", size + own, products + adapter, drawn)
+        what = f"mp_lora_linear ({model}, {rows} rows)"
+        yield Work(what, alone.bytes + own, alone.products + adapter, drawn)
 
 
 def steps(length: int) -> Iterator[Work]:
@@ -112,13 +129,8 @@ def table() -> list[str]:
     ]
     values = 1 << 26
     everything = sum(shape.numel() for shape in parameter_shapes(SIZES["TinyLlama-1.1B"]))
-    full = [
-        Work(
-            f"perturb_ of all of TinyLlama-1.1B ({dtype}, {name})", 2 * size * everything, 0.0, everything * n
-        )
-        for dtype, size in (("float32", 4), ("bfloat16", 2))
-        for name, n in INSTRUCTIONS.items()
-    ]
+    what = "perturb_ of all of TinyLlama-1.1B"
+    full = [update(what, everything, dtype, name) for dtype in BYTES for name in INSTRUCTIONS]
     for work in (*elementwise(values), *full, *linears(128), *steps(128)):
         limits = [work.seconds(gpu) for gpu in GPUS.values()]
         operations = work.products or work.instructions

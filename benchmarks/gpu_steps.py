@@ -8,15 +8,17 @@ launches kernels; and some with their decoder compiled by torch. Ratios are of t
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from benchmarks import gpu_predictions, gpu_roofline
 from benchmarks.gpu_models import SIZES, SMALL, bases, random_model
 from benchmarks.gpu_report import GpuReport
 from benchmarks.gpu_timing import captured, time_steps
@@ -25,13 +27,13 @@ from benchmarks.steps import STEPS, Step, StepSettings
 from mobizo_kernels.zo.graphed import one_text_per_row
 
 EFFECTIVE = 16  # E = q B, the sequences that each sign is tried on
-ZEROTH_ORDER = ("bare forward", "ours", "stacked P-RGE", "sequential MeZO")
+PEERS = ("sequential MeZO", "stacked P-RGE", "first order", "first order, checkpointed")
 SHARING = ("ours, upper half", "ours, 2 tokens", "ours, 2 tokens, upper half")
-FIRST_ORDER = ("first order", "first order, checkpointed")
 FULL_PARAMETERS = ("all parameters, ours", "all parameters, MeZO")
 GRAPHED = ("bare forward", "stacked P-RGE", "sequential MeZO")  # beside ours
-COMPILED = ("bare forward", "ours", "first order")
 PLAIN, GRAPH, COMPILE = "kernel by kernel", "graph", "compiled"
+COLUMNS = {"ms": PLAIN, "ms as a graph": GRAPH, "ms compiled": COMPILE}
+PEAKS = {"MB": PLAIN, "MB as a graph": GRAPH, "MB compiled": COMPILE}
 
 
 @dataclass(frozen=True)
@@ -85,44 +87,49 @@ class CapturedForward:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, q and T, the steps to time, and the base's type; `compiled` adds that form."""
+    """A model, q and T, and the base's type, "" for that of the weights."""
 
-    model: str
-    queries: int
-    length: int
-    steps: tuple[str, ...]
+    model: str = "TinyLlama-1.1B"
+    queries: int = 4
+    length: int = 128
     base: str = ""
-    compiled: bool = False
 
 
-def cases(quick: bool) -> list[Case]:
-    """What is measured, the most telling first."""
-    everything = (*ZEROTH_ORDER, *SHARING, *FIRST_ORDER, *FULL_PARAMETERS)
-    small, large = "TinyLlama-1.1B", "Llama-2-7B"
-    first = Case(small, 4, 128, everything, compiled=True)
-    if quick:
-        return [first, *(Case(small, 4, 128, ("bare forward", "ours"), base) for base in bases())]
-    return [
-        first,
-        Case(large, 4, 128, (*ZEROTH_ORDER, *SHARING, *FIRST_ORDER)),
-        *(Case(small, 4, 128, ("bare forward", "ours"), base) for base in bases()),
-        *(
-            Case(small, queries, length, ZEROTH_ORDER)
-            for queries, length in ((4, 64), (4, 256), (1, 128), (16, 128))
-        ),
-    ]
+SMALL_MODEL, LARGE_MODEL = Case(), Case("Llama-2-7B")
+OTHER_SETTINGS = [Case(queries=q, length=t) for q, t in ((4, 64), (4, 256), (1, 128), (16, 128))]
 
 
-@torch.no_grad()
-def whole_steps(report: GpuReport, device: torch.device, quick: bool) -> None:
-    """Table `step`: random weights, rank 16 on q and v, or all parameters."""
-    report.table("step", "ms; peak memory in MB; both relative to the bare forward of the same rows")
-    on_gpu = device.type == "cuda"
-    for case in cases(quick):
+class WholeSteps:
+    """Table `step`: random weights, rank 16 on q and v, or all parameters.
+
+    Args:
+        report: that gets the table.
+        device: to run on; without a GPU the model is tiny.
+        quick: few layers and few repetitions.
+    """
+
+    def __init__(self, report: GpuReport, device: torch.device, quick: bool) -> None:
+        self._report, self._device, self._quick = report, device, quick
+        self._measured: dict[Case, dict[str, dict[str, tuple[Timing, float]]]] = {}
+
+    def measure(self, case: Case, names: Sequence[str], forms: Sequence[str] = (PLAIN, GRAPH)) -> None:
+        """Time the steps `names`, of `STEPS`, each in those of the `forms` that it has."""
+        for name, form in product(names, forms):
+            if form in _forms(name, case, self._device):
+                settings = replace(self.settings(case), form=form)
+                measured = _measured(name, settings, 0.05 if self._quick else 1.0)
+                if measured is not None:
+                    steps = self._measured.setdefault(case, {})
+                    steps.setdefault(name, {})[form] = measured
+                    self._tell(case)
+
+    def settings(self, case: Case) -> GpuStepSettings:
+        """What a step of `case` is here."""
+        on_gpu = self._device.type == "cuda"
         sizes = SIZES[case.model] if on_gpu else SMALL
-        if quick and on_gpu:
+        if self._quick and on_gpu:
             sizes = sizes | {"num_hidden_layers": 4}
-        settings = GpuStepSettings(
+        return GpuStepSettings(
             model=case.model,
             dtype="bfloat16" if on_gpu else "float32",
             queries=case.queries,
@@ -130,47 +137,41 @@ def whole_steps(report: GpuReport, device: torch.device, quick: bool) -> None:
             length=case.length if on_gpu else 4,
             rank=16,
             targets=["q_proj", "v_proj"],
-            device=device,
-            source=device,
+            device=self._device,
+            source=self._device,
             sizes=sizes,
             base=case.base,
         )
-        _case(report, case, settings, 0.2 if quick else 1.0)
 
-
-def _case(report: GpuReport, case: Case, settings: GpuStepSettings, seconds: float) -> None:
-    """One row for each kind of step."""
-    best: dict[str, float] = {}
-    peaks: dict[str, float] = {}
-    for name in case.steps:
-        forms: dict[str, Timing] = {}
-        for form in _forms(name, case, settings.device):
-            measured = _measured(name, replace(settings, form=form), seconds)
-            if measured is not None:
-                forms[form], peak = measured
-                peaks[name] = min(peak, peaks.get(name, peak))
-        if forms:
-            best[name] = min(timing.p50 for timing in forms.values())
-        columns = {"ms": PLAIN, "ms as a graph": GRAPH, "ms compiled": COMPILE}
-        report.add(
-            {
-                "model": case.model, "base": case.base or settings.dtype, "q": case.queries,
-                "T": settings.length, "rows": 2 * EFFECTIVE, "step": name,
-            },
-            forms,
-            {
-                **{name: forms[form].show(1e3) if form in forms else "-" for name, form in columns.items()},
-                "time / bare": _ratio(best, name, "bare forward") or "-",
-                "peak MB": peaks.get(name, "-"),
-                "peak / bare": _ratio(peaks, name, "bare forward") or "-",
-            },
-        )  # fmt: skip
-    _goals(
-        report,
-        f"({case.model}, {case.base or settings.dtype}, q={case.queries}, T={settings.length})",
-        best,
-        peaks,
-    )
+    def _tell(self, case: Case) -> None:
+        """Make the rows of a case anew: what was measured last may be the faster form of the bare forward."""
+        caption = "ms; peak memory in MB; both relative to the bare forward of the same rows"
+        table, settings = self._report.table("step", caption), self.settings(case)
+        steps = self._measured[case]
+        best = {name: min(timing.p50 for timing, _ in forms.values()) for name, forms in steps.items()}
+        peaks = {name: min(peak for _, peak in forms.values()) for name, forms in steps.items()}
+        base = case.base or settings.dtype
+        for name, forms in steps.items():
+            times = {column: forms[form][0].show(1e3) for column, form in COLUMNS.items() if form in forms}
+            memory = {column: f"{forms[form][1]:.0f}" for column, form in PEAKS.items() if form in forms}
+            table.add(
+                {
+                    "model": case.model, "base": base, "q": case.queries,
+                    "T": settings.length, "rows": 2 * EFFECTIVE, "step": name,
+                },
+                {form: timing for form, (timing, _) in forms.items()},
+                {
+                    **{column: times.get(column, "-") for column in COLUMNS},
+                    "time / bare": _ratio(best, name, "bare forward") or "-",
+                    **{column: memory.get(column, "-") for column in PEAKS},
+                    "peak / bare": _ratio(peaks, name, "bare forward") or "-",
+                },
+            )  # fmt: skip
+        _goals(self._report, f"({case.model}, {base}, q={case.queries}, T={settings.length})", best, peaks)
+        for work in gpu_roofline.steps(case.length) if case.queries == 4 and not case.base else ():
+            name, _, what = work.name.partition(" (")
+            if what.startswith(case.model) and name in best:
+                gpu_predictions.compare(self._report, work, best[name])
 
 
 def _goals(report: GpuReport, case: str, best: dict[str, float], peaks: dict[str, float]) -> None:
@@ -194,7 +195,7 @@ def _ratio(figures: dict[str, float], name: str, other: str) -> float | None:
 def _forms(name: str, case: Case, device: torch.device) -> list[str]:
     """The forms in which a step is timed; graphs need a GPU."""
     graph = device.type == "cuda" and (name.startswith("ours") or name in GRAPHED) and not case.base
-    return [PLAIN, *[GRAPH] * graph, *[COMPILE] * (case.compiled and name in COMPILED)]
+    return [PLAIN, *[GRAPH] * graph, COMPILE]
 
 
 def _measured(name: str, settings: GpuStepSettings, seconds: float) -> tuple[Timing, float] | None:

@@ -67,7 +67,7 @@ def captured(run: Variant) -> Callable[[], None]:
     return graph.replay
 
 
-def time_steps(step: Variant, device: torch.device, seconds: float, least: int = 5) -> Timing:
+def time_steps(step: Variant, device: torch.device, seconds: float, least: int = 3) -> Timing:
     """Seconds of a step that ends on the host, by the clock on the wall: as many as fit into `seconds`."""
     samples: list[float] = []
     while len(samples) < least or sum(samples) < seconds:

@@ -40,7 +40,8 @@ SQUARE = tl.constexpr(8)
 # about 700 TFLOP/s and moves 3 TB/s. A Gaussian value takes 54 instructions, each as long as 24 operations of
 # the matrix units. A library is taken to be a fifth faster than a plain Triton kernel.
 OPERATIONS_PER_BYTE = 230
-OPERATIONS_PER_NOISE = 54 * 24
+OPERATIONS_PER_INSTRUCTION = 24
+INSTRUCTIONS_PER_NOISE = 54
 LEAD_OF_LIBRARY = 0.2
 FEWEST_PROGRAMS = 128
 CLEAR_WIN = 0.75  # while nothing is measured, the share of the cost of (a) below which (b) is taken
@@ -113,12 +114,27 @@ def _block_out(row_tiles: int, out_features: int) -> int:
     return 256 if row_tiles * triton.cdiv(out_features, 256) >= FEWEST_PROGRAMS else 128
 
 
+def added_operations(
+    rows: int, groups: int, in_features: int, out_features: int, rank: int
+) -> tuple[float, float]:
+    """What (b) and (a) add to the bare linear by the model, in operations of the matrix units."""
+    row_tiles = groups * triton.cdiv(rows // groups, BLOCK_ROWS)
+    column_tiles = triton.cdiv(out_features, _block_out(row_tiles, out_features))
+    linear = 2 * rows * in_features * out_features
+    padded = 2 * row_tiles * BLOCK_ROWS * in_features * out_features
+    shrink = 2 * rows * in_features * depth_of(rank) * column_tiles
+    expand = 6 * 2 * rows * out_features * depth_of(rank)
+    noise = row_tiles * out_features * rank * INSTRUCTIONS_PER_NOISE * OPERATIONS_PER_INSTRUCTION
+    fused = (1 + LEAD_OF_LIBRARY) * padded - linear + shrink + expand + noise
+    apart = 2 * rows * (in_features + 2 * out_features) * OPERATIONS_PER_BYTE
+    return fused, apart
+
+
 def fuses(rows: int, groups: int, in_features: int, out_features: int, rank: int) -> bool:
     """Whether (b) should be faster than (a), for 16-bit x, weight and lora_a.
 
-    It compares what each adds to the bare linear, in operations of the matrix units. With these constants the
-    answer is yes for outputs that are narrow for their input, such as the keys and values of grouped-query
-    attention, with enough rows to fill the GPU.
+    With these constants the answer is yes for outputs that are narrow for their input, such as the keys and
+    values of grouped-query attention, with enough rows to fill the GPU.
     """
     if rank > LARGEST_FUSED_RANK or rows < groups:
         return False
@@ -126,13 +142,7 @@ def fuses(rows: int, groups: int, in_features: int, out_features: int, rank: int
     column_tiles = triton.cdiv(out_features, _block_out(row_tiles, out_features))
     if row_tiles * column_tiles < FEWEST_PROGRAMS:
         return False
-    linear = 2 * rows * in_features * out_features
-    padded = 2 * row_tiles * BLOCK_ROWS * in_features * out_features
-    shrink = 2 * rows * in_features * depth_of(rank) * column_tiles
-    expand = 6 * 2 * rows * out_features * depth_of(rank)
-    noise = row_tiles * out_features * rank * OPERATIONS_PER_NOISE
-    fused = (1 + LEAD_OF_LIBRARY) * padded - linear + shrink + expand + noise
-    apart = 2 * rows * (in_features + 2 * out_features) * OPERATIONS_PER_BYTE
+    fused, apart = added_operations(rows, groups, in_features, out_features, rank)
     return fused < CLEAR_WIN * apart
 
 

@@ -175,6 +175,25 @@ def _block_rows(rows: int, rank: int) -> int:
     return min(max(triton.next_power_of_2(rows), 16 if chunks_of(rank) == 1 else 32), 64)
 
 
+def _block_out(rank: int) -> int:
+    """Columns of a tile of the result."""
+    return 32 if width_of(rank) > 32 else 64
+
+
+def shrink_splits(rows: int, in_features: int, rank: int) -> int:
+    """Parts of the columns of x that `shrink_kernel` sums on their own."""
+    row_programs = triton.cdiv(rows, _block_rows(rows // 32, rank)) * chunks_of(rank)
+    wanted = triton.next_power_of_2(triton.cdiv(SHRINK_PROGRAMS, row_programs))
+    most = 4 if rank <= 16 else 1  # as many as `expand_kernel` has registers for
+    return min(wanted, most, triton.next_power_of_2(in_features // 512 + 1))
+
+
+def expand_parts(rows: int, groups: int, out_features: int, rank: int) -> int:
+    """Parts of the `rows` of a group, for each of which `expand_kernel` draws the noise of two groups anew."""
+    programs = triton.cdiv(out_features, _block_out(rank)) * triton.cdiv(groups, 2)
+    return min(triton.cdiv(rows, _block_rows(rows, rank)), triton.cdiv(EXPAND_PROGRAMS, programs))
+
+
 def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     """x A^T: float32 [parts, rows, padded rank], to be summed over the parts."""
     x, x_stride = with_row_stride(x)
@@ -183,12 +202,9 @@ def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     block_rows = _block_rows(rows // 32, rank)
     is_split = x.dtype == torch.float32 or (x.dtype == torch.float16 and lora_a.dtype != torch.float16)
     block_in = (64 if is_split else 128) // (2 if width_of(rank) > 16 else 1)
-    row_programs = triton.cdiv(rows, block_rows) * chunks
-    wanted = triton.next_power_of_2(triton.cdiv(SHRINK_PROGRAMS, row_programs))
-    most = 4 if rank <= 16 else 1  # as many as `expand_kernel` has registers for
-    splits = min(wanted, most, triton.next_power_of_2(in_features // 512 + 1))
+    splits = shrink_splits(rows, in_features, rank)
     shrunk = torch.empty((splits, rows, chunks * depth_of(rank)), dtype=torch.float32, device=x.device)
-    shrink_kernel[(row_programs, splits)](
+    shrink_kernel[(triton.cdiv(rows, block_rows) * chunks, splits)](
         x,
         lora_a.contiguous(),
         shrunk,
@@ -222,11 +238,9 @@ def expand(
     out_features, rank = lora_b.shape
     groups = seeds.numel()
     rows = shrunk.shape[1] // groups
-    block_rows = _block_rows(rows, rank)
-    block_out = 32 if width_of(rank) > 32 else 64
-    programs = triton.cdiv(out_features, block_out) * triton.cdiv(groups, 2)
-    parts = min(triton.cdiv(rows, block_rows), triton.cdiv(EXPAND_PROGRAMS, programs))
-    expand_kernel[(programs * parts,)](
+    block_rows, block_out = _block_rows(rows, rank), _block_out(rank)
+    parts = expand_parts(rows, groups, out_features, rank)
+    expand_kernel[(triton.cdiv(out_features, block_out) * triton.cdiv(groups, 2) * parts,)](
         base,
         shrunk,
         lora_b.contiguous(),
