@@ -98,7 +98,7 @@ def adapter_cases() -> list[Adapter]:
 
 
 def measured_cases() -> list[Adapter]:
-    """The linears of both stages of bench_gpu: of layers alone, and of steps over all tokens or the last two."""
+    """The linears of both stages of bench_gpu: layers alone, and steps over all tokens or the last two."""
     from benchmarks.gpu_models import SIZES
     from benchmarks.gpu_ops import FULL, RANK, SEQUENCES, linear_shapes
     from benchmarks.gpu_steps import LARGE_MODEL, OTHER_SETTINGS, SMALL_MODEL
