@@ -1,4 +1,5 @@
-"""Kills a run of mobizo_runner at random moments, resumes it each time, and compares what comes out.
+"""Kills runs, resumes them each time, and compares what comes out: of mobizo_runner at random moments, of
+`mobizo train` in torch in the third time that it goes through its rows.
 
     python tests/crash.py --kills 50
 
@@ -9,26 +10,39 @@ code 0 if all were.
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-import executorch
+from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
 import mobizo_kernels
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.train import train
 from mobizo_kernels.zo.journal import read_journal
 
 RUNNER = Path(mobizo_kernels.__file__).parent / "executorch" / "mobizo_runner"
 
+# Children of a process that has imported everything and computed nothing: they start at once, and no thread
+# that a library had before the fork is missed in them.
+_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN.set_forkserver_preload(["mobizo_kernels.cli.train"])
+
 
 def start_runner(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
     """The runner itself, not a Python that becomes it, so that a signal meets it at once."""
+    import executorch
+
     libraries = Path(next(iter(executorch.__path__)), "lib")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     return subprocess.Popen(
@@ -111,6 +125,80 @@ def crash_runs(
     return Outcome(killed, run + 1, resumed_at)
 
 
+def tiny_task(folder: Path) -> dict[str, Any]:
+    """Options of `mobizo train` in torch, on a tiny model: 24 rows, three steps to go through them."""
+    return {
+        "model": str(save_model(folder / "model")),
+        "data": str(write_csv(folder / "data.csv", reviews())),
+        "dtype": "float32",
+        "template": TEMPLATE,
+        "verbalizer": json.dumps(WORDS),
+        "train_rows": 24,
+        "batch_size": 8,
+        "queries": 2,
+        "lr": 0.4,
+        "eval_rows": 10,
+        "validation_rows": 8,
+        "eval_every": 2,
+        "threads": 1,
+    }
+
+
+def crash_training(task: Mapping[str, Any], folder: Path, *, steps: int, stops: Sequence[int]) -> list[int]:
+    """Kill a run of `mobizo train` in torch each time that its journal has come to one of `stops`, and let it
+    end.
+
+    Args:
+        task: options of it.
+        folder: empty; for the run and one that is not interrupted.
+        steps: of the run.
+        stops: numbers of steps, rising, below `steps`.
+
+    Returns:
+        The steps in the journal after each kill.
+
+    Raises:
+        AssertionError: the journal or the adapter is not that of the uninterrupted run.
+        RuntimeError: a run failed.
+    """
+
+    def start(run: str) -> BaseProcess:
+        (folder / run).mkdir(exist_ok=True)
+        out, journal = folder / run / "out", folder / run / "journal"
+        settings = TrainSettings(**task, steps=steps, out=out, journal=journal, resume=True)
+        process = _CHILDREN.Process(target=train, args=(settings,), daemon=True)
+        process.start()
+        return process
+
+    def run_on(run: str, until: int = 0) -> None:
+        """To its end, or until the file has that size."""
+        process, journal = start(run), folder / run / "journal"
+        while process.is_alive():
+            if until and journal.exists() and journal.stat().st_size >= until:
+                process.kill()
+                process.join()
+                return
+            process.join(0.001)
+        if process.exitcode != 0 or until:
+            raise RuntimeError(f"the run {run} was to end at byte {until}, exit code {process.exitcode}")
+
+    def results(run: str) -> tuple[bytes, bytes]:
+        weights = folder / run / "out" / "adapter" / "adapter_model.safetensors"
+        return (folder / run / "journal").read_bytes(), weights.read_bytes()
+
+    run_on("whole")
+    expected = results("whole")
+    record = 28 + 4 * task["queries"]
+    header = len(expected[0]) - steps * record
+    resumed_at: list[int] = []
+    for stop in stops:
+        run_on("killed", header + max(stop, *resumed_at[-1:], 0) * record + 1)
+        resumed_at.append(len(read_journal(folder / "killed" / "journal")[1]))
+    run_on("killed")
+    assert results("killed") == expected, f"killed at steps {resumed_at}, it has another journal or adapter"
+    return resumed_at
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -131,6 +219,20 @@ def main() -> int:
         )  # fmt: skip
     print(f"{outcome.kills} kills at steps {sorted(outcome.resumed_at)} of {options.steps};")
     print(f"{outcome.runs} runs completed, every adapter that of the uninterrupted run")
+
+    rules: list[dict[str, Any]] = [
+        {},
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"optimizer": "adam", "lr": 0.05},
+    ]
+    rng = random.Random(options.seed)
+    for rule in rules:
+        with tempfile.TemporaryDirectory() as scratch:
+            task = {**tiny_task(Path(scratch)), "train_rows": None, **rule}
+            third = range(2 * 12, 3 * 12)  # 100 rows, 96 of them in 12 steps
+            stops = sorted(rng.sample(third, min(len(third), max(1, options.kills // len(rules) // 4))))
+            resumed_at = crash_training(task, Path(scratch), steps=40, stops=stops)
+        print(f"mobizo train {rule}: killed at steps {resumed_at} of 40, the adapter that of the whole run")
     return 0
 
 

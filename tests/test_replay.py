@@ -104,6 +104,7 @@ def test_a_skipped_step_leaves_parameters_and_state_alone(
         assert_same_adapters(twin, states[steps])
     resumed = copy.deepcopy(initial)
     again = ZerothOrder(resumed, **OPTIONS, **rule, journal=tmp_path / "journal", resume=True)
+    assert (again.steps, again.skipped_steps) == (4, 1)
     batch = tiny.batch(rng)
     again.step(batch), zo.step(batch)
     assert_same_adapters(resumed, adapters(model))

@@ -135,13 +135,48 @@ def test_states_are_computed_once(rng: torch.Generator, tmp_path: Path) -> None:
         lambda module, args, kwargs: runs.append(kwargs["hidden_states"].shape[:2]), with_kwargs=True
     )
     first = loss(batch, 4)
-    assert runs[-2:] == [(3, 9), (3, 4)]  # the prefixes, and what enters layer 2 of the tails
+    # Each row alone, up to its last prediction, through all layers to the keys and values of the last.
+    assert runs[-3:] == [(1, 5 + 2), (1, 9 + 4), (1, 2 + 3)]
     runs.clear()
     assert loss(batch, 4).equal(first) and not runs
     again = LabelledLoss(model, store=StateStore(0, tmp_path))
     again._shared_decoder()
     runs.clear()
     assert again(batch, 4).equal(first) and not runs
+
+
+def test_states_depend_on_the_row_alone(rng: torch.Generator) -> None:
+    """To the bit, whatever rows there are beside it, and whether they were kept or are made again."""
+    model = wrapped("llama", rng, layers_to_transform=[2, 3], alora_invocation_tokens=INVOCATION)
+    batch = rows_with_invocation(rng, (5, 20, 2, 11, 20), (1, 3, 2, 1, 4))
+
+    def kept(rows: list[int]) -> dict[bytes, list[torch.Tensor]]:
+        store = StateStore()
+        LabelledLoss(model, store=store)({name: tensor[rows] for name, tensor in batch.items()}, 2)
+        return {
+            key: [states.hidden, *(tensor for pair in states.layers.values() for tensor in pair)]
+            for key, states in store._rows.items()
+        }
+
+    together = kept([0, 1, 2, 3, 4])
+    for rows in ([0], [1], [2, 0], [3, 1, 2], [4] * 9):
+        for key, tensors in kept(rows).items():
+            assert all(map(torch.equal, tensors, together[key]))
+    expected = LabelledLoss(model, store=StateStore())(batch, 2)
+    for room in (0, 4_000, 10_000):
+        loss = LabelledLoss(model, store=StateStore(room))
+        for _ in range(2):
+            assert loss(batch, 2).equal(expected)
+
+
+def test_states_are_those_of_the_positions(rng: torch.Generator) -> None:
+    model = wrapped("llama", rng, alora_invocation_tokens=INVOCATION)
+    batch = rows_with_invocation(rng)
+    positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    plain, kept = LabelledLoss(model), LabelledLoss(model, store=StateStore())
+    for moved in (positions, positions + 30):
+        of_batch = {**batch, "position_ids": moved}
+        torch.testing.assert_close(kept(of_batch, 2), plain(of_batch, 2), rtol=2e-5, atol=2e-5)
 
 
 def test_work_that_is_done(rng: torch.Generator) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash import crash_training, tiny_task
 from helpers import full_disk
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
+from mobizo_kernels.cli import train_eager
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.data import InputError
+from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo import JournalWriter, read_journal
 
 STEPS = 7
@@ -78,6 +81,49 @@ def test_cut_off_anywhere(schedule: str, rule: dict[str, Any], task: dict[str, A
         done = (size - start) // RECORD
         assert resumed["losses"] == record["losses"]
         assert (summary["step_ms_median"] is None) == (done == STEPS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "room"),
+    [
+        ({}, None),
+        ({}, 20_000),
+        ({"momentum": 0.9, "weight_decay": 0.1}, None),
+        ({"optimizer": "adam", "lr": 0.05}, 0),
+    ],
+    ids=str,
+)
+def test_rows_that_come_round_again(
+    rule: dict[str, Any],
+    room: int | None,
+    tmp_path: Path,
+    task: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A resumed run meets a row in another batch than the run that was cut did: it makes the same of it,
+    whether there is room to keep all rows, some or none.
+    """
+    task = {**task, "train_rows": 24, "batch_size": 8, "steps": 10, **rule}  # three steps a time round
+    if room is not None:
+        monkeypatch.setattr(train_eager, "StateStore", lambda _: StateStore(room))
+    journal = tmp_path / "journal"
+    train(TrainSettings(**task, out=tmp_path / "once", journal=journal))
+    content, record = journal.read_bytes(), json.loads((tmp_path / "once" / "metrics.json").read_text())
+    for done in (1, 4, 8):
+        out = tmp_path / str(done)
+        journal.write_bytes(content[: len(content) - (10 - done) * RECORD])
+        train(TrainSettings(**task, out=out, journal=journal, resume=True))
+        assert journal.read_bytes() == content
+        assert weights(out) == weights(tmp_path / "once")
+        resumed = json.loads((out / "metrics.json").read_text())
+        assert [resumed[name] for name in ("losses", "validation")] == [
+            record["losses"],
+            record["validation"],
+        ]
+
+
+def test_killed_the_third_time_round(tmp_path: Path) -> None:
+    assert len(crash_training(tiny_task(tmp_path), tmp_path, steps=12, stops=[6, 8])) == 2
 
 
 def test_resuming_what_never_began(task: dict[str, Any], tmp_path: Path) -> None:

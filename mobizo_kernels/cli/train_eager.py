@@ -71,10 +71,12 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
             candidate_tokens=task.encoder.candidate_tokens,
             store=state_store(settings, len(validation) > 0),
         )
+        # Of rows that are scored twice at most: they would take the room of those that come round again.
+        scoring = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
     recorded = open_journal(zo, examples, settings)
 
     def scored(rows: list[EncodedExample]) -> Scored:
-        return Scored(label_scores(zo.loss, rows, task.pad_token), label_targets(rows))
+        return Scored(label_scores(scoring, rows, task.pad_token), label_targets(rows))
 
     def save(directory: Path) -> None:
         save_adapter(task.model, directory / ADAPTER_DIRECTORY)

@@ -211,9 +211,10 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
                 )
             except OSError as error:
                 raise InputError(f"journal: {error}; make room and go on with --resume") from error
+    curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
     if settings.journal is not None:
         recorded = read_journal(settings.journal)[1][: result.resumed_steps]
         curve.losses[:0] = [finite_or_none(loss) for loss in recorded.losses.tolist()]
-    curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
+        curve.skipped_steps += int((~recorded.applied).sum())
     curve.stopped = result.stopped
     return curve

@@ -29,18 +29,10 @@ class TokenBlock:
     inputs: dict[str, torch.Tensor]
     seen: torch.Tensor | None = None
 
-    def rows(self, rows: Sequence[int]) -> TokenBlock:
-        """Some rows of it."""
-        index = torch.tensor(rows, device=self.inputs["input_ids"].device)
-        return TokenBlock(
-            {name: tensor[index] for name, tensor in self.inputs.items()},
-            None if self.seen is None else self.seen[index],
-        )
-
-    def lengths(self) -> list[int]:
-        """Tokens of each row that are no padding."""
-        rows, width = self.inputs["input_ids"].shape
-        return [width] * rows if self.seen is None else self.seen.sum(dim=1).tolist()
+    def row(self, row: int) -> TokenBlock:
+        """One row of it, without its padding."""
+        tokens = slice(None) if self.seen is None else self.seen[row]
+        return TokenBlock({name: tensor[row, tokens][None] for name, tensor in self.inputs.items()})
 
 
 class _Reached(Exception):
@@ -128,46 +120,44 @@ class SharedDecoder:
             self._run(prefix)
         return dict(record)
 
-    def _first_hidden(
-        self, tail: TokenBlock, prefix: TokenBlock, layers: dict[int, KeysAndValues]
-    ) -> torch.Tensor:
-        """What enters the first adapted layer at the tokens of the tail, [B, n, H]."""
-        found: list[torch.Tensor] = []
-
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(args[0] if args else kwargs["hidden_states"])
-            raise _Reached
-
-        state = AttentionPass(tail.inputs["position_ids"], tail.seen, layers)
-        state.prefix_positions, state.prefix_seen = prefix.inputs["position_ids"], prefix.seen
-        hook = self._layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with self._directions.acting(False), attending(self._configs, state):
-                self._run(tail)
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
-        return found[0]
-
     def _kept(
         self, tail: TokenBlock, prefix: TokenBlock, store: StateStore, keys: Sequence[bytes]
     ) -> BaseStates:
         """The states of all rows; those that `store` lacks are computed and given to it."""
-        rows = [store.get(key) for key in keys]
-        missing = [row for row, states in enumerate(rows) if states is None]
-        if missing:
-            some_tail, some_prefix = tail.rows(missing), prefix.rows(missing)
-            layers = self._prefix(some_prefix)
-            hidden = self._first_hidden(some_tail, some_prefix, layers)
-            upper = {layer: states for layer, states in layers.items() if layer >= self.first}
-            lengths = zip(some_prefix.lengths(), some_tail.lengths(), strict=True)
-            for index, (row, (before, own)) in enumerate(zip(missing, lengths, strict=True)):
-                rows[row] = RowStates.cut(upper, hidden, index, before, own)
-                store.put(keys[row], rows[row])  # type: ignore[arg-type]
+        rows = []
+        for row, key in enumerate(keys):
+            states = store.get(key)
+            if states is None:
+                states = self._row_states(prefix.row(row), tail.row(row))
+                store.put(key, states)
+            rows.append(states)
         width = tail.inputs["input_ids"].shape[1]
         length = prefix.inputs["input_ids"].shape[1]
-        return BaseStates.of_rows(rows, length, width)  # type: ignore[arg-type]
+        return BaseStates.of_rows(rows, length, width)
+
+    def _row_states(self, prefix: TokenBlock, tail: TokenBlock) -> RowStates:
+        """What the base model makes of one row, [1, P] and [1, n] tokens without padding.
+
+        The row runs alone: beside others its last bits would depend on how many they are and how long, for so
+        do the blocks of a product. A row that is made again, in another batch or by a run that was resumed,
+        has to be the same.
+        """
+        before = prefix.inputs["input_ids"].shape[1]
+        row = TokenBlock(
+            {name: torch.cat([tokens, tail.inputs[name]], dim=1) for name, tokens in prefix.inputs.items()}
+        )
+        entering: list[torch.Tensor] = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entering.append(args[0] if args else kwargs["hidden_states"])
+
+        hook = self._layers[self.first].register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            layers = self._prefix(row)
+        finally:
+            hook.remove()
+        upper = {layer: states for layer, states in layers.items() if layer >= self.first}
+        return RowStates.cut(upper, entering[0], before)
 
     @contextmanager
     def _skipping_to(self, hidden: torch.Tensor) -> Iterator[None]:

@@ -29,19 +29,14 @@ class RowStates:
     hidden: torch.Tensor
 
     @classmethod
-    def cut(
-        cls, layers: dict[int, KeysAndValues], hidden: torch.Tensor, row: int, before: int, own: int
-    ) -> RowStates:
-        """Row `row` of a batch's states [B, ...], without its padding: `before` and `own` tokens remain."""
+    def cut(cls, layers: dict[int, KeysAndValues], hidden: torch.Tensor, before: int) -> RowStates:
+        """Out of the states [1, ...] of a whole row, of which the first `before` tokens are the prefix."""
         return cls(
             {
-                layer: (
-                    key[row, :, key.shape[2] - before :].clone(),
-                    value[row, :, key.shape[2] - before :].clone(),
-                )
+                layer: (key[0, :, :before].clone(), value[0, :, :before].clone())
                 for layer, (key, value) in layers.items()
             },
-            hidden[row, :own].clone(),
+            hidden[0, before:].clone(),
         )
 
     @property
@@ -90,6 +85,9 @@ def _padded(tensors: Sequence[torch.Tensor], length: int, *, left: bool) -> torc
 
 class StateStore:
     """Keeps the states of rows from one epoch to the next, as many as fit.
+
+    The states of a row are the same to the bit whether they were kept or are made again, so what fits does
+    not decide on a run. Each row is computed alone for that, which takes longer than a batch of short rows.
 
     Rows come round again in a fixed cycle, so the first ones that fit stay: to make room for a new one by
     dropping an old one would keep nothing long enough to be of use.

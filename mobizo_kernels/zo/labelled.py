@@ -198,8 +198,12 @@ class BatchReader:
             prefix = self._block(inputs, before, (before >= first[:, None]))
         keys: tuple[bytes, ...] = ()
         if states is not None:
+            own = {name: tensor.cpu() for name, tensor in inputs.items()}
             keys = tuple(
-                _key(ids[row, first[row] : last[row] + 1], f"{int(starts[row] - first[row])} {states}")
+                _key(
+                    {name: tensor[row, first[row] : last[row] + 1] for name, tensor in own.items()},
+                    f"{int(starts[row] - first[row])} {states}",
+                )
                 for row in range(count)
             )
         return block, prefix, columns - starts[rows], keys
@@ -218,8 +222,10 @@ class BatchReader:
         )
 
 
-def _key(tokens: torch.Tensor, what: str) -> bytes:
-    """Names `what` a store has of a row of tokens."""
-    digest = hashlib.blake2b(tokens.numpy().astype("<i8").tobytes(), digest_size=16)
-    digest.update(what.encode())
+def _key(inputs: Mapping[str, torch.Tensor], what: str) -> bytes:
+    """Names `what` a store has of a row whose tokens, positions and whatever else there is are `inputs`."""
+    digest = hashlib.blake2b(what.encode(), digest_size=16)
+    for name, tensor in sorted(inputs.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()

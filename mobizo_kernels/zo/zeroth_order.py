@@ -91,7 +91,7 @@ class ZerothOrder:
     Attributes:
         optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
         steps: number of steps made or repeated.
-        skipped_steps: number of steps made without an update because a loss was not finite.
+        skipped_steps: number of those without an update because a loss was not finite.
         steadiness: the :class:`Steadiness` of the losses of all steps, repeated ones included.
         journal: the open :class:`JournalWriter`, or None.
 
@@ -235,6 +235,7 @@ class ZerothOrder:
         self.steps += len(records)
         unsteady = False
         for record in records:
+            self.skipped_steps += not record.applied
             unsteady = self.steadiness.observe(record.loss, record.applied)
         return unsteady
 
