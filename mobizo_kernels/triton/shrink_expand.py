@@ -189,7 +189,7 @@ def shrink_splits(rows: int, in_features: int, rank: int) -> int:
 
 
 def expand_parts(rows: int, groups: int, out_features: int, rank: int) -> int:
-    """Parts of the `rows` of a group, for each of which `expand_kernel` draws the noise of two groups anew."""
+    """Parts of the `rows` of a group; `expand_kernel` draws the noise of two groups anew for each of them."""
     programs = triton.cdiv(out_features, _block_out(rank)) * triton.cdiv(groups, 2)
     return min(triton.cdiv(rows, _block_rows(rows, rank)), triton.cdiv(EXPAND_PROGRAMS, programs))
 
