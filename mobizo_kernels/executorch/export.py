@@ -18,10 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import mobizo_kernels
 from mobizo_kernels.data import tokenizer_fingerprint
 from mobizo_kernels.executorch.agreement import Agreement
-from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, replace_gelus, replace_norms
+from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
+from mobizo_kernels.executorch.experts import replace_experts
+from mobizo_kernels.executorch.forms import GroupedAttention, replace_gelus, replace_norms
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, write
-from mobizo_kernels.executorch.program import TrainingGraph, TrainStep
+from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
+from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.lora import (
     adapter_config,
     adapter_layers,
@@ -116,6 +119,7 @@ def export_training_program(
         config = targets if isinstance(targets, LoraConfig) else _default_config(targets)
     elif targets is not None:
         raise ValueError("targets must be None for a wrapped model: its adapter is exported")
+    check_architecture(model)
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     if not is_wrapped(model):
         wrap(model, config, seed=seed)
@@ -174,6 +178,7 @@ def export_training_program(
     }
     with torch.no_grad(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
+        replace_experts(model)
         quantize(model, quantization, head=candidate_tokens is None)
         agreement = Agreement(
             loss,
@@ -185,7 +190,8 @@ def export_training_program(
         )
         attention = GroupedAttention(model, max_length)
         if invocation is not None and not attention.applies:
-            raise ValueError(f"{type(model).__name__} cannot be exported with alora_invocation_tokens")
+            raise cannot_be_exported(model, "alora_invocation_tokens need attention that is not ALiBi")
+        hold_frequencies(model, max_length)
         forms.enter_context(attention.installed(model))
         forms.enter_context(product_rotation(model))
         replace_norms(model)
@@ -199,8 +205,11 @@ def export_training_program(
             attention=attention,
             tail_length=tail_length,
         )
-        agreement.check(TrainStep(graph), _TOLERANCE[quantization])
-        programs = trace(graph, description)
+        agreement.check(graph, _TOLERANCE[quantization])
+        try:
+            programs = trace(graph, description)
+        except Exception as error:  # of whatever torch.export meets in a decoder
+            raise cannot_be_exported(model, error) from error
         lowered = lower(programs, {DESCRIPTION: json.dumps(description)})
     write(lowered, Path(path))
     return description

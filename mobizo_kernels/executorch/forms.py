@@ -7,11 +7,9 @@ the program is then slower, never wrong.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _ATTENTION = "mobizo_grouped"
+_UNKNOWN = ("s_aux", "head_mask", "position_bias")  # options of transformers' attention that change its value
 BLOCKED = torch.finfo(torch.float32).min / 2  # twice it is still finite: a row that sees nothing is no NaN
 
 
@@ -76,27 +75,6 @@ def replace_gelus(model: nn.Module) -> None:
             model.set_submodule(name, candidate)
 
 
-@contextmanager
-def product_rotation(model: PreTrainedModel) -> Iterator[None]:
-    """Rotary embeddings by a product with a signed permutation: XNNPACK cuts no tensor of dynamic shape."""
-    home = sys.modules[type(model.base_model).__module__]
-    original: Callable[[torch.Tensor], torch.Tensor] | None = getattr(home, "rotate_half", None)
-    if original is None:
-        yield
-        return
-    text = model.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    # Row i of the rotated identity says where input feature i goes; a linear wants it the other way round.
-    # Some models rotate only the first features of a head.
-    matrices = {n: original(torch.eye(n)).T.contiguous() for n in range(2, width + 1, 2)}
-
-    def rotate_half(x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.contiguous(), matrices[x.shape[-1]])
-
-    with patch.object(home, "rotate_half", rotate_half):
-        yield
-
-
 class GroupedAttention:
     """Softmax attention of grouped queries without copies of keys and values, as products of matrices.
 
@@ -118,14 +96,16 @@ class GroupedAttention:
         text = model.config.get_text_config()
         self.heads = text.num_attention_heads
         self.groups = getattr(text, "num_key_value_heads", None) or self.heads
+        kinds = getattr(text, "layer_types", None) or ["sliding"]
+        windowed = any("sliding" in kind or "chunked" in kind for kind in kinds)
         for name in ("sliding_window", "attention_chunk_size"):
-            window = getattr(text, name, None)
-            if window is not None and window < max_length:
+            window = getattr(text, name, None) or 0  # Qwen2-MoE writes 0 where it has none
+            if windowed and 0 < window < max_length:
                 raise ValueError(f"max_length must be at most the model's {name}, {window}, got {max_length}")
         self.applies = not getattr(text, "alibi", False)
         self._seen = self._before = torch.empty(0)
         self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._tail = False
 
     def start(self, seen: torch.Tensor) -> torch.Tensor:
@@ -164,9 +144,17 @@ class GroupedAttention:
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
         softcap: float | None = None,
-        **_: Any,
+        **options: Any,
     ) -> tuple[torch.Tensor, None]:
-        """query [rows, heads, T, D], key and value [rows, groups, T, D] -> [rows, T, heads, D]."""
+        """query [rows, heads, T, D], key and value [rows, groups, T, D] -> [rows, T, heads, D].
+
+        Raises:
+            ValueError: if the model asks for something else than softmax attention.
+        """
+        if unknown := [name for name in _UNKNOWN if options.get(name) is not None]:
+            raise ValueError(f"attention with {unknown[0]} is not known here")
+        # While a graph is traced, modules are others from call to call: their layers tell them apart.
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
         rows, heads, length, width = query.shape
         copies, repeats = rows // self._seen.shape[0], heads // self.groups
         query = query * (width**-0.5 if scaling is None else scaling)
@@ -179,13 +167,13 @@ class GroupedAttention:
                 .reshape(-1, copies * x.shape[1] // self.groups * length, width)
                 for x in (query, key, value)
             )
-            before = self._kept[module]
+            before = self._kept[layer]
             k, v = torch.cat([before[0], k], dim=1), torch.cat([before[1], v], dim=1)
         else:
             shared = rows * self.groups
             q = query.contiguous().view(shared, repeats * length, width)
             k, v = (x.contiguous().view(shared, length, width) for x in (key, value))
-            self._kept[module] = k, v
+            self._kept[layer] = k, v
         scores = torch.bmm(q, k.transpose(1, 2))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

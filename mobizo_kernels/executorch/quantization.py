@@ -12,10 +12,12 @@ from executorch.backends.xnnpack.utils.quant_utils import is_dequant
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
-from torchao.core.config import AOBaseConfig
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mobizo_kernels.lora import MPLoRALinear
 
 _log = logging.getLogger(__name__)
 
@@ -27,46 +29,91 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
     """Quantise every linear of the decoder, its LM head and the token embedding, in place.
 
     Args:
-        model: in float32; tied embeddings are untied.
+        model: in float32; tied embeddings are untied, linears may be replaced.
         kind: "none"; "int8": weights of 8 bits with a scale for each output, activations float32; "int4":
             weights of 4 bits with a scale for every 32 inputs, activations rounded to 8 bits for each token,
             as XNNPACK has no product of float32 with such weights. A linear whose width is no multiple of 32
             gets 8 bits. The embedding has 8 bits in both, a scale for each token.
-        head: also the LM head.
+        head: also the LM head; one with an adapter is quantised in any case.
+
+    Raises:
+        ValueError: if the decoder has weights that are not those of linears.
     """
     if kind == "none":
         return
     embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(lm_head, MPLoRALinear):
+        lm_head, head = lm_head.base_layer, True  # whoever adapts it computes all of it
     if lm_head.weight is embedding.weight:
         lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-    model.set_input_embeddings(Int8Embedding(embedding.get_parameter("weight").detach()))
     int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     int4 = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4,  # type: ignore[attr-defined]
         weight_granularity=PerGroup(INT4_GROUP),
     )
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or (module is lm_head and not head):
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, (nn.Linear, Conv1D)) or (module is lm_head and not head):
             continue
-        config: AOBaseConfig = int8
-        if kind == "int4":
-            if module.in_features % INT4_GROUP == 0:
-                config = int4
-            else:
-                _log.warning("%s has %d inputs, no multiple of 32: 8 bits", name, module.in_features)
-        quantize_(module, config)
+        linear = as_linear(module)
+        if kind == "int4" and linear.in_features % INT4_GROUP == 0:
+            quantize_(linear, int4)
+        else:
+            if kind == "int4":
+                _log.warning("%s has %d inputs, no multiple of 32: 8 bits", name, linear.in_features)
+            if linear.bias is not None and type(linear).forward is nn.Linear.forward:
+                linear = SeparateLinear(linear)
+            quantize_(linear, int8)
+        model.set_submodule(name, linear)
+    model.set_input_embeddings(Int8Embedding(embedding))
+    whole = [name for name, parameter in model.named_parameters() if parameter.dim() > 2]
+    if whole:
+        raise ValueError(
+            f"quantization must be none for {type(model).__name__}: {whole[0]} is not the weight of a linear"
+        )
+
+
+def as_linear(module: nn.Linear | Conv1D) -> nn.Linear:
+    """A linear itself, or one with the weight and the bias of a Conv1D, which keeps its weight transposed."""
+    if isinstance(module, nn.Linear):
+        return module
+    linear = nn.Linear(module.nx, module.nf, device="meta").requires_grad_(False)
+    linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=False)
+    linear.bias = module.bias
+    return linear
+
+
+class SeparateLinear(nn.Linear):
+    """A linear that adds its bias after the product: XNNPACK's kernel for weights that alone are quantised
+    takes one, but ExecuTorch's serializer refuses it.
+
+    Args:
+        linear: gives its weight and its bias.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] -> [..., out]."""
+        return F.linear(x, self.weight) + self.bias
 
 
 class Int8Embedding(nn.Module):
-    """A token embedding of 8 bits with a scale for each token; rows become float32 as they are looked up."""
+    """A token embedding of 8 bits with a scale for each token; rows become float32 as they are looked up.
+
+    Args:
+        embedding: what it stands for. Some multiply what they look up, so its values count, not its weight.
+    """
 
     values: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
-        scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        self.register_buffer("values", (weight / scales).round().to(torch.int8))
+        rows = embedding(torch.arange(len(embedding.get_parameter("weight")))).detach()
+        scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.register_buffer("values", (rows / scales).round().to(torch.int8))
         self.register_buffer("scales", scales)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
