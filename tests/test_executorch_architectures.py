@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -11,9 +12,15 @@ import tiny
 import torch
 import transformers
 from architectures import CASES, GROUPED, OPTIONS, SIZES, TOLERANCE, compare
-from programs import export_quietly
+from programs import CANDIDATES, export_quietly, program_batch, tiny_rows
 
+import mobizo_kernels as mobizo
+from mobizo_kernels.data import collate
+from mobizo_kernels.executorch import export
+from mobizo_kernels.executorch.program import TrainStep
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS
+from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.zo import LabelledLoss
 
 # One of each kind of weights and of each form that a part of a decoder may take; the others are slow tests.
 USUAL = {
@@ -37,24 +44,102 @@ def test_program_is_the_eager_model(
     np.testing.assert_allclose(*compared.logits, rtol=1e-4, atol=30 * tolerance)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            transformers.MistralConfig(**GROUPED, sliding_window=7),
-            "max_length must be at most .*sliding_window, 7",
+RECURRENT = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
+    "window": (
+        transformers.MistralConfig(**GROUPED, sliding_window=7),
+        "max_length must be at most .*sliding_window, 7, got 12",
+    ),
+    "longrope": (
+        transformers.Phi3Config(
+            **{**GROUPED, "max_position_embeddings": 16},
+            original_max_position_embeddings=8,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 8,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+            },
         ),
-        (transformers.BloomConfig(**SIZES), "BloomForCausalLM cannot be exported"),
-    ],
-    ids=["window", "bloom"],
-)
+        "max_length must be at most 8, got 12.*Phi3ForCausalLM.*changes with the length",
+    ),
+    "alibi": (transformers.BloomConfig(**SIZES), "BloomForCausalLM cannot be exported: its ALiBi attention"),
+    "mamba": (
+        transformers.MambaConfig(**RECURRENT, state_size=4),
+        "MambaForCausalLM cannot be exported: its layers have no softmax attention",
+    ),
+    "rwkv": (
+        transformers.RwkvConfig(**RECURRENT, attention_hidden_size=32),
+        "RwkvForCausalLM cannot be exported: its layers have no softmax attention",
+    ),
+    "convolution": (
+        transformers.Lfm2Config(**GROUPED, layer_types=["conv"]),
+        "Lfm2ForCausalLM cannot be exported: layers.0.conv.conv is a convolution over the tokens",
+    ),
+    "sinks": (
+        transformers.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+        r"GptOssForCausalLM cannot be exported: model.layers.0.self_attn .GptOssAttention.: .*s_aux",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_exported_is_refused_at_once(
-    config: transformers.PretrainedConfig, message: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config, message = REFUSED[name]
     path = tmp_path / "model.pte"
     path.write_text("what was there")
-    with pytest.raises(ValueError, match=message):
-        export_quietly(
-            tiny.causal_lm(config), path, targets=peft.LoraConfig(target_modules="all-linear"), **OPTIONS
-        )
+    model = tiny.causal_lm(config)
+    linear = next(path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    monkeypatch.setattr(export, "trace", lambda *_: pytest.fail("it was traced"))
+    with pytest.raises(ValueError, match=message) as refusal:
+        export_quietly(model, path, targets=peft.LoraConfig(target_modules=[linear]), **OPTIONS)
+    assert len(str(refusal.value).splitlines()) == 1
     assert path.read_text() == "what was there"
+
+
+class Asking(torch.nn.Module):
+    """Asks for the value of a number that a graph does not know."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if x.sum().item() == 0 else self.inner(x + 0)
+
+
+def test_what_cannot_be_traced_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny.causal_lm(transformers.LlamaConfig(**GROUPED))
+    model.model.layers[0].mlp = Asking(model.model.layers[0].mlp)
+    message = r"^LlamaForCausalLM cannot be exported: model.layers.0.mlp .Asking.: .*data-dependent"
+    with pytest.raises(ValueError, match=message) as refusal:
+        export_quietly(model, tmp_path / "model.pte", targets=["q_proj"], **OPTIONS)
+    assert len(str(refusal.value).splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_adapted_head_over_candidates(
+    tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph as it is: all of the head is computed, and the candidates are taken from it."""
+    model = tiny.causal_lm(transformers.LlamaConfig(**GROUPED))
+    mobizo.wrap(model, peft.LoraConfig(r=4, target_modules=["lm_head", "q_proj"]))
+    for layer in adapter_layers(model).values():
+        layer.lora_b.data.normal_(std=0.05, generator=rng)
+    groups, found = (torch.arange(4), 0.05 * torch.randn(4, generator=rng)), {}
+    rows = tiny_rows(rng, [9, 5, 12])
+
+    def stop(graph: Any, description: dict[str, Any]) -> None:
+        batch = program_batch(rows, description)
+        found["losses"] = TrainStep(graph)(*map(torch.from_numpy, batch), *groups)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "trace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_quietly(model, tmp_path / "model.pte", **OPTIONS)
+    loss = LabelledLoss(model, candidate_tokens=CANDIDATES)
+    with adapter_of(model).directions.use(*groups):
+        torch.testing.assert_close(found["losses"], loss(collate(rows, 0), 4), rtol=1e-5, atol=1e-5)

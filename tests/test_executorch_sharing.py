@@ -206,7 +206,7 @@ def test_refused(adapter: dict[str, Any], options: dict[str, Any], message: str,
     assert not any(tmp_path.iterdir())
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Where an export is to end."""
 
 
@@ -276,6 +276,31 @@ def test_graphs_of_all_architectures(
         torch.testing.assert_close(
             got[: row.targets], loss.logits(collate([row], 0)), rtol=1e-4, atol=1e-4
         )  # fmt: skip
+
+
+def test_the_whole_vocabulary_behind_an_invocation(
+    tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traced graph, where a layer finds the keys that it has kept, and rows of one token's targets."""
+    model, found = eager_twin(2, alora_invocation_tokens=INVOCATION), dict[str, Any]()
+
+    def stop(programs: dict[str, Any], _: object) -> None:
+        found.update(programs)
+        raise Stopped
+
+    monkeypatch.setattr(export, "lower", stop)
+    options = {**DEFAULTS, "candidate_tokens": None}
+    with pytest.raises(Stopped):
+        export.export_training_program(model, tmp_path / "model.pte", **options, dynamic_length=False)
+    groups = torch.arange(4), 0.05 * torch.randn(4, generator=rng)
+    rows = activated_rows(rng, [(22, 2), (3, 2), (0, 2)], INVOCATION, candidates=False)
+    sizes = {"tail_length": 2, "invocation_tokens": INVOCATION, "min_length": 24, "pad_token": 0}
+    batch = program_batch(rows, {**sizes, "targets_per_row": 1})
+    nothing = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
+    losses, _ = found["train_step"].module()(*map(torch.from_numpy, batch), *groups, *nothing)
+    loss = LabelledLoss(model)
+    with adapter_of(model).directions.use(*groups):
+        torch.testing.assert_close(losses, loss(collate(rows, 0), 4), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

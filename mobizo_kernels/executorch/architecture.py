@@ -15,6 +15,8 @@ def check_architecture(model: PreTrainedModel) -> None:
     text = model.config.get_text_config()
     if not hasattr(text, "num_attention_heads"):
         raise cannot_be_exported(model, "its layers have no softmax attention")
+    if hasattr(model.base_model, "build_alibi_tensor"):
+        raise cannot_be_exported(model, "its ALiBi attention takes no mask of pairs of tokens")
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.Conv1d):
             raise cannot_be_exported(model, f"{name} is a convolution over the tokens")

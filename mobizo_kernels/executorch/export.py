@@ -190,7 +190,7 @@ def export_training_program(
         )
         attention = GroupedAttention(model, max_length)
         if invocation is not None and not attention.applies:
-            raise cannot_be_exported(model, "alora_invocation_tokens need attention that is not ALiBi")
+            raise cannot_be_exported(model, "alora_invocation_tokens need attention of a known kind")
         hold_frequencies(model, max_length)
         forms.enter_context(attention.installed(model))
         forms.enter_context(product_rotation(model))
@@ -207,10 +207,9 @@ def export_training_program(
         )
         agreement.check(graph, _TOLERANCE[quantization])
         try:
-            programs = trace(graph, description)
-        except Exception as error:  # of whatever torch.export meets in a decoder
+            lowered = lower(trace(graph, description), {DESCRIPTION: json.dumps(description)})
+        except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder
             raise cannot_be_exported(model, error) from error
-        lowered = lower(programs, {DESCRIPTION: json.dumps(description)})
     write(lowered, Path(path))
     return description
 

@@ -94,17 +94,15 @@ class GroupedAttention:
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         text = model.config.get_text_config()
-        self.heads = text.num_attention_heads
-        self.groups = getattr(text, "num_key_value_heads", None) or self.heads
         kinds = getattr(text, "layer_types", None) or ["sliding"]
         windowed = any("sliding" in kind or "chunked" in kind for kind in kinds)
         for name in ("sliding_window", "attention_chunk_size"):
             window = getattr(text, name, None) or 0  # Qwen2-MoE writes 0 where it has none
             if windowed and 0 < window < max_length:
                 raise ValueError(f"max_length must be at most the model's {name}, {window}, got {max_length}")
-        self.applies = not getattr(text, "alibi", False)
+        self.applies = model._can_set_attn_implementation() and not getattr(text, "alibi", False)
         self._seen = self._before = torch.empty(0)
-        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._masks: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._tail = False
 
@@ -156,65 +154,61 @@ class GroupedAttention:
         # While a graph is traced, modules are others from call to call: their layers tell them apart.
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         rows, heads, length, width = query.shape
-        copies, repeats = rows // self._seen.shape[0], heads // self.groups
+        groups = key.shape[1]
+        copies, repeats = rows // self._seen.shape[0], heads // groups
         query = query * (width**-0.5 if scaling is None else scaling)
         if self._tail:
             # [copies, B, groups, ...] -> [B * groups, copies, ...]
             q, k, v = (
                 x.contiguous()
-                .view(copies, -1, self.groups, x.shape[1] // self.groups, length, width)
+                .view(copies, -1, groups, x.shape[1] // groups, length, width)
                 .permute(1, 2, 0, 3, 4, 5)
-                .reshape(-1, copies * x.shape[1] // self.groups * length, width)
+                .reshape(-1, copies * x.shape[1] // groups * length, width)
                 for x in (query, key, value)
             )
             before = self._kept[layer]
             k, v = torch.cat([before[0], k], dim=1), torch.cat([before[1], v], dim=1)
         else:
-            shared = rows * self.groups
+            shared = rows * groups
             q = query.contiguous().view(shared, repeats * length, width)
             k, v = (x.contiguous().view(shared, length, width) for x in (key, value))
             self._kept[layer] = k, v
         scores = torch.bmm(q, k.transpose(1, 2))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        for mask in self._masks_of(copies):
+        for mask in self._masks_of(copies, repeats, groups):
             scores = scores + mask
         mixed = torch.bmm(F.softmax(scores, dim=-1), v)
         if self._tail:
-            mixed = mixed.view(-1, self.groups, copies, repeats, length, width).permute(2, 0, 4, 1, 3, 5)
+            mixed = mixed.view(-1, groups, copies, repeats, length, width).permute(2, 0, 4, 1, 3, 5)
             return mixed.reshape(rows, length, heads, width), None
         mixed = mixed.unflatten(1, (repeats, length))
         return mixed.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
-    def _masks_of(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _masks_of(self, copies: int, repeats: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What is added to the scores of so many copies of the rows: for the order of tokens, for padding."""
-        if copies not in self._masks:
-            self._masks[copies] = self._tail_masks(copies) if self._tail else self._whole_masks(copies)
-        return self._masks[copies]
+        key = copies, repeats, groups
+        if key not in self._masks:
+            self._masks[key] = self._tail_masks(*key) if self._tail else self._whole_masks(*key)
+        return self._masks[key]
 
-    def _whole_masks(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _whole_masks(self, copies: int, repeats: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[1, heads per group * T, T] and [copies * B * groups, 1, T]."""
-        rows, length = self._seen.shape
+        length = self._seen.shape[1]
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
-        causal = torch.where(later, BLOCKED, 0.0).repeat(self.heads // self.groups, 1)[None]
-        return causal, self._over_heads(self._seen).repeat(copies, 1, 1)
+        causal = torch.where(later, BLOCKED, 0.0).repeat(repeats, 1)[None]
+        return causal, _over_heads(self._seen, groups).repeat(copies, 1, 1)
 
-    def _tail_masks(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tail_masks(self, copies: int, repeats: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[1, copies * heads per group * n, P + copies * n] and [B * groups, 1, P + copies * n]."""
-        length, repeats = self._seen.shape[1], self.heads // self.groups
+        length = self._seen.shape[1]
         starts = torch.arange(copies).view(-1, 1, 1).expand(-1, repeats, length) * length
         first, last = starts.reshape(-1, 1), (starts + torch.arange(length)).reshape(-1, 1)
         keys = torch.arange(copies * length)
         own = torch.where((keys >= first) & (keys <= last), 0.0, BLOCKED)
         before = torch.zeros(len(own), self._before.shape[1])
         seen = torch.cat([self._before, self._seen.repeat(1, copies)], dim=1)
-        return torch.cat([before, own], dim=1)[None], self._over_heads(seen)
-
-    def _over_heads(self, seen: torch.Tensor) -> torch.Tensor:
-        """bool [rows, T] -> [rows * groups, 1, T], 0 or `BLOCKED`."""
-        rows, length = seen.shape
-        padding = torch.where(seen, 0.0, BLOCKED)[:, None, :]
-        return padding.repeat(1, self.groups, 1).reshape(rows * self.groups, 1, length)
+        return torch.cat([before, own], dim=1)[None], _over_heads(seen, groups)
 
     @contextmanager
     def installed(self, model: PreTrainedModel) -> Iterator[None]:
@@ -227,3 +221,10 @@ class GroupedAttention:
             yield
         finally:
             model.set_attn_implementation(before)
+
+
+def _over_heads(seen: torch.Tensor, groups: int) -> torch.Tensor:
+    """bool [rows, T] -> [rows * groups, 1, T], 0 or `BLOCKED`."""
+    rows, length = seen.shape
+    padding = torch.where(seen, 0.0, BLOCKED)[:, None, :]
+    return padding.repeat(1, groups, 1).reshape(rows * groups, 1, length)

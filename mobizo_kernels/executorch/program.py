@@ -146,7 +146,8 @@ class TrainingGraph(nn.Module):
         if candidate_tokens is not None:
             tokens = torch.tensor(list(candidate_tokens))
             self.register_buffer("candidates", tokens, persistent=False)
-            head = _rows_of(head, tokens)
+            if not isinstance(head, TracedLinear):
+                head = _rows_of(head, tokens)
         self.restricted = candidate_tokens is not None
         self.head = head
 
@@ -199,7 +200,10 @@ class TrainingGraph(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, K, H] -> logits [n, K, C] over the candidates, or over the vocabulary."""
-        return after_head(self.model, self.head(hidden))
+        logits = self.head(hidden)
+        if self.restricted and isinstance(self.head, TracedLinear):
+            logits = logits.index_select(-1, self.candidates)
+        return after_head(self.model, logits)
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over the labelled tokens of each group, float32 [G].
