@@ -12,6 +12,8 @@ def check_architecture(model: PreTrainedModel) -> None:
     A recurrence or a convolution over the tokens reads the padding before a row, and its transformers code
     goes through the tokens in ways that depend on their number.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model must be a causal LM of transformers, got {type(model).__name__}")
     text = model.config.get_text_config()
     if not hasattr(text, "num_attention_heads"):
         raise cannot_be_exported(model, "its layers have no softmax attention")
