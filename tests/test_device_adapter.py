@@ -62,7 +62,7 @@ def test_the_file(tmp_path: Path, rng: torch.Generator) -> None:
         assert torch.equal(tensors[f"base_model.model.{name}.lora_A.weight"], layer.lora_a)
         assert torch.equal(tensors[f"base_model.model.{name}.lora_B.weight"], layer.lora_b)
     metadata = metadata_of(path)
-    assert metadata.keys() == {"format", "adapter_config", "base_fingerprint"}
+    assert metadata.keys() == {"format", "adapter_config", "base_fingerprint", "checksum"}
     assert metadata["format"] == "pt"
     assert metadata["base_fingerprint"] == model_fingerprint(tiny.llama())
     config = json.loads(metadata["adapter_config"])
@@ -164,7 +164,7 @@ def test_every_truncation(tmp_path: Path, rng: torch.Generator) -> None:
         ("", {"adapter_config": "[]"}, "its adapter_config cannot be understood"),
         ("", {"adapter_config": '{"peft_type": "NONE"}'}, "its adapter_config cannot be understood"),
         ("", {"adapter_config": '{"peft_type": "IA3"}'}, "expected the adapter_config of a LoRA"),
-        ("half", {}, "expected float32 matrices .* got base_model.*, torch.bfloat16"),
+        ("half", {}, "expected float32 matrices .* got base_model.*, BF16"),
         ("flat", {}, "expected float32 matrices"),
         ("name", {}, "expected float32 matrices .* got model.norm.weight"),
         ("alone", {}, "expected pairs of A and B, got one alone of .*q_proj"),
@@ -187,7 +187,8 @@ def test_what_is_no_device_adapter(
     }.get(spoil, {})
     if spoil == "alone":
         del tensors[a]
-    values = {name: text for name, text in {**metadata_of(path), **metadata}.items() if text is not None}
+    metadata = {**metadata_of(path), "checksum": None, **metadata}
+    values = {name: text for name, text in metadata.items() if text is not None}
     save_file({} if spoil == "empty" else tensors, path, values)
     with pytest.raises(ValueError, match=f"adapter {path}.*{message}"):
         peft_from_device(path, tmp_path / "peft")

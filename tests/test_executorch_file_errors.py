@@ -48,9 +48,10 @@ def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
 
 
 def change(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, str]], object]) -> None:
-    """Write a safetensors file anew after `edit` got its tensors and its metadata."""
+    """Write a safetensors file anew after `edit` got its tensors and its metadata, without a checksum."""
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
+        del metadata["checksum"]
         tensors = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
     edit(tensors, metadata)
     save_file(tensors, path, metadata)
@@ -74,7 +75,8 @@ def entry(name: str, value: str) -> Callable[[Any, Any], None]:
     ("edit", "message"),
     [
         (entry("format", "mobizo-dataset-2"), "format mobizo-dataset-1, got 'mobizo-dataset-2'"),
-        (entry("candidate_tokens", "[5, 8]"), r"candidate_tokens must be those of .*, got \[5,8\]"),
+        (entry("candidate_tokens", "[5, 8]"), "token 9 is to be predicted and is not a candidate"),
+        (entry("candidate_tokens", "[5, 5]"), r"a different token for each of .*, got \[5,5\]"),
         (entry("candidate_tokens", "null"), "candidate_tokens must be those of the program"),
         (entry("candidate_tokens", "[5, 9"), "candidate_tokens"),
         (entry("labels", '{"no": 1}'), "labels"),
@@ -84,10 +86,12 @@ def entry(name: str, value: str) -> Callable[[Any, Any], None]:
         (item("train.order", 3, -1), "train.order must name rows from 0 to 15, got -1"),
         (item("train.offsets", 0, 1), "train.offsets must go from 0"),
         (item("train.offsets", 4, 10**6), "train.offsets must not fall"),
-        (item("test.targets", 2, 2), "row 2 of test: .*1 tokens to predict, got 2"),
+        (item("test.targets", 2, 2), "row 2 of test: token .* is to be predicted and is not a candidate"),
         (item("test.targets", 2, 0), "row 2 of test"),
         (item("train.tokens", 5, 61), "token 61 is not in the vocabulary of 61"),
-        (item("train.tokens", 5, -1), "token -1 is not in the vocabulary"),
+        (item("train.tokens", 5, -1), "of train: token ids must be from 0, got -1"),
+        (lambda tensors, _: tensors.pop("test.labels"), "tensor 'test.labels' is missing"),
+        (entry("checksum", "00000000"), "damaged, or changed since it was written: its checksum is 00000000"),
         (item("validation.labels", 1, 2), "row 1 of validation: its label must be -1 or below 2, got 2"),
     ],
 )  # fmt: skip

@@ -231,6 +231,7 @@ def infinite(trainer: Trainer, folder: Path) -> Path:
     file = saved(trainer, folder)
     with safe_open(file, framework="pt") as content:
         metadata, names = content.metadata(), list(content.keys())
+        del metadata["checksum"]
         tensors = {name: content.get_tensor(name) for name in names}
     save_file({n: t + float("inf") if "lora_B" in n else t for n, t in tensors.items()}, file, metadata)
     return file

@@ -226,6 +226,7 @@ def test_a_step_without_a_finite_loss_is_skipped(program: Path, dataset: Path, t
     trainer.save_adapter(file)
     with safe_open(file, framework="pt") as saved:
         metadata, tensors = saved.metadata(), {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+        del metadata["checksum"]
     save_file({n: t + 1e38 if "lora_B" in n else t for n, t in tensors.items()}, file, metadata)
     trainer.load_adapter(file)
     before, reports = lora_b_of(trainer), list[StepReport]()

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobizo_kernels.data import Example, InputError, strict_json
+from mobizo_kernels import _strict_json
+from mobizo_kernels.data import Example, InputError
 from mobizo_kernels.data.files import read_file
 
 
@@ -208,4 +209,4 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     )
 )
 def test_json_is_what_json_says(value: object) -> None:
-    assert strict_json.loads(json.dumps(value)) == value
+    assert _strict_json.loads(json.dumps(value)) == value

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,16 @@ def parse(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     (size,) = struct.unpack_from("<Q", content)
     header = json.loads(content[8 : 8 + size])
     metadata = header.pop("__metadata__")
+    checksum = metadata.pop("checksum")
     arrays = {}
     for name, entry in header.items():
         first, last = (8 + size + offset for offset in entry["data_offsets"])
         arrays[name] = np.frombuffer(content[first:last], DTYPES[entry["dtype"]])
         assert list(arrays[name].shape) == entry["shape"]
+    said = "".join(f"{name}\0{value}\0" for name, value in sorted(metadata.items())).encode()
+    for name, entry in sorted(header.items()):
+        said += f"{name}\0{entry['dtype']}\0{entry['shape'][0]}\0".encode() + arrays[name].tobytes()
+    assert checksum == f"{zlib.crc32(said):08x}"
     return metadata, arrays
 
 

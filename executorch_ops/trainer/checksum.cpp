@@ -18,15 +18,16 @@ constexpr std::string_view kMagic = "MOBIZOPT";
 
 }  // namespace
 
-uint32_t crc32_of(const File& file, int64_t size) {
-  std::vector<char> piece(1 << 20);
-  uint32_t crc = 0;
-  for (int64_t at = 0; at < size; at += static_cast<int64_t>(piece.size())) {
-    const auto bytes = static_cast<size_t>(std::min(static_cast<int64_t>(piece.size()), size - at));
-    file.read(piece.data(), bytes, at);
-    crc = crc32(piece.data(), bytes, crc);
+uint32_t crc32_of(const File& file, int64_t begin, int64_t size, uint32_t before) {
+  std::vector<char> piece(static_cast<size_t>(std::min<int64_t>(size, 1 << 20)));
+  while (size > 0) {
+    const auto bytes = std::min(static_cast<int64_t>(piece.size()), size);
+    file.read(piece.data(), static_cast<size_t>(bytes), begin);
+    before = crc32(piece.data(), static_cast<size_t>(bytes), before);
+    begin += bytes;
+    size -= bytes;
   }
-  return crc;
+  return before;
 }
 
 std::string hex(uint32_t crc) {
@@ -46,7 +47,7 @@ void check_program(const std::string& path) {
     fail(path, ": not a training program, or cut short: it does not end with a checksum, as mobizo export writes it");
   uint32_t expected = 0;
   std::memcpy(&expected, trailer + kMagicBytes, sizeof expected);
-  const uint32_t got = crc32_of(file, size - static_cast<int64_t>(sizeof expected));
+  const uint32_t got = crc32_of(file, 0, size - static_cast<int64_t>(sizeof expected));
   if (got != expected)
     fail(path, ": the program is damaged: its checksum is ", hex(expected), ", that of its bytes ", hex(got));
 }

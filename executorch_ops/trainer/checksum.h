@@ -8,8 +8,8 @@
 
 namespace mobizo::trainer {
 
-// CRC-32 of the first `size` bytes, read in pieces.
-uint32_t crc32_of(const File& file, int64_t size);
+// CRC-32 of `size` bytes from `begin` on, read in pieces; `before` is that of what comes before them.
+uint32_t crc32_of(const File& file, int64_t begin, int64_t size, uint32_t before = 0);
 
 // Eight hexadecimal digits.
 std::string hex(uint32_t crc);

@@ -115,6 +115,7 @@ Json journal_info(const std::string& path) {
 Json safetensors_info(const std::string& path) {
   const SafetensorsFile file(path);
   const bool dataset = file.has("train.tokens") || file.has("test.tokens") || file.has("validation.tokens");
+  if (dataset) static_cast<void>(Dataset(path));  // says what is wrong with it
   Json::Object tensors;
   for (const auto& [name, tensor] : file.tensors())
     tensors.emplace_back(name, Json::Object{{"dtype", tensor.dtype}, {"shape", Json::list(tensor.shape)}});

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <set>
 
 #include "checksum.h"
 #include "errors.h"
@@ -16,16 +17,24 @@ constexpr const char* kSplits[] = {"train", "validation", "test"};
 
 std::string file_checksum(const std::string& path) {
   const File file(path, O_RDONLY);
-  return hex(crc32_of(file, file.size()));
+  return hex(crc32_of(file, 0, file.size()));
+}
+
+template <typename T>
+std::vector<T> read_column(const SafetensorsFile& file, const std::string& name) {
+  std::vector<T> values = file.read<T>(name);
+  const std::vector<int64_t>& shape = file.tensors().at(name).shape;
+  if (shape.size() != 1) fail("tensor '", name, "' must have one dimension, got shape ", shape_text(shape));
+  return values;
 }
 
 Split read_split(const SafetensorsFile& file, const std::string& name) {
   Split split;
   split.name = name;
-  split.tokens = file.read<int32_t>(name + ".tokens");
-  split.offsets = file.read<int64_t>(name + ".offsets");
-  split.targets = file.read<int32_t>(name + ".targets");
-  split.labels = file.read<int32_t>(name + ".labels");
+  split.tokens = read_column<int32_t>(file, name + ".tokens");
+  split.offsets = read_column<int64_t>(file, name + ".offsets");
+  split.targets = read_column<int32_t>(file, name + ".targets");
+  split.labels = read_column<int32_t>(file, name + ".labels");
   const size_t rows = split.targets.size();
   if (split.labels.size() != rows)
     fail(name, ".labels must have ", rows, " rows as ", name, ".targets, got ", split.labels.size());
@@ -68,6 +77,16 @@ void check_length(int64_t inputs, int64_t targets, int64_t before, const Descrip
   if (inputs - targets < before) fail("expected its ", targets, " tokens to predict after ", invocation);
 }
 
+void check_fit(const Split& split, int64_t row, const Description& description) {
+  const int64_t length = split.length(row), targets = split.targets[static_cast<size_t>(row)];
+  check_length(length - 1, targets, tokens_before_tail(split, row, description), description);
+  if (targets > description.targets_per_row)
+    fail("expected at most ", description.targets_per_row, " tokens to predict, got ", targets);
+  for (int64_t i = 0; i < length; ++i)
+    if (split.token(row, i) >= description.vocabulary)
+      fail("token ", split.token(row, i), " is not in the vocabulary of ", description.vocabulary);
+}
+
 }  // namespace
 
 Dataset::Dataset(const std::string& path) : path_(path), checksum_(file_checksum(path)) {
@@ -78,18 +97,48 @@ Dataset::Dataset(const std::string& path) : path_(path), checksum_(file_checksum
     tokenizer_ = file.metadata("tokenizer");
     blaming("labels", [&] {
       const Json labels = parse_json(file.metadata("labels"));
-      for (const Json& label : labels.as_array()) labels_.push_back(label.is_string() ? label.as_string() : label.dump());
+      for (const Json& label : labels.as_array()) labels_.push_back(label.as_string());
     });
     blaming("candidate_tokens", [&] {
       const Json tokens = parse_json(file.metadata("candidate_tokens"));
       if (!tokens.is_null()) candidate_tokens_ = tokens.as_ints();
     });
-    if (candidate_tokens_ && candidate_tokens_->size() != labels_.size())
-      fail("expected one candidate token for each of ", labels_.size(), " labels, got ", candidate_tokens_->size());
-    for (const char* name : kSplits)
-      if (file.has(std::string(name) + ".tokens")) splits_[name] = read_split(file, name);
-    if (file.has("train.order")) order_ = file.read<int32_t>("train.order");
+    for (const char* name : kSplits) splits_[name] = read_split(file, name);
+    order_ = read_column<int32_t>(file, "train.order");
+    check_content();
   });
+}
+
+// What docs/formats.md asks of a data set, whatever the program. mobizo_kernels/data/tokenized.py asks the same.
+void Dataset::check_content() const {
+  if (candidate_tokens_) {
+    const std::set<int64_t> different(candidate_tokens_->begin(), candidate_tokens_->end());
+    if (different.size() < 2 || different.size() != candidate_tokens_->size() || different.size() != labels_.size())
+      fail("candidate_tokens must be a different token for each of at least two labels, got ",
+           Json::list(*candidate_tokens_).dump(), " for ", labels_.size(), " labels");
+  }
+  if (order_.empty()) fail("train.order must name at least one row");
+  const int64_t rows = splits_.at("train").rows();
+  for (const int64_t row : order_)
+    if (row < 0 || row >= rows) fail("train.order must name rows from 0 to ", rows - 1, ", got ", row);
+  for (const auto& [name, split] : splits_)
+    for (int64_t row = 0; row < split.rows(); ++row)
+      blaming(message("row ", row, " of ", name), [&, &split = split] { check_row(split, row); });
+}
+
+void Dataset::check_row(const Split& split, int64_t row) const {
+  const int64_t targets = split.targets[static_cast<size_t>(row)], label = split.labels[static_cast<size_t>(row)];
+  for (int64_t i = 0; i < split.length(row); ++i)
+    if (split.token(row, i) < 0) fail("token ids must be from 0, got ", split.token(row, i));
+  if (label < -1 || label >= static_cast<int64_t>(labels_.size()))
+    fail("its label must be -1 or below ", labels_.size(), ", got ", label);
+  if (!candidate_tokens_) return;
+  const std::vector<int64_t>& candidates = *candidate_tokens_;
+  for (int64_t i = -targets; i < 0; ++i)
+    if (std::find(candidates.begin(), candidates.end(), split.token(row, i)) == candidates.end())
+      fail("token ", split.token(row, i), " is to be predicted and is not a candidate");
+  if (label >= 0 && candidates[static_cast<size_t>(label)] != split.token(row, -1))
+    fail("its last token, ", split.token(row, -1), ", is not that of its label ", label);
 }
 
 const Split& Dataset::split(const std::string& name) const {
@@ -114,33 +163,8 @@ void Dataset::check(const Description& description) const {
       fail("candidate_tokens must be those of the program, ", Json::list(*description.candidate_tokens).dump(), ", got ", got);
     }
     for (const auto& [name, split] : splits_)
-      for (int64_t row = 0; row < split.rows(); ++row) check_row(split, row, description);
-    const auto rows = splits_.count("train") ? splits_.at("train").rows() : 0;
-    if (rows > 0 && order_.empty()) fail("train.order must name at least one row");
-    for (const int64_t row : order_)
-      if (row < 0 || row >= rows) fail("train.order must name rows from 0 to ", rows - 1, ", got ", row);
-  });
-}
-
-void Dataset::check_row(const Split& split, int64_t row, const Description& description) const {
-  const int64_t length = split.length(row), targets = split.targets[static_cast<size_t>(row)];
-  const int64_t label = split.labels[static_cast<size_t>(row)];
-  blaming(message("row ", row, " of ", split.name), [&] {
-    check_length(length - 1, targets, tokens_before_tail(split, row, description), description);
-    if (targets > description.targets_per_row)
-      fail("expected at most ", description.targets_per_row, " tokens to predict, got ", targets);
-    for (int64_t i = 0; i < length; ++i)
-      if (split.token(row, i) < 0 || split.token(row, i) >= description.vocabulary)
-        fail("token ", split.token(row, i), " is not in the vocabulary of ", description.vocabulary);
-    if (label < -1 || label >= static_cast<int64_t>(labels_.size()))
-      fail("its label must be -1 or below ", labels_.size(), ", got ", label);
-    if (!description.candidate_tokens) return;
-    const std::vector<int64_t>& candidates = *description.candidate_tokens;
-    for (int64_t i = -targets; i < 0; ++i)
-      if (std::find(candidates.begin(), candidates.end(), split.token(row, i)) == candidates.end())
-        fail("token ", split.token(row, i), " is to be predicted and is not a candidate");
-    if (label >= 0 && candidates[static_cast<size_t>(label)] != split.token(row, -1))
-      fail("its last token, ", split.token(row, -1), ", is not that of its label ", label);
+      for (int64_t row = 0; row < split.rows(); ++row)
+        blaming(message("row ", row, " of ", name), [&, &split = split] { check_fit(split, row, description); });
   });
 }
 

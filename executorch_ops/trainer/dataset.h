@@ -37,7 +37,7 @@ constexpr int64_t kNoTarget = -100;
 
 class Dataset {
  public:
-  // Throws Error, naming the tensor or the row, unless the file is a data set.
+  // Throws Error, naming the tensor or the row, unless the file is a data set whose parts agree.
   explicit Dataset(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -55,7 +55,8 @@ class Dataset {
   void check(const Description& description) const;
 
  private:
-  void check_row(const Split& split, int64_t row, const Description& description) const;
+  void check_content() const;
+  void check_row(const Split& split, int64_t row) const;
 
   std::string path_, tokenizer_, checksum_;
   std::vector<std::string> labels_;

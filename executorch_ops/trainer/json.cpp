@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 #include <locale>
+#include <set>
 #include <sstream>
 
 #include "errors.h"
@@ -54,11 +55,25 @@ void write_string(const std::string& text, std::string& out) {
   out += '"';
 }
 
+// The bytes of the code point at the start of `text`, 0 if there is none: UTF-8 has the shortest form only and no surrogates.
+size_t utf8_length(std::string_view text) {
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
+  const uint8_t first = byte(0), second = byte(1);
+  const size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+  const uint8_t least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+  const uint8_t most = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+  if (length > 1 && (second < least || second > most)) return 0;
+  for (size_t i = 2; i < length; ++i)
+    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
+  return length;
+}
+
 class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {}
 
   Json document() {
+    check_utf8();
     Json value = parse_value(0);
     skip_space();
     if (at_ < text_.size()) wrong("the end");
@@ -67,6 +82,15 @@ class Parser {
 
  private:
   [[noreturn]] void wrong(const char* expected) const { fail("not JSON at byte ", at_, ": expected ", expected); }
+
+  void check_utf8() {
+    while (at_ < text_.size()) {
+      const size_t length = utf8_length(text_.substr(at_));
+      if (length == 0) wrong("UTF-8");
+      at_ += length;
+    }
+    at_ = 0;
+  }
 
   void skip_space() { at_ = std::min(text_.find_first_not_of(" \t\n\r", at_), text_.size()); }
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
@@ -97,14 +121,14 @@ class Parser {
 
   Json parse_object(int level) {
     Json::Object object;
+    std::set<std::string> names;
     ++at_;
     for (skip_space(); !take("}"); skip_space()) {
       if (!object.empty() && !take(",")) wrong("',' or '}'");
       skip_space();
       if (peek() != '"') wrong("a name");
       std::string name = parse_string();
-      const bool twice = std::any_of(object.begin(), object.end(), [&](const auto& member) { return member.first == name; });
-      if (twice) wrong("each name once");
+      if (!names.insert(name).second) wrong("each name once");
       skip_space();
       if (!take(":")) wrong("':'");
       object.emplace_back(std::move(name), parse_value(level + 1));

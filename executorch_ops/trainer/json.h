@@ -59,8 +59,8 @@ class Json {
   std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> value_;
 };
 
-// Throws Error with the byte at which `text` is not JSON. A name that comes twice in an object, more than 64 levels and whole
-// numbers beyond int64 are refused, too.
+// Throws Error with the byte at which `text` is not JSON in UTF-8. A name that comes twice in an object, more than 64 levels,
+// half a pair of surrogates and whole numbers beyond int64 are refused, too. mobizo_kernels/_strict_json.py refuses the same.
 Json parse_json(std::string_view text);
 
 }  // namespace mobizo::trainer

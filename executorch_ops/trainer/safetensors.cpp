@@ -5,11 +5,16 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <string_view>
+
+#include "checksum.h"
+#include "crc32.h"
 
 namespace mobizo::trainer {
 namespace {
 
 constexpr int64_t kMostHeaderBytes = 100'000'000;  // as the safetensors library
+constexpr const char* kChecksum = "checksum";      // in the metadata
 constexpr int64_t kMostBytes = std::numeric_limits<int64_t>::max();
 
 int64_t element_bytes(const std::string& dtype) {
@@ -29,6 +34,31 @@ int64_t checked_bytes(const std::string& dtype, const std::vector<int64_t>& shap
   return bytes;
 }
 
+uint32_t crc32_of(std::string_view text, uint32_t before) { return crc32(text.data(), text.size(), before); }
+
+// Of all that a file says, in an order that does not depend on how it is laid out. `add` goes on with the bytes of a tensor.
+template <typename Tensor, typename Add>
+std::string content_checksum(const std::map<std::string, std::string>& metadata, const std::map<std::string, Tensor>& tensors,
+                             Add add) {
+  constexpr std::string_view kEnd("\0", 1);
+  uint32_t crc = 0;
+  const auto add_text = [&](std::string_view text) { crc = crc32_of(kEnd, crc32_of(text, crc)); };
+  for (const auto& [name, value] : metadata) {
+    if (name == kChecksum) continue;
+    add_text(name);
+    add_text(value);
+  }
+  for (const auto& [name, tensor] : tensors) {
+    std::string sizes;
+    for (const int64_t size : tensor.shape) sizes += (sizes.empty() ? "" : ",") + std::to_string(size);
+    add_text(name);
+    add_text(tensor.dtype);
+    add_text(sizes);
+    crc = add(tensor, crc);
+  }
+  return hex(crc);
+}
+
 }  // namespace
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -38,7 +68,20 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path, O_RDONLY) {
-  blaming(path, [&] { read_header(); });
+  blaming(path, [&] {
+    read_header();
+    check_checksum();
+  });
+}
+
+void SafetensorsFile::check_checksum() const {
+  const auto found = metadata_.find(kChecksum);
+  if (found == metadata_.end()) return;
+  const std::string got = content_checksum(metadata_, tensors_, [&](const Tensor& tensor, uint32_t crc) {
+    return crc32_of(file_, tensor.offset, tensor.bytes, crc);
+  });
+  if (got != found->second)
+    fail("damaged, or changed since it was written: its checksum is ", found->second, ", that of its content ", got);
 }
 
 void SafetensorsFile::read_header() {
@@ -96,12 +139,20 @@ const SafetensorsFile::Tensor& SafetensorsFile::find(const std::string& name, co
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::vector<std::pair<std::string, std::string>>& metadata) {
+  struct Content {
+    std::string dtype;
+    std::vector<int64_t> shape;
+    std::string_view bytes;
+  };
+  std::map<std::string, Content> contents;
   Json::Object strings, header;
   for (const auto& [name, value] : metadata) strings.emplace_back(name, value);
-  header.emplace_back("__metadata__", std::move(strings));
+  std::vector<std::string_view> pieces{{}, {}};
   int64_t offset = 0;
   for (const NamedTensor& tensor : tensors) {
-    const int64_t end = offset + static_cast<int64_t>(tensor.values->size() * sizeof(float));
+    pieces.emplace_back(reinterpret_cast<const char*>(tensor.values->data()), tensor.values->size() * sizeof(float));
+    contents[tensor.name] = {safetensors_dtype<float>(), tensor.shape, pieces.back()};
+    const int64_t end = offset + static_cast<int64_t>(pieces.back().size());
     Json::Object entry;
     entry.emplace_back("dtype", safetensors_dtype<float>());
     entry.emplace_back("shape", Json::list(tensor.shape));
@@ -109,12 +160,14 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     header.emplace_back(tensor.name, std::move(entry));
     offset = end;
   }
+  strings.emplace_back(kChecksum, content_checksum({metadata.begin(), metadata.end()}, contents,
+                                                   [](const Content& c, uint32_t crc) { return crc32_of(c.bytes, crc); }));
+  header.emplace(header.begin(), "__metadata__", std::move(strings));
   std::string text = Json(std::move(header)).dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data is aligned
   const uint64_t length = text.size();
-  std::vector<std::string_view> pieces{{reinterpret_cast<const char*>(&length), sizeof length}, text};
-  for (const NamedTensor& tensor : tensors)
-    pieces.emplace_back(reinterpret_cast<const char*>(tensor.values->data()), tensor.values->size() * sizeof(float));
+  pieces[0] = {reinterpret_cast<const char*>(&length), sizeof length};
+  pieces[1] = text;
   write_atomically(path, pieces);
 }
 

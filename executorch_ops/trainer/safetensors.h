@@ -38,7 +38,8 @@ class SafetensorsFile {
     int64_t offset, bytes;  // in the file
   };
 
-  // Throws Error unless the file is what the format says, to the last byte.
+  // Throws Error unless the file is what the format says, to the last byte, and has the checksum that its metadata name, if
+  // they name one. mobizo_kernels/_safetensors.py refuses the same.
   explicit SafetensorsFile(const std::string& path);
 
   const std::string& path() const { return file_.path(); }
@@ -58,6 +59,7 @@ class SafetensorsFile {
 
  private:
   void read_header();
+  void check_checksum() const;
   const Tensor& find(const std::string& name, const std::string& dtype) const;
 
   File file_;
@@ -72,7 +74,7 @@ struct NamedTensor {
   const std::vector<float>* values;
 };
 
-// Atomically: `path` holds what it held before if an Error is thrown.
+// Atomically: `path` holds what it held before if an Error is thrown. The metadata get a checksum, docs/formats.md.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::vector<std::pair<std::string, std::string>>& metadata);
 

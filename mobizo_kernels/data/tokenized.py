@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
-from mobizo_kernels.data import strict_json
+from mobizo_kernels._safetensors import CHECKSUM, Tensor, content_checksum, read_safetensors
 from mobizo_kernels.data.errors import InputError, first_line
 from mobizo_kernels.data.prompts import EncodedExample
 
@@ -29,6 +29,7 @@ SPLITS = ("train", "validation", "test")
 
 _ARRAYS = {"tokens": np.int32, "offsets": np.int64, "targets": np.int32, "labels": np.int32}
 _ORDER = "train.order"
+_TENSORS = {_ORDER, *(f"{split}.{name}" for split in SPLITS for name in _ARRAYS)}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def write_dataset(path: str | os.PathLike[str], dataset: TokenizedDataset) -> No
         "template": dataset.template,
         "source": dataset.source,
     }
+    metadata[CHECKSUM] = content_checksum(metadata, {name: Tensor.of(a) for name, a in tensors.items()})
     with written_whole(path) as scratch:
         scratch.write_bytes(sorted_metadata(save(tensors, metadata)))
 
@@ -90,25 +92,23 @@ def read_dataset(path: str | os.PathLike[str]) -> TokenizedDataset:
     """Read what :func:`write_dataset` wrote.
 
     Raises:
-        InputError: naming the file and the tensor or entry, if there is no such file, it is no data set, or
-            its parts contradict each other.
+        InputError: naming the file and the tensor or entry, if there is no such file, it is no data set, it
+            is damaged, or its parts contradict each other.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data set: there is no file {str(path)!r}")
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                got = metadata.get("format")
-                raise InputError(f"data set {path}: expected format {FORMAT!r}, got {got!r}")
-            names: list[str] = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError) as error:
+        metadata, contents = read_safetensors(path)
+        tensors = {name: contents[name].array() for name in _TENSORS & contents.keys()}
+    except (ValueError, OSError) as error:
         raise InputError(f"data set {path} cannot be read ({first_line(error)})") from error
+    if metadata.get("format") != FORMAT:
+        got = metadata.get("format")
+        raise InputError(f"data set {path}: expected format {FORMAT!r}, got {got!r}")
     labels = _list(metadata, "labels", str, path)
     candidates = None
-    if metadata.get("candidate_tokens") != "null":
+    if metadata.get("candidate_tokens", "").strip(" \t\n\r") != "null":
         candidates = tuple(_list(metadata, "candidate_tokens", int, path))
     splits = {split: examples_of_arrays(tensors, split, path) for split in SPLITS}
     dataset = TokenizedDataset(
@@ -183,7 +183,7 @@ def _tensor(tensors: dict[str, NDArray[Any]], name: str, dtype: Any, path: Path)
 def _list(metadata: dict[str, str], name: str, kind: type, path: Path) -> list[Any]:
     """A JSON list of strings or of numbers in the metadata."""
     try:
-        value = strict_json.loads(metadata[name])
+        value = _strict_json.loads_as_native(metadata[name].encode())
     except (KeyError, ValueError):
         value = None
     if not isinstance(value, list) or any(type(item) is not kind for item in value):

@@ -10,13 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
+from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
+from mobizo_kernels._safetensors import CHECKSUM, Tensor, content_checksum, read_safetensors
 from mobizo_kernels.lora.fingerprint import model_fingerprint
 from mobizo_kernels.lora.peft_io import (
     CONFIG_FILE,
@@ -47,8 +48,11 @@ def save_device_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "adapter_config": json.dumps(adapter_config(model), sort_keys=True),
         "base_fingerprint": model_fingerprint(model),
     }
+    tensors = adapter_tensors(model)
+    contents = {name: Tensor.of(tensor.numpy()) for name, tensor in tensors.items()}
+    metadata[CHECKSUM] = content_checksum(metadata, contents)
     with written_whole(Path(path)) as scratch:
-        scratch.write_bytes(sorted_metadata(save(adapter_tensors(model), metadata)))
+        scratch.write_bytes(sorted_metadata(save(tensors, metadata)))
 
 
 def device_from_peft(model: Model, directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> Model:
@@ -97,10 +101,10 @@ def peft_from_device(path: str | os.PathLike[str], directory: str | os.PathLike[
     if not path.is_file():
         raise FileNotFoundError(f"adapter: there is no file {str(path)!r}")
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        metadata, tensors = read_safetensors(path)
+    except ValueError as error:
         raise ValueError(f"adapter {path} cannot be read ({error})") from error
-    config = _config(adapter_metadata(path), path)
+    config = _config(metadata, path)
     _check_tensors(tensors, path)
     with files_of_adapter(directory) as scratch:
         shutil.copyfile(path, scratch / WEIGHTS_FILE)
@@ -121,7 +125,7 @@ def _config(metadata: dict[str, str], path: Path) -> dict[str, object]:
             f"{', '.join(sorted(metadata)) or 'none'}"
         )
     try:
-        values = json.loads(metadata["adapter_config"])
+        values = _strict_json.loads_as_native(metadata["adapter_config"].encode())
         config = PeftConfig.from_peft_type(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"adapter {path}: its adapter_config cannot be understood ({error})") from error
@@ -130,12 +134,12 @@ def _config(metadata: dict[str, str], path: Path) -> dict[str, object]:
     return values
 
 
-def _check_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Raise ValueError unless the tensors are pairs of a LoRA-A [r, in] and a LoRA-B [out, r], float32."""
-    factors: dict[str, dict[str, torch.Tensor]] = {"A": {}, "B": {}}
+    factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
-        if match is None or tensor.dtype != torch.float32 or tensor.dim() != 2:
+        if match is None or tensor.dtype != "F32" or len(tensor.shape) != 2:
             raise ValueError(
                 f"adapter {path}: expected float32 matrices called base_model.model.*.lora_A.weight and "
                 f"lora_B.weight, got {name}, {tensor.dtype} {list(tensor.shape)}"

@@ -22,7 +22,7 @@ struct TestDataset {
                                                       {"tokenizer", tokenizer},
                                                       {"candidate_tokens", candidates},
                                                       {"labels", labels_text}}}};
-    const auto add = [&](const char* name, const char* dtype, const auto& values) {
+    const auto add = [&](const std::string& name, const char* dtype, const auto& values) {
       const auto begin = static_cast<int64_t>(data.size());
       data += bytes(values);
       header.emplace_back(name,
@@ -35,6 +35,10 @@ struct TestDataset {
     add("train.targets", "I32", targets);
     add("train.labels", "I32", labels);
     add("train.order", "I32", order);
+    for (const std::string split : {"validation", "test"}) {
+      for (const char* name : {".tokens", ".targets", ".labels"}) add(split + name, "I32", std::vector<int32_t>{});
+      add(split + ".offsets", "I64", std::vector<int64_t>{0});
+    }
     const std::string text = Json(header).dump();
     const uint64_t length = text.size();
     return scratch.write("data", std::string(reinterpret_cast<const char*>(&length), 8) + text + data);
@@ -106,8 +110,13 @@ inline void dataset_cases(Report& report) {
     check_error(report, "data set: " + part, part, [&] { Dataset(data.write(scratch)).check(d); });
   };
   refused("of another tokenizer: the program expects cafe, got 'babe'", [](auto& data, auto&) { data.tokenizer = "babe"; });
-  refused("candidate_tokens must be those of the program, [5,9], got [9,5]",
+  refused("candidate_tokens must be those of the program, [9,5], got [5,9]",
+          [](auto&, auto& d) { d.candidate_tokens = {9, 5}; });
+  refused("row 0 of train: its last token, 5, is not that of its label 0",
           [](auto& data, auto&) { data.candidates = "[9,5]"; });
+  refused("a different token for each of at least two labels, got [5,5]", [](auto& data, auto&) { data.candidates = "[5,5]"; });
+  refused("labels: expected a string, got a whole number", [](auto& data, auto&) { data.labels_text = "[1, 2]"; });
+  refused("row 0 of train: token ids must be from 0, got -1", [](auto& data, auto&) { data.tokens[0] = -1; });
   refused("got none", [](auto& data, auto&) { data.candidates = "null"; });
   refused("labels: not JSON", [](auto& data, auto&) { data.labels_text = ""; });
   refused("row 2 of train: expected at most 4 tokens before the last, got 5", [](auto&, auto& d) { d.max_length = 4; });

@@ -60,7 +60,18 @@ inline void json_cases(Report& report) {
                           "[1]]",
                           "'a'"})
     check_error(report, text("json ", bad), "not JSON at byte", [&] { parse_json(bad); });
+  for (const char* bad : {"\x80", "\xc1\x80", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
+                          "\xf5\x80\x80\x80", "\xc3", "\xe2\x82", "\xf0\x9f\x98"})
+    check_error(report, text("json of no UTF-8, ", bad), "not JSON at byte 1: expected UTF-8",
+                [&] { parse_json(text('"', bad, '"')); });
+  round_trip("\"\u007f\u0080\u07ff\u0800\ud7ff\uffff\U00010000\U0010ffff\"",
+             "\"\u007f\u0080\u07ff\u0800\ud7ff\uffff\U00010000\U0010ffff\"");
   check_error(report, "json of many levels", "fewer levels", [] { parse_json(std::string(100'000, '[')); });
+
+  std::string many = "{\"\": 0";  // would take minutes if every name were compared with every other
+  for (int i = 0; i < 300'000; ++i) many += text(",\"", i, "\": 0");
+  report.check("json of many names", parse_json(many + "}").as_object().size() == 300'001 ? "" : "other names");
+  check_error(report, "json of many names, one twice", "each name once", [&] { parse_json(many + ",\"7\": 0}"); });
 
   const Json json = parse_json("{\"whole\": 3, \"number\": 3.0, \"text\": \"3\", \"list\": [1, 2]}");
   report.check("numbers are equal by value", json["whole"] == json["number"] ? "" : "3 is not 3.0");

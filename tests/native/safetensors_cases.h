@@ -33,6 +33,14 @@ inline void safetensors_cases(Report& report) {
   for (size_t size = 0; size < bytes.size(); ++size)
     check_error(report, text("safetensors cut to ", size, " bytes"), scratch.file("cut"),
                 [&] { SafetensorsFile file(scratch.write("cut", bytes.substr(0, size))); });
+  const std::string word = "checksum";  // by another name it is one text more that the file says, and no other
+  for (size_t at = 0; at < bytes.size(); ++at) {
+    if (at >= bytes.find(word) && at < bytes.find(word) + word.size()) continue;
+    std::string damaged = bytes;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+    check_error(report, text("safetensors damaged at byte ", at), scratch.file("damaged"),
+                [&] { SafetensorsFile file(scratch.write("damaged", damaged)); });
+  }
   check_error(report, "safetensors with a byte more", "the tensors end at byte",
               [&] { SafetensorsFile file(scratch.write("more", bytes + "x")); });
 

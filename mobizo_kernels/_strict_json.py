@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_MOST_LEVELS = 64
+
 
 def loads(text: str) -> Any:
     """The value that `text` (RFC 8259) stands for.
@@ -25,6 +27,32 @@ def loads(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at column {error.colno}") from error
+
+
+def loads_as_native(content: bytes) -> Any:
+    """The value that a file holds which the native trainer reads, too: executorch_ops/trainer/json.cpp takes
+    and refuses the same bytes.
+
+    Raises:
+        ValueError: what :func:`loads` refuses; bytes that are not UTF-8, half a pair of surrogates, whole
+            numbers beyond 64 bits, and more than 64 levels.
+    """
+    value = loads(content.decode())
+    rest = [(value, 0)]
+    while rest:
+        item, level = rest.pop()
+        if level > _MOST_LEVELS:
+            raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
+        if isinstance(item, str):
+            item.encode()  # not for half a pair of surrogates
+        elif type(item) is int and not -(2**63) <= item < 2**63:
+            raise ValueError(f"expected whole numbers of 64 bits, got {item}")
+        elif isinstance(item, dict):
+            rest.extend((name, level) for name in item)
+            rest.extend((inner, level + 1) for inner in item.values())
+        elif isinstance(item, list):
+            rest.extend((inner, level + 1) for inner in item)
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
