@@ -129,11 +129,11 @@ def collate(examples: Sequence[EncodedExample], pad_token: int) -> dict[str, tor
         position earlier that is compared with a label.
     """
     width = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), width), pad_token)
+    input_ids = torch.full((len(examples), width), pad_token, dtype=torch.int64, device="cpu")
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, IGNORED_LABEL)
     for row, example in enumerate(examples):
-        input_ids[row, width - len(example.input_ids) :] = torch.tensor(example.input_ids)
+        input_ids[row, width - len(example.input_ids) :] = torch.tensor(example.input_ids, device="cpu")
         attention_mask[row, width - len(example.input_ids) :] = 1
         labels[row, -example.targets :] = input_ids[row, -example.targets :]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

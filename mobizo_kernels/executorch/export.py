@@ -21,7 +21,7 @@ from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.forms import GroupedAttention, replace_gelus, replace_norms
-from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, write
+from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
@@ -176,7 +176,7 @@ def export_training_program(
             ],
         },
     }
-    with torch.no_grad(), ExitStack() as forms:
+    with torch.no_grad(), usual_defaults(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
         replace_experts(model)
         quantize(model, quantization, head=candidate_tokens is None)

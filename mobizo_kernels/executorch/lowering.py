@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ from mobizo_kernels.executorch.program import (
 MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """float32 on the CPU as torch's defaults: a graph keeps what they were while it was traced."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with nullcontext() if device.type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:

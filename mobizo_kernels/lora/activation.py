@@ -29,7 +29,7 @@ def invocation_starts(
     rows, width = input_ids.shape
     length = len(tokens)
     if width < length:
-        return torch.full((rows,), -1, device=input_ids.device)
+        return torch.full((rows,), -1, dtype=torch.int64, device=input_ids.device)
     wanted = torch.tensor(list(tokens), device=input_ids.device)
     found = (input_ids.unfold(1, length, 1) == wanted).all(dim=2)
     if attention_mask is not None:

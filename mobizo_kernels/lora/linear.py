@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,9 +68,7 @@ class Directions(nn.Module):
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         """Let `model.to(...)` move the buffers, but keep the coefficients float32."""
-        super()._apply(fn, recurse)
-        self.coeffs = self.coeffs.float()
-        return self
+        return super()._apply(_keeping_dtype(fn), recurse)
 
 
 class MPLoRALinear(nn.Module):
@@ -93,7 +92,8 @@ class MPLoRALinear(nn.Module):
         lora_a: float32 [r, in_features], zeros until :meth:`reset_lora_a` or until an adapter is loaded.
         lora_b: float32 [out_features, r], zeros: an untrained adapter changes nothing.
 
-    A and B are float32 over a base of lower precision, as in PEFT: a step of training is far smaller than the
+    A and B are float32 over a base of lower precision, as in PEFT, and stay float32 through `model.half()`,
+    `model.to(torch.bfloat16)` and the like, which change the base: a step of training is far smaller than the
     spacing of bfloat16 values. Neither requires a gradient: nothing is ever back-propagated, and autograd
     must not record a forward whose B is then written in place.
     """
@@ -116,15 +116,22 @@ class MPLoRALinear(nn.Module):
         self.scaling = lora_scaling(rank, alpha, rslora)
         self.base_layer = base_layer
         self.directions = directions
-        device = device_of(base_layer)
-        self.lora_a = nn.Parameter(torch.zeros(rank, in_features, device=device), requires_grad=False)
-        self.lora_b = nn.Parameter(torch.zeros(out_features, rank, device=device), requires_grad=False)
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": device_of(base_layer)}
+        self.lora_a = nn.Parameter(torch.zeros(rank, in_features, **kind), requires_grad=False)
+        self.lora_b = nn.Parameter(torch.zeros(out_features, rank, **kind), requires_grad=False)
         self.train(base_layer.training)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        """Let `model.to(...)` move A and B, but keep their values and type."""
+        if recurse:
+            for module in self.children():
+                module._apply(fn)
+        return super()._apply(_keeping_dtype(fn), recurse=False)
 
     @torch.no_grad()
     def reset_lora_a(self, generator: torch.Generator) -> None:
         """Draw A kaiming-uniform as PEFT does, in +-1 / sqrt(in_features), from a generator on the CPU."""
-        draw = torch.empty(self.lora_a.shape)
+        draw = torch.empty(self.lora_a.shape, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
         self.lora_a.copy_(draw)
 
@@ -170,6 +177,16 @@ class MPLoRALinear(nn.Module):
 def lora_scaling(rank: int, alpha: float, rslora: bool = False) -> float:
     """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
     return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def _keeping_dtype(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What moves a tensor as `fn` does, without rounding it."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -13,6 +13,8 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from mobizo_kernels.lora.linear import device_of
+
 # The options of LoraConfig that are honoured, and those that say nothing about the computation. Any other
 # option, also one that a later PEFT adds, has to be at its default. fan_in_fan_out follows from the layer.
 _HONOURED = {
@@ -48,7 +50,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = False) 
         strict: every entry of `target_modules` has to match something; else one match is enough, as in PEFT.
 
     Raises:
-        ValueError: if nothing matches, or something that is not a linear which sees all tokens.
+        ValueError: if nothing matches, or something that is not a linear which sees all tokens and has values.
     """
     if config.target_modules is None:
         model_type = str(getattr(getattr(model, "config", None), "model_type", None))
@@ -118,6 +120,8 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
             f"LoraConfig.target_modules matches {name}, an expert that sees only the tokens routed to it, "
             "so groups of rows cannot be told apart there"
         )
+    if device_of(module).type == "meta":
+        raise ValueError(f"the weight of {name} is on the meta device, which holds no values: load it first")
     rank, alpha = rank_and_alpha(config, name)
     if not 1 <= rank <= _MAX_RANK:
         raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {_MAX_RANK}, got {rank}")

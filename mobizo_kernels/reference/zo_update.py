@@ -29,7 +29,8 @@ def gradient(
     shape: tuple[int, ...], seeds: torch.Tensor, coeffs: torch.Tensor, stream: int, distribution: str
 ) -> Float32:
     """sum_i coeffs[i] * z(seeds[i]) as float32, one fused multiply-add per seed from 0 on."""
-    return perturb(torch.zeros(shape), seeds, coeffs, stream, 1.0, distribution).numpy()
+    zeros = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    return perturb(zeros, seeds, coeffs, stream, 1.0, distribution).numpy()
 
 
 def decayed(param: torch.Tensor, decay: float) -> Float32:

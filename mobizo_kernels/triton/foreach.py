@@ -62,9 +62,10 @@ def _table(
     """
     message = "the first call with these parameters must come before the capture of a CUDA graph"
     check(op, not _capturing(device), message)
-    blocks = torch.tensor([triton.cdiv(size, block) for size in sizes])
-    table = torch.tensor([sizes, streams, (blocks.cumsum(0) - blocks).tolist(), *addresses]).t().contiguous()
-    owners = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(blocks)
+    blocks = torch.tensor([triton.cdiv(size, block) for size in sizes], device="cpu")
+    columns = [sizes, streams, (blocks.cumsum(0) - blocks).tolist(), *addresses]
+    table = torch.tensor(columns, device="cpu").t().contiguous()
+    owners = torch.arange(len(sizes), dtype=torch.int32, device="cpu").repeat_interleave(blocks)
     return owners.to(device), table.to(device)
 
 

@@ -65,7 +65,8 @@ class Estimator(ABC):
 
     def coeffs(self) -> torch.Tensor:
         """The signed size of each group's perturbation, float32 [G]."""
-        return torch.tensor([sign * self.eps for _, sign in self.plan()], dtype=torch.float32)
+        sizes = [sign * self.eps for _, sign in self.plan()]
+        return torch.tensor(sizes, dtype=torch.float32, device="cpu")
 
     def projected_gradients(self, losses: torch.Tensor) -> torch.Tensor:
         """The slope along each query's direction, float32 [q], computed in float64 on the CPU.

@@ -53,7 +53,7 @@ class GraphedSteps:
         self._coeffs = estimator.coeffs().to(device)
         # For each group of parameters: the factor from slopes to coefficients, and the rate of the update.
         self._scales = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
-        self._rates = torch.zeros(len(optimizer.param_groups), device=device)
+        self._rates = torch.zeros(len(optimizer.param_groups), dtype=torch.float32, device=device)
         self._steps: OrderedDict[Hashable, _StaticStep] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -119,8 +119,8 @@ class GraphedSteps:
         rates = [optimizer.rate(group) for group in groups]
         self._seeds.copy_(seeds)
         self._group_seeds.copy_(self._estimator.seeds(seeds))
-        self._scales.copy_(torch.tensor(scales, dtype=torch.float64))
-        self._rates.copy_(torch.tensor(rates))
+        self._scales.copy_(torch.tensor(scales, dtype=torch.float64, device="cpu"))
+        self._rates.copy_(torch.tensor(rates, dtype=torch.float32, device="cpu"))
 
     def _tensors(self, group: dict[str, Any]) -> list[torch.Tensor]:
         """What a step of the optimizer changes of a group: parameters and their state."""
@@ -178,7 +178,9 @@ class _StaticStep:
 
     def __init__(self, batch: LabelledBatch, estimator: Estimator) -> None:
         self.batch = batch.clone()
-        self.result = torch.empty(estimator.groups + estimator.queries, device=batch.rows.device)
+        self.result = torch.empty(
+            estimator.groups + estimator.queries, dtype=torch.float32, device=batch.rows.device
+        )
         self.fresh = True
         self.replay: Callable[[], None] | None = None
 

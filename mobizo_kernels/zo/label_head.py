@@ -61,7 +61,7 @@ def _checked(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
         raise ValueError(f"candidate_tokens must be at least 2 different token ids, got {list(tokens)}")
     if not all(0 <= token < vocabulary for token in tokens):
         raise ValueError(f"candidate_tokens must be in [0, {vocabulary}), got {list(tokens)}")
-    return torch.tensor(list(tokens), device=model.device)
+    return torch.tensor(list(tokens), dtype=torch.int64, device=model.device)
 
 
 def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:

@@ -168,7 +168,7 @@ class BatchReader:
         """
         ids, inputs = batch["input_ids"], self._inputs(batch, columns)
         count, width = len(ids), inputs["input_ids"].shape[1]
-        seen = torch.ones(count, width, dtype=torch.bool)
+        seen = torch.ones(count, width, dtype=torch.bool, device="cpu")
         if "attention_mask" in batch:
             seen = batch["attention_mask"][:, :width].cpu() != 0
         inputs = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
@@ -177,7 +177,8 @@ class BatchReader:
             inputs["position_ids"] = positions.to(self._model.device)
         tokens = adapter_of(self._model).config.alora_invocation_tokens
         if tokens is None:
-            return self._block(inputs, torch.arange(width).expand(count, -1), seen), None, columns, ()
+            whole = torch.arange(width, device="cpu").expand(count, -1)
+            return self._block(inputs, whole, seen), None, columns, ()
 
         ids, rows, columns = ids.cpu(), rows.cpu(), columns.cpu()
         starts = invocation_starts(ids[:, :width], tokens, seen)
@@ -187,14 +188,14 @@ class BatchReader:
         if (columns < starts[rows]).any():
             row = int(rows[(columns < starts[rows]).int().argmax()])
             raise ValueError(f"batch: row {row} has a label that is predicted before the invocation tokens")
-        last = torch.zeros(count, dtype=torch.int64).scatter_reduce(0, rows, columns, "amax")
-        tail = starts[:, None] + torch.arange(int((last - starts).max()) + 1)
+        last = starts.new_zeros(count).scatter_reduce(0, rows, columns, "amax")
+        tail = starts[:, None] + torch.arange(int((last - starts).max()) + 1, device="cpu")
         block = self._block(inputs, tail, tail <= torch.maximum(last, starts)[:, None])
         first = seen.int().argmax(dim=1)
         length = int((starts - first).max())
         prefix = None
         if length:
-            before = starts[:, None] - length + torch.arange(length)
+            before = starts[:, None] - length + torch.arange(length, device="cpu")
             prefix = self._block(inputs, before, (before >= first[:, None]))
         keys: tuple[bytes, ...] = ()
         if states is not None:
@@ -214,7 +215,7 @@ class BatchReader:
         """The tokens of `inputs` at columns [B, n]; those that are not seen, bool [B, n], are padding."""
         width = inputs["input_ids"].shape[1]
         device = self._model.device
-        rows = torch.arange(len(columns))[:, None].to(device)
+        rows = torch.arange(len(columns), device=device)[:, None]
         index = columns.clamp(0, width - 1).to(device)
         return TokenBlock(
             {name: tensor[rows, index] for name, tensor in inputs.items()},

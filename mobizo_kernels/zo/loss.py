@@ -112,7 +112,7 @@ class LabelledLoss:
         read nothing back to the host, so they can be captured in a CUDA graph.
         """
         hidden = self._hidden(batch, groups)
-        total = torch.zeros(groups, device=hidden.device)
+        total = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         # A chunk takes the same tokens of every group, so an adapted LM head finds its groups in it.
         step = max(1, self.chunk_tokens // groups)
         for part, target in zip(hidden.split(step, dim=1), batch.targets.split(step), strict=True):
@@ -173,11 +173,11 @@ class LabelledLoss:
         """Take `shared` if it computes what the whole model computes for every group."""
         model, vocabulary = self.model, self.model.config.get_text_config().vocab_size
         width = 6 + len(tokens or ())
-        ids = (torch.arange(2 * width).view(2, width) * 7 + 3) % vocabulary
+        ids = (torch.arange(2 * width, device="cpu").view(2, width) * 7 + 3) % vocabulary
         mask = torch.ones_like(ids)
         mask[1, :2] = 0
         if tokens is not None:
-            ids[:, -1 - len(tokens) : -1] = torch.tensor(tokens)
+            ids[:, -1 - len(tokens) : -1] = torch.tensor(tokens, device="cpu")
         labels = torch.full_like(ids, IGNORED)
         labels[:, -1] = ids[:, -1]
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -185,7 +185,8 @@ class LabelledLoss:
         directions = adapter_of(model).directions
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        seeds, coeffs = torch.tensor([1, 2]), torch.tensor([0.1, -0.1])
+        seeds = torch.tensor([1, 2], device="cpu")
+        coeffs = torch.tensor([0.1, -0.1], dtype=torch.float32, device="cpu")
         try:
             with directions.use(seeds, coeffs):
                 plain = self._labelled(batch, rows, columns, targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name
@@ -25,9 +26,13 @@ def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     that require a gradient of any other model, tied ones once.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or if a LoRA-B is no longer float32: steps are smaller than the spacing
+            of other types, and nothing would move.
     """
     if is_wrapped(model):
+        for name, layer in adapter_layers(model).items():
+            if layer.lora_b.dtype != torch.float32:
+                raise ValueError(f"the LoRA-B of {name} must be float32, got {layer.lora_b.dtype}")
         return [(f"{name}.weight", layer.lora_b) for name, layer in adapter_layers(model).items()]
     parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     if not parameters:

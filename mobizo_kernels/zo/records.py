@@ -34,7 +34,7 @@ class StepRecord:
     @classmethod
     def skipped(cls, queries: int, loss: float) -> StepRecord:
         """A step that changed nothing, for a loss was not finite."""
-        return cls(torch.zeros(queries), loss=loss, applied=False)
+        return cls(torch.zeros(queries, dtype=torch.float32, device="cpu"), loss=loss, applied=False)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class Records:
     @classmethod
     def none(cls, queries: int) -> Records:
         """No steps."""
-        empty = torch.empty(0)
-        return cls(torch.empty(0, queries), empty, empty, empty, torch.empty(0, dtype=torch.bool))
+        coeffs = torch.empty(0, queries, dtype=torch.float32, device="cpu")
+        empty = coeffs.new_empty(0)
+        return cls(coeffs, empty, empty, empty, empty.bool())
 
     def __len__(self) -> int:
         return len(self.coeffs)
@@ -119,7 +120,7 @@ def _columns(rows: NDArray[Any], version: int) -> Records:
         )
         applied = torch.from_numpy(rows["applied"] == 1)
     else:  # plain SGD, which records a step that it skips as one of zeros
-        ones = torch.ones(len(rows))
+        ones = torch.ones(len(rows), dtype=torch.float32, device="cpu")
         rate, decay, loss, applied = 0 * ones, ones, float("nan") * ones, ones.bool()
     return Records(torch.from_numpy(rows["coeffs"].astype(np.float32)), rate, decay, loss, applied)
 

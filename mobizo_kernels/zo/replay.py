@@ -70,7 +70,7 @@ def redo_steps(optimizer: ZOOptimizer, run_seed: int, first: int, records: Recor
             optimizer.redo(query_seeds(run_seed, step, queries), record)
     elif records.applied.any():
         # In float32 the updates of many steps are one chain of fused multiply-adds: one pass takes them all.
-        steps = (torch.arange(len(records))[records.applied] + first).tolist()
+        steps = (records.applied.nonzero()[:, 0] + first).tolist()
         seeds = torch.cat([query_seeds(run_seed, step, queries) for step in steps])
         optimizer.perturb(seeds, records.coeffs[records.applied].flatten())
 

@@ -41,7 +41,8 @@ def query_seeds(run_seed: int, step: int, queries: int) -> torch.Tensor:
         raise ValueError(f"step must be at least 0, got {step}")
     if queries < 1:
         raise ValueError(f"queries must be at least 1, got {queries}")
-    return torch.tensor([query_seed(run_seed, step * queries + k) for k in range(queries)], dtype=torch.int64)
+    seeds = [query_seed(run_seed, step * queries + k) for k in range(queries)]
+    return torch.tensor(seeds, dtype=torch.int64, device="cpu")
 
 
 def check_run_seed(run_seed: int) -> None:

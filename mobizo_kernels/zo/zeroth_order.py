@@ -263,7 +263,7 @@ class ZerothOrder:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
         skipped = not _all_finite(losses, projected_grads)
         if skipped:
-            projected_grads = torch.full((len(seeds),), float("nan"))
+            projected_grads = torch.full_like(projected_grads, float("nan"))
             self.skipped_steps += 1
         loss = self.estimator.loss(losses)
         unsteady = self.steadiness.observe(_float32(loss), not skipped)
@@ -307,7 +307,7 @@ class ZerothOrder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses [G] and projected gradients [q] of a step, recorded and applied if all are finite."""
         if is_wrapped(self.model):
-            losses, standing = self._batched_losses(batch, seeds), torch.zeros(len(seeds))
+            losses, standing = self._batched_losses(batch, seeds), _zeros(len(seeds))
         else:
             losses, standing = self._sequential_losses(batch, seeds)
         projected_grads = self.estimator.projected_gradients(losses)
@@ -335,12 +335,12 @@ class ZerothOrder:
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """losses [G] from G forwards, and what of each direction is still on the parameters, float32 [q]."""
-        losses, standing = torch.empty(self.estimator.groups), torch.zeros(len(seeds))
+        losses, standing = _zeros(self.estimator.groups), _zeros(len(seeds))
         coeffs, plan = self.estimator.coeffs(), self.estimator.plan()
         try:
             # Groups of one query follow each other, so that a pass has two directions at most.
             for group in sorted(range(len(plan)), key=lambda group: plan[group][0]):
-                wanted = torch.zeros(len(seeds))
+                wanted = _zeros(len(seeds))
                 wanted[plan[group][0]] = coeffs[group]
                 change = wanted - standing
                 if change.any():
@@ -361,6 +361,11 @@ def _all_finite(*tensors: torch.Tensor) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
+def _zeros(count: int) -> torch.Tensor:
+    """float32 [count] on the CPU, whatever torch's defaults are."""
+    return torch.zeros(count, dtype=torch.float32, device="cpu")
+
+
 def _float32(value: float) -> float:
     """As a journal has it."""
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
