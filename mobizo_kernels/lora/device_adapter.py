@@ -24,6 +24,7 @@ from mobizo_kernels.lora.peft_io import (
     WEIGHTS_FILE,
     adapter_config,
     adapter_tensors,
+    check_saves,
     files_of_adapter,
     load_adapter,
 )
@@ -40,9 +41,10 @@ def save_device_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: of the file; one that is there is replaced.
 
     Raises:
-        ValueError: if the model is not wrapped.
+        ValueError: if the model is not wrapped, or if PEFT would make another model of the adapter.
         OSError: if the file cannot be written.
     """
+    check_saves(model)
     metadata = {
         "format": "pt",
         "adapter_config": json.dumps(adapter_config(model), sort_keys=True),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,8 @@ from torch import nn
 
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import lora_scaling
-from mobizo_kernels.lora.targets import check_options, find_targets, rank_and_alpha
+from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft_key, vocabulary_of
+from mobizo_kernels.lora.targets import Target, check_options, find_targets, rank_and_alpha
 from mobizo_kernels.lora.wrapping import Model, adapter_layers, adapter_of, install, is_wrapped
 
 CONFIG_FILE = "adapter_config.json"
@@ -44,9 +47,11 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         directory: receives adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        ValueError: if the model is not wrapped.
+        ValueError: if the model is not wrapped, or if it is none that PEFT would make of the files, see
+            :func:`check_saves`.
         OSError: if `directory` is a file or cannot be written.
     """
+    check_saves(model)
     config, tensors = adapter_config(model), adapter_tensors(model)
     with files_of_adapter(directory) as scratch:
         save_file(tensors, scratch / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -62,6 +67,33 @@ def files_of_adapter(directory: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(scratch)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(Path(scratch, name), directory / name)
+
+
+def check_saves(model: nn.Module) -> None:
+    """Raise ValueError unless the files of a wrapped model's adapter say all that there is to say.
+
+    They do not if the model got adapters of PEFT's or other embeddings since it was wrapped, or if PEFT would
+    not adapt the same linears by them.
+    """
+    adapter = adapter_of(model)
+    check_no_peft(model)
+    if (vocabulary := vocabulary_of(model)) != adapter.vocabulary:
+        raise ValueError(
+            f"{type(model).__name__} has {vocabulary} token embeddings and had {adapter.vocabulary} when it "
+            "was wrapped: an adapter does not hold them"
+        )
+    check_peft_loads(model, adapter.config, _targets_of(model))
+
+
+def _targets_of(model: nn.Module) -> list[Target]:
+    """The adapted linears of a wrapped model."""
+    root = math.sqrt if adapter_of(model).config.use_rslora else float
+    return [
+        Target(
+            name, layer, layer.in_features, layer.out_features, layer.rank, layer.scaling * root(layer.rank)
+        )
+        for name, layer in adapter_layers(model).items()
+    ]
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
@@ -87,7 +119,10 @@ def adapter_config(model: nn.Module) -> dict[str, Any]:
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """A and B, float32 on the CPU, of a wrapped model by PEFT's names."""
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(model).items()}
+    return {
+        key: tensor.detach().to("cpu", torch.float32).contiguous()
+        for key, tensor in _adapter_tensors(model).items()
+    }
 
 
 def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
@@ -95,7 +130,8 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
 
     A model that is not wrapped is wrapped by the saved configuration. Into a wrapped model A and B are copied
     in place, so an optimizer that holds them goes on; scalings and configuration become those of the adapter.
-    The saved `lora_dropout` is dropped: it acts in first-order training only.
+    The saved `lora_dropout` is dropped: it acts in first-order training only. An adapter that PEFT would load
+    to another model, see :func:`wrap`, is loaded with a warning.
 
     Args:
         model: the base model of the adapter, wrapped or not.
@@ -107,41 +143,44 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if the files cannot be read, if the configuration is not LoRA or has an option that cannot
-            be honoured, or if the tensors do not fit the model. In every case the model is left as it was.
+            be honoured, if the tensors do not fit the model, or if it holds adapters of PEFT's. In every case
+            the model is left as it was.
     """
     config, tensors = _read(Path(directory))
     if is_wrapped(model):
         layers = adapter_layers(model)
         _check_fit(model, tensors, {key: tensor.shape for key, tensor in _adapter_tensors(model).items()})
     else:
+        check_no_peft(model)
         targets = find_targets(model, config)
         expected = {}
         for target in targets:
-            expected[_key(target.name, "A")] = torch.Size((target.rank, target.in_features))
-            expected[_key(target.name, "B")] = torch.Size((target.out_features, target.rank))
+            expected[peft_key(target.name, "A")] = torch.Size((target.rank, target.in_features))
+            expected[peft_key(target.name, "B")] = torch.Size((target.out_features, target.rank))
         _check_fit(model, tensors, expected)
         layers = install(model, config, targets)
 
     for name, layer in layers.items():
-        layer.lora_a.data.copy_(tensors[_key(name, "A")])
-        layer.lora_b.data.copy_(tensors[_key(name, "B")])
+        layer.lora_a.data.copy_(tensors[peft_key(name, "A")])
+        layer.lora_b.data.copy_(tensors[peft_key(name, "B")])
         layer.scaling = lora_scaling(*rank_and_alpha(config, name), config.use_rslora)
     adapter = adapter_of(model)
     for hook in adapter.hooks:
         hook.remove()
     adapter.config, adapter.hooks = config, install_activation(model, config, adapter.directions)
+    try:
+        check_saves(model)
+    except ValueError as reason:
+        warnings.warn(
+            f"the adapter of {directory} is loaded, but cannot be saved again: {reason}", stacklevel=2
+        )
     return model
-
-
-def _key(name: str, factor: str) -> str:
-    """PEFT's name of a factor ("A" or "B") of the linear at path `name`."""
-    return f"base_model.model.{name}.lora_{factor}.weight"
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in adapter_layers(model).items():
-        tensors[_key(name, "A")], tensors[_key(name, "B")] = layer.lora_a, layer.lora_b
+        tensors[peft_key(name, "A")], tensors[peft_key(name, "B")] = layer.lora_a, layer.lora_b
     return tensors
 
 

@@ -50,7 +50,8 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = False) 
         strict: every entry of `target_modules` has to match something; else one match is enough, as in PEFT.
 
     Raises:
-        ValueError: if nothing matches, or something that is not a linear which sees all tokens and has values.
+        ValueError: if nothing matches, or something that is no linear, does not see all tokens or has no
+            values.
     """
     if config.target_modules is None:
         model_type = str(getattr(getattr(model, "config", None), "model_type", None))

@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
+from mobizo_kernels.lora.peft_check import check_embeddings, check_no_peft, check_peft_loads, vocabulary_of
+from mobizo_kernels.lora.saving import install_saving, remove_saving
 from mobizo_kernels.lora.targets import Target, check_options, find_targets, plain_name
 from mobizo_kernels.ops import parameter_stream
 
@@ -31,12 +33,14 @@ class Adapter:
         directions: shared by the layers.
         frozen: the parameters that required a gradient before; `unwrap` lets them require it again.
         hooks: handles of what makes the adapters act from the invocation tokens on.
+        vocabulary: tokens that the model had embeddings for, None if it is not one of transformers.
     """
 
     config: LoraConfig
     directions: Directions
     frozen: list[nn.Parameter]
     hooks: list[Any]
+    vocabulary: int | None
 
 
 def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
@@ -47,7 +51,8 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
     `exclude_modules`, `layers_to_transform`, `layers_pattern`, `rank_pattern`, `alpha_pattern` and
     `use_rslora`. With `alora_invocation_tokens` the adapters act from the last occurrence of these tokens in
     a row on (Activated LoRA, arXiv 2504.12397). A is drawn kaiming-uniform as PEFT does, B starts at zero:
-    the model computes what it did.
+    the model computes what it did. Its `save_pretrained` writes the adapter from now on, as that of a
+    PeftModel does.
 
     Args:
         model: any module with linears; they may be quantised.
@@ -58,8 +63,10 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
         `model`.
 
     Raises:
-        ValueError: before the model is touched, if it is wrapped already, if an option of `config` cannot be
-            honoured, if an entry of `target_modules` matches nothing, or something that is not a linear.
+        ValueError: before the model is touched, if it is wrapped already, holds adapters of PEFT's or
+            embeddings that were resized since it was loaded, if an option of `config` cannot be honoured, if
+            an entry of `target_modules` matches nothing, or something that is not a linear, or if PEFT would
+            not load the adapter to the same linears, as in some models with fused experts.
     """
     if is_wrapped(model):
         raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap(model) first")
@@ -67,7 +74,11 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
     check_options(config)
     if config.init_lora_weights is not True:
         raise ValueError(f"LoraConfig.init_lora_weights must be True, got {config.init_lora_weights!r}")
-    layers = install(model, config, find_targets(model, config, strict=True))
+    check_no_peft(model)
+    check_embeddings(model)
+    targets = find_targets(model, config, strict=True)
+    check_peft_loads(model, config, targets)
+    layers = install(model, config, targets)
     for layer in layers.values():
         layer.reset_lora_a(torch.Generator().manual_seed((seed + layer.stream) % 2**63))
     return model
@@ -102,6 +113,7 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
         parameter.requires_grad_(True)
     for hook in adapter.hooks:
         hook.remove()
+    remove_saving(model)
     delattr(model, _ATTRIBUTE)
     return model
 
@@ -148,8 +160,9 @@ def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)
+    install_saving(model)
     hooks = install_activation(model, config, directions)
-    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen, hooks))
+    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen, hooks, vocabulary_of(model)))
     return layers
 
 
