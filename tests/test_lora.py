@@ -317,6 +317,7 @@ def test_export_holds_the_op_and_reads_the_directions(rng: torch.Generator) -> N
             "nothing is called query; the linears of LlamaForCausalLM are "
             "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
         ),
+        ({"target_modules": ".*(query"}, r"LoraConfig: '.\*\(query' is no regular expression: missing \)"),
         ({"target_modules": ".*query"}, "LoraConfig selects nothing by target_modules='.\\*query'"),
         ({"layers_to_transform": [9]}, r"layers_to_transform=\[9\]; the linears of"),
         ({"target_modules": ["embed_tokens"]}, "matches model.embed_tokens \\(Embedding\\), not a linear"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,29 @@ def test_missing_weights_are_not_made_up(directory: Path) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"lacks 1 weights of LlamaForCausalLM, one being '{name}'"):
         load_model(str(directory))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_model_is_not_run(
+    file: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(question: str) -> str:
+        raise AssertionError(f"transformers asks: {question}")
+
+    monkeypatch.setattr("builtins.input", ask)
+    config = json.loads((directory / file).read_text())
+    if file == "config.json":
+        config |= {
+            "model_type": "stranger",
+            "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},
+        }
+    else:
+        config |= {"tokenizer_class": "Stranger", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    (directory / file).write_text(json.dumps(config))
+    (directory / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot be loaded: .*contains custom code"):
+        load_model(str(directory))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_dtype(directory: Path) -> None:

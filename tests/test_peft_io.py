@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mobizo_kernels.lora import (
     adapter_of,
     is_wrapped,
     load_adapter,
+    patterns,
     peft_io,
     save_adapter,
     wrap,
@@ -189,6 +191,48 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
         "init_lora_weights='pissa' changes the base",
     ),
     "dora": (lambda d: rewrite_config(d, use_dora=True), ValueError, "use_dora=True is not supported"),
+    "endless-target": (
+        lambda d: rewrite_config(d, target_modules=r"(\w*\.?)*!"),
+        ValueError,
+        r"LoraConfig.target_modules: the pattern .* cannot be used: matching it takes more than 1 s",
+    ),
+    "endless-exclusion": (
+        lambda d: rewrite_config(d, exclude_modules=r"(([a-z]|\w|\.)*)*!"),
+        ValueError,
+        "LoraConfig.exclude_modules: the pattern .* cannot be used: matching it takes",
+    ),
+    "endless-rank": (
+        lambda d: rewrite_config(d, rank_pattern={"q_proj": 3, r"(.+)+!": 4}),
+        ValueError,
+        "LoraConfig.rank_pattern: the pattern .* cannot be used: matching it takes",
+    ),
+    "endless-layers": (
+        lambda d: rewrite_config(d, layers_to_transform=[0], layers_pattern=["layers", "(.+)+!"]),
+        ValueError,
+        "LoraConfig.layers_pattern: the pattern .* cannot be used: matching it takes",
+    ),
+    "no-pattern": (
+        lambda d: rewrite_config(d, target_modules="(q_proj"),
+        ValueError,
+        r"LoraConfig.target_modules: the pattern '\(q_proj' cannot be used: .*missing \)",
+    ),
+    "type": (lambda d: rewrite_config(d, target_modules=5), ValueError, "target_modules must be a text or"),
+    "rank-type": (lambda d: rewrite_config(d, r="3"), ValueError, "LoraConfig.r must be an integer, got '3'"),
+    "alpha-nan": (
+        lambda d: rewrite_config(d, lora_alpha=math.nan),
+        ValueError,
+        "lora_alpha must be a",
+    ),
+    "ranks-type": (
+        lambda d: rewrite_config(d, rank_pattern={"q_proj": "3"}),
+        ValueError,
+        "rank_pattern must be a mapping from texts to finite numbers, got",
+    ),
+    "task": (
+        lambda d: rewrite_config(d, task_type="SEQ_CLS"),
+        ValueError,
+        "task_type=.*SEQ_CLS.* is not supported: PEFT would train and save the head",
+    ),
     "missing": (
         lambda d: break_weights(d, drop=KEY.format("B")),
         ValueError,
@@ -206,8 +250,15 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
 @pytest.mark.parametrize(("breakage", "error", "message"), BREAKAGES.values(), ids=BREAKAGES)
 def test_what_cannot_be_loaded_changes_nothing(
-    breakage: Any, error: type[Exception], message: str, wrapped: bool, tmp_path: Path, rng: torch.Generator
+    breakage: Any,
+    error: type[Exception],
+    message: str,
+    wrapped: bool,
+    tmp_path: Path,
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(patterns, "SECONDS", 1.0)
     save_adapter(trained(PLAIN, rng), tmp_path)
     breakage(tmp_path)
     model = trained(PLAIN, rng) if wrapped else tiny.llama()

@@ -32,6 +32,15 @@ def test_steps_follow_each_other() -> None:
     assert len(set(seeds.tolist())) == 15
 
 
+def test_run_seeds_walk_one_cycle() -> None:
+    step, cycle = 0x9E3779B97F4A7C15, 2**64
+    assert [query_seed((42 + step) % cycle, n) for n in range(9)] == [query_seed(42, n) for n in range(1, 10)]
+    inverse = pow(step, -1, cycle)
+    starts = sorted(seed * inverse % cycle for seed in range(1_000_001))  # where each begins in the cycle
+    gaps = [after - before for before, after in zip(starts, [*starts[1:], starts[0] + cycle], strict=True)]
+    assert min(gaps) > 10**12
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -53,14 +53,15 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
         none of its own).
 
     Raises:
-        InputError: the model cannot be found or read, or its files lack weights that the architecture needs.
+        InputError: the model cannot be found or read, needs code of its own, which is never run, or its files
+            lack weights that the architecture needs.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     tokenizer = load_tokenizer(spec)
     with _blame_model(spec):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _source(spec), dtype=DTYPES[dtype], output_loading_info=True
+            _source(spec), dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False
         )
     model, report = loaded  # the stubs know of the model alone
     missing = sorted(report["missing_keys"])
@@ -79,7 +80,8 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """
     source = _source(spec)
     with _blame_model(spec):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # Not given, transformers would ask on the terminal whether to run the code in a model's repository.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

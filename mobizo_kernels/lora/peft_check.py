@@ -31,11 +31,12 @@ def peft_key(name: str, factor: str) -> str:
 
 def check_no_peft(model: nn.Module) -> None:
     """Raise ValueError if the model holds adapters of PEFT's, which files of ours would leave out."""
+    owner = type(model).__name__
     for name, module in model.named_modules():
         if isinstance(module, (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)):
             raise ValueError(
-                f"{type(model).__name__} holds a PEFT adapter (at {plain_name(name) or 'its root'}), which would "
-                "not be saved: merge or unload it first, or load it with load_adapter"
+                f"{owner} holds an adapter of PEFT ({plain_name(name) or 'its root'}): it would "
+                "not be saved, so merge or unload it first, or load it with load_adapter"
             )
 
 
@@ -67,7 +68,7 @@ def check_peft_loads(model: nn.Module, config: LoraConfig, targets: Sequence[Tar
             warnings.simplefilter("ignore")
             problems = _differences(model, config, targets)
     except Exception as error:  # whatever PEFT makes of it
-        raise ValueError(f"{refusal}: {error}") from error
+        raise ValueError(f"{refusal}: {' '.join(str(error).split())}") from error
     if problems:
         ours = [name for name in problems if any(name == target.name for target in targets)]
         leave = f"; leave out {', '.join(sorted({name.rpartition('.')[2] for name in ours}))}" if ours else ""
@@ -83,8 +84,8 @@ def _differences(model: nn.Module, config: LoraConfig, targets: Sequence[Target]
     loaded = PeftModel(_without_values(model, targets), config, low_cpu_mem_usage=True)
     tensors = {}
     for target in targets:
-        tensors[peft_key(target.name, "A")] = torch.empty(target.rank, target.in_features, device="meta")
-        tensors[peft_key(target.name, "B")] = torch.empty(target.out_features, target.rank, device="meta")
+        tensors[peft_key(target.name, "A")] = _empty(target.rank, target.in_features)
+        tensors[peft_key(target.name, "B")] = _empty(target.out_features, target.rank)
     result: Any = peft.set_peft_model_state_dict(loaded, tensors, low_cpu_mem_usage=True)
     found = {
         name: module
@@ -93,8 +94,9 @@ def _differences(model: nn.Module, config: LoraConfig, targets: Sequence[Target]
     }
     problems = {name: "would get no adapter" for name in expected if name not in found}
     problems |= {name: "would get one, too" for name in found if name not in expected}
-    for name in expected.keys() & found.keys():
-        target, layer = expected[name], found[name]
+    for name, target in expected.items():
+        if (layer := found.get(name)) is None:
+            continue
         scaling = lora_scaling(target.rank, target.alpha, config.use_rslora)
         rank, theirs = layer.r["default"], layer.scaling["default"]
         if rank != target.rank or not math.isclose(theirs, scaling, rel_tol=1e-6):
@@ -134,16 +136,15 @@ def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
         name: None if child is None else _copied(child, copies) for name, child in module._modules.items()
     }
     own["_parameters"] = {
-        name: None if parameter is None else _empty(parameter)
+        name: None if parameter is None else nn.Parameter(_empty(*parameter.shape), requires_grad=False)
         for name, parameter in module._parameters.items()
     }
     vars(made).update(own)
     return made
 
 
-def _empty(parameter: nn.Parameter) -> nn.Parameter:
-    values = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-    return nn.Parameter(values, requires_grad=False)
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="meta")
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

@@ -25,8 +25,9 @@ from torch import nn
 
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import lora_scaling
+from mobizo_kernels.lora.patterns import check_patterns
 from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft_key, vocabulary_of
-from mobizo_kernels.lora.targets import Target, check_options, find_targets, rank_and_alpha
+from mobizo_kernels.lora.targets import Target, check_options, find_targets, plain_name, rank_and_alpha
 from mobizo_kernels.lora.wrapping import Model, adapter_layers, adapter_of, install, is_wrapped
 
 CONFIG_FILE = "adapter_config.json"
@@ -142,11 +143,12 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the files cannot be read, if the configuration is not LoRA or has an option that cannot
-            be honoured, if the tensors do not fit the model, or if it holds adapters of PEFT's. In every case
-            the model is left as it was.
+        ValueError: if the files cannot be read, if the configuration is not LoRA, has an option that cannot
+            be honoured or a pattern that takes forever to match, if the tensors do not fit the model, or if
+            it holds adapters of PEFT's. In every case the model is left as it was.
     """
     config, tensors = _read(Path(directory))
+    check_patterns(config, [plain_name(name) for name, _ in model.named_modules()])
     if is_wrapped(model):
         layers = adapter_layers(model)
         _check_fit(model, tensors, {key: tensor.shape for key, tensor in _adapter_tensors(model).items()})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, TaskType
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -25,6 +28,9 @@ _NEUTRAL = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "runtime_config",
 }  # fmt: skip
+
+# Tasks whose heads PEFT saves with the adapter.
+_WITH_HEADS = {TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS}
 
 _MAX_RANK = 256  # of the kernels
 
@@ -96,6 +102,12 @@ def check_options(config: LoraConfig) -> None:
         value = getattr(config, field.name)
         if value != default:
             raise ValueError(f"LoraConfig.{field.name}={value!r} is not supported, only {default!r} is")
+    _check_types(config)
+    if config.task_type in _WITH_HEADS:
+        raise ValueError(
+            f"LoraConfig.task_type={str(config.task_type)!r} is not supported: PEFT would train and save the "
+            "head of the task, too"
+        )
     tokens = config.alora_invocation_tokens
     if tokens is not None and not (tokens and all(isinstance(token, int) for token in tokens)):
         raise ValueError(
@@ -112,9 +124,47 @@ def rank_and_alpha(config: LoraConfig, name: str) -> tuple[int, float]:
     )
 
 
+def _check_types(config: LoraConfig) -> None:
+    """Raise ValueError, naming the option, if one is of another type: a file may hold anything."""
+    for options, fits, wanted in _TYPES:
+        for option in options:
+            value = getattr(config, option)
+            if not fits(value):
+                raise ValueError(f"LoraConfig.{option} must be {wanted}, got {value!r}")
+
+
+def _is_text(value: object) -> bool:
+    several = isinstance(value, (list, tuple, set)) and all(isinstance(entry, str) for entry in value)
+    return value is None or isinstance(value, str) or several
+
+
+def _is_layers(value: object) -> bool:
+    return value is None or all(type(n) is int for n in (value if isinstance(value, list) else [value]))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_pattern(value: object) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    return all(isinstance(key, str) and _is_number(number) for key, number in value.items())
+
+
+_TYPES: tuple[tuple[tuple[str, ...], Callable[[object], bool], str], ...] = (
+    (("target_modules", "exclude_modules", "layers_pattern"), _is_text, "a text or a list of texts"),
+    (("layers_to_transform",), _is_layers, "an integer or a list of integers"),
+    (("rank_pattern", "alpha_pattern"), _is_pattern, "a mapping from texts to finite numbers"),
+    (("r",), lambda value: type(value) is int, "an integer"),
+    (("lora_alpha",), _is_number, "a finite number"),
+    (("use_rslora",), lambda value: type(value) is bool, "true or false"),
+)
+
+
 def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
     features = _features(module)
-    if features is None:
+    if features is None or not _computes_linear(module, *features):
         raise ValueError(f"LoraConfig.target_modules matches {name} ({type(module).__name__}), not a linear")
     if re.search(r"(^|\.)experts\.\d+\.", name):
         raise ValueError(
@@ -124,7 +174,7 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
     if device_of(module).type == "meta":
         raise ValueError(f"the weight of {name} is on the meta device, which holds no values: load it first")
     rank, alpha = rank_and_alpha(config, name)
-    if not 1 <= rank <= _MAX_RANK:
+    if not (isinstance(rank, int) and 1 <= rank <= _MAX_RANK):
         raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {_MAX_RANK}, got {rank}")
     return Target(name, module, *features, rank, alpha)
 
@@ -135,6 +185,20 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
         return module.nx, module.nf
     rows, columns = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+
+def _computes_linear(module: nn.Module, in_features: int, out_features: int) -> bool:
+    """Whether a linear of an architecture's own, a router for one, gives its outputs and no more."""
+    own = type(module).__module__.startswith("transformers.models.")
+    if not (own and isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward):
+        return True
+    tensors = {name: tensor.detach().to("meta") for name, tensor in module.state_dict().items()}
+    x = torch.empty(2, 3, in_features, dtype=module.weight.dtype, device="meta")
+    try:
+        out = torch.func.functional_call(module, tensors, (x,))
+    except Exception:  # it takes something else
+        return False
+    return isinstance(out, torch.Tensor) and out.shape == (2, 3, out_features)
 
 
 def _linears(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -76,7 +77,10 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
         raise ValueError(f"LoraConfig.init_lora_weights must be True, got {config.init_lora_weights!r}")
     check_no_peft(model)
     check_embeddings(model)
-    targets = find_targets(model, config, strict=True)
+    try:
+        targets = find_targets(model, config, strict=True)
+    except re.error as error:
+        raise ValueError(f"LoraConfig: {error.pattern!r} is no regular expression: {error}") from error
     check_peft_loads(model, config, targets)
     layers = install(model, config, targets)
     for layer in layers.values():
