@@ -67,7 +67,7 @@ def exact_loss(model: PreTrainedModel, values: Parameters, batch: dict[str, torc
     for name, parameter in tuned_parameters(model):
         parameter.data = values[name].double()
     for layer in adapter_layers(model).values():
-        layer.weight.data += layer.scaling * layer.lora_b @ layer.lora_a
+        layer.weight.data += layer.scaling * layer.lora_b.double() @ layer.lora_a.double()
     if adapter_layers(model):
         unwrap(model)
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
