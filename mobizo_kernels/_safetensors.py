@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from mobizo_kernels import _strict_json
 
@@ -93,6 +94,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             f"content {got}"
         )
     return metadata, tensors
+
+
+def with_checksum(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """The metadata of a file of these tensors, its checksum among them."""
+    contents = {name: Tensor.of(array) for name, array in tensors.items()}
+    return {**metadata, CHECKSUM: content_checksum(metadata, contents)}
+
+
+def check_undamaged(path: Path) -> None:
+    """Raise ValueError if a file names a checksum and has another; one that names none may be any.
+
+    Raises:
+        OSError, SafetensorError: if it cannot be read.
+    """
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+    if CHECKSUM in metadata:
+        read_safetensors(path)
 
 
 def content_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

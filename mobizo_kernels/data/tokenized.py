@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
-from mobizo_kernels._safetensors import CHECKSUM, Tensor, content_checksum, read_safetensors
+from mobizo_kernels._safetensors import read_safetensors, with_checksum
 from mobizo_kernels.data.errors import InputError, first_line
 from mobizo_kernels.data.prompts import EncodedExample
 
@@ -83,9 +83,8 @@ def write_dataset(path: str | os.PathLike[str], dataset: TokenizedDataset) -> No
         "template": dataset.template,
         "source": dataset.source,
     }
-    metadata[CHECKSUM] = content_checksum(metadata, {name: Tensor.of(a) for name, a in tensors.items()})
     with written_whole(path) as scratch:
-        scratch.write_bytes(sorted_metadata(save(tensors, metadata)))
+        scratch.write_bytes(sorted_metadata(save(tensors, with_checksum(metadata, tensors))))
 
 
 def read_dataset(path: str | os.PathLike[str]) -> TokenizedDataset:

@@ -17,7 +17,7 @@ from torch import nn
 
 from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
-from mobizo_kernels._safetensors import CHECKSUM, Tensor, content_checksum, read_safetensors
+from mobizo_kernels._safetensors import Tensor, read_safetensors, with_checksum
 from mobizo_kernels.lora.fingerprint import model_fingerprint
 from mobizo_kernels.lora.peft_io import (
     CONFIG_FILE,
@@ -51,8 +51,7 @@ def save_device_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "base_fingerprint": model_fingerprint(model),
     }
     tensors = adapter_tensors(model)
-    contents = {name: Tensor.of(tensor.numpy()) for name, tensor in tensors.items()}
-    metadata[CHECKSUM] = content_checksum(metadata, contents)
+    metadata = with_checksum(metadata, {name: tensor.numpy() for name, tensor in tensors.items()})
     with written_whole(Path(path)) as scratch:
         scratch.write_bytes(sorted_metadata(save(tensors, metadata)))
 
