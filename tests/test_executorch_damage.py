@@ -7,6 +7,7 @@ the checksum mended. What ExecuTorch makes of a program is its own affair.
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 from collections.abc import Callable
@@ -83,6 +84,12 @@ def test_files_that_are_no_programs(tmp_path: Path, rng: torch.Generator) -> Non
         Trainer(tmp_path / "no_such.pte")
     with pytest.raises((ValueError, OSError), match=tmp_path.name):
         Trainer(tmp_path)
+    nameless = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.pte"))  # in no encoding
+    with pytest.raises(OSError, match="\udcff.pte"):
+        Trainer(nameless)
+    nameless.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"\udcff.pte: {NO_CHECKSUM}"):
+        Trainer(nameless)
 
 
 def described(program: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
@@ -121,6 +128,7 @@ ADAM = {"name": "adam", "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay":
         (entries(format=2), "description: expected a program of format 1, got 2"),
         (entries(groups=5), "description: groups must be 4 for 2 queries two_sided, got 5"),
         (entries(estimator="three"), "description: estimator must be two_sided or one_sided, got 'three'"),
+        (entries(estimator="\x1b[31m\n\x7f"), r"description: estimator must be .*, got '\?\[31m\?\?'"),
         (entries(batch_size=0), "description: batch_size: expected at least 1, got 0"),
         (entries(batch_size=2**62), "description: batch_size: expected at most 2147483647, got 46116860"),
         (entries(queries=2**62, groups=1), "description: queries: expected at most 2147483647"),

@@ -9,9 +9,17 @@
 
 namespace mobizo::trainer {
 
+// One line whatever is quoted in it: a file may hold what would break the line, or command a terminal.
+inline std::string printable(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  return text;
+}
+
 // Input that does not fit: a file, an option, a data set of another model.
 class Error : public std::runtime_error {
-  using std::runtime_error::runtime_error;
+ public:
+  explicit Error(const std::string& what) : std::runtime_error(printable(what)) {}
 };
 
 // The operating system refused something; `code` is its errno.

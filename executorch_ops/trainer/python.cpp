@@ -180,13 +180,16 @@ class Trainer {
   std::atomic<bool> busy_{false};
 };
 
+// A name of a file need not be UTF-8.
+py::str text_of(const std::exception& error) { return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefault(error.what())); }
+
 void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const SystemError& error) {
-    PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
+    PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), text_of(error)).ptr());
   } catch (const Error& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
+    PyErr_SetObject(PyExc_ValueError, text_of(error).ptr());
   }
 }
 
