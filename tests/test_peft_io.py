@@ -131,7 +131,7 @@ def test_a_failed_save_leaves_what_was_there(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    owners: list[tuple[object, str]] = [(peft_io, "save_file"), (Path, "write_text")]
+    owners: list[tuple[object, str]] = [(peft_io, "save"), (Path, "write_bytes"), (Path, "write_text")]
     for owner, name in owners:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(owner, name, fail)
@@ -162,6 +162,11 @@ def break_weights(directory: Path, drop: str | None = None, add: str | None = No
     save_file(tensors, file)
 
 
+def flip_last_bit(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "no-config": (
@@ -178,6 +183,11 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
         lambda d: (d / "adapter_model.safetensors").write_bytes(b"torn"),
         ValueError,
         "cannot be read as a PEFT adapter",
+    ),
+    "a-bit": (
+        lambda d: flip_last_bit(d / "adapter_model.safetensors"),
+        ValueError,
+        "cannot be read as a PEFT adapter: damaged, or changed since it was written",
     ),
     "not-json": (
         lambda d: (d / "adapter_config.json").write_text("{"),

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from mobizo_kernels._files import sorted_metadata
+from mobizo_kernels._safetensors import check_undamaged, with_checksum
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import lora_scaling
 from mobizo_kernels.lora.patterns import check_patterns
@@ -55,7 +57,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     check_saves(model)
     config, tensors = adapter_config(model), adapter_tensors(model)
     with files_of_adapter(directory) as scratch:
-        save_file(tensors, scratch / WEIGHTS_FILE, metadata={"format": "pt"})
+        metadata = with_checksum({"format": "pt"}, {name: tensor.numpy() for name, tensor in tensors.items()})
+        (scratch / WEIGHTS_FILE).write_bytes(sorted_metadata(save(tensors, metadata)))
         (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
@@ -192,6 +195,7 @@ def _read(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
             raise FileNotFoundError(f"load_adapter: {directory} holds no {name}")
     try:
         config = PeftConfig.from_pretrained(str(directory))
+        check_undamaged(directory / WEIGHTS_FILE)
         tensors = load_file(directory / WEIGHTS_FILE)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"load_adapter: {directory} cannot be read as a PEFT adapter: {error}") from error
