@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from architectures import CASES, GROUPED, OPTIONS, SIZES, TOLERANCE, compare
+from architectures import CASES, GROUPED, OPTIONS, REFUSED, SIZES, TOLERANCE, compare
 from programs import CANDIDATES, export_quietly, program_batch, tiny_rows
 
 import mobizo_kernels as mobizo
@@ -44,8 +44,7 @@ def test_program_is_the_eager_model(
     np.testing.assert_allclose(*compared.logits, rtol=1e-4, atol=30 * tolerance)
 
 
-RECURRENT = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
-REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
+NOT_EXPORTED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
     "window": (
         transformers.MistralConfig(**GROUPED, sliding_window=7),
         "max_length must be at most .*sliding_window, 7, got 12",
@@ -66,11 +65,11 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
     ),
     "alibi": (transformers.BloomConfig(**SIZES), "BloomForCausalLM cannot be exported: its ALiBi attention"),
     "mamba": (
-        transformers.MambaConfig(**RECURRENT, state_size=4),
+        REFUSED["Mamba"].config,
         "MambaForCausalLM cannot be exported: its layers have no softmax attention",
     ),
     "rwkv": (
-        transformers.RwkvConfig(**RECURRENT, attention_hidden_size=32),
+        REFUSED["RWKV"].config,
         "RwkvForCausalLM cannot be exported: its layers have no softmax attention",
     ),
     "convolution": (
@@ -84,11 +83,11 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", NOT_EXPORTED)
 def test_what_cannot_be_exported_is_refused_at_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, message = REFUSED[name]
+    config, message = NOT_EXPORTED[name]
     path = tmp_path / "model.pte"
     path.write_text("what was there")
     model = tiny.causal_lm(config)

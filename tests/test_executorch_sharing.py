@@ -221,6 +221,26 @@ ARCHITECTURES: dict[str, tuple[transformers.PretrainedConfig, list[str]]] = {
         transformers.Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
         ["q_proj", "v_proj"],
     ),
+    "gemma3": (
+        transformers.Gemma3TextConfig(
+            **GROUPED,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+        ["q_proj", "down_proj"],
+    ),
+    "qwen2-moe": (
+        transformers.Qwen2MoeConfig(
+            **GROUPED,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=48,
+        ),
+        ["v_proj", "o_proj"],
+    ),
     "gpt-neox": (transformers.GPTNeoXConfig(**SIZES), ["query_key_value", "dense_4h_to_h"]),
     "opt": (transformers.OPTConfig(**OPT, word_embed_proj_dim=32), ["k_proj", "fc1"]),
 }
