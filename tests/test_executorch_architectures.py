@@ -99,6 +99,14 @@ def test_what_cannot_be_exported_is_refused_at_once(
     assert path.read_text() == "what was there"
 
 
+def test_a_window_that_short_rows_do_not_reach(tmp_path: Path) -> None:
+    """The configuration says that no layer has one, the code of the model uses it nevertheless."""
+    config = transformers.MistralConfig(**GROUPED, sliding_window=16, layer_types=["full_attention"])
+    options = {**OPTIONS, "max_length": 24}
+    with pytest.raises(ValueError, match="Mistral.* cannot be exported: its logits after 24 tokens are off"):
+        export_quietly(tiny.causal_lm(config), tmp_path / "model.pte", targets=["q_proj"], **options)
+
+
 class Asking(torch.nn.Module):
     """Asks for the value of a number that a graph does not know."""
 

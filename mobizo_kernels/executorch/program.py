@@ -142,14 +142,16 @@ class TrainingGraph(nn.Module):
         self.widening = Widening(model, list(layers))
         self.model = model
         self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
-        head = model.get_output_embeddings()
+        # A head as a module of this one, too, would have its B under two names, and so a graph no buffer to
+        # change.
+        self.rows: nn.Linear | None = None
         if candidate_tokens is not None:
             tokens = torch.tensor(list(candidate_tokens))
             self.register_buffer("candidates", tokens, persistent=False)
+            head = model.get_output_embeddings()
             if not isinstance(head, TracedLinear):
-                head = _rows_of(head, tokens)
+                self.rows = _rows_of(head, tokens)
         self.restricted = candidate_tokens is not None
-        self.head = head
 
     def update(self, seeds: torch.Tensor, coeffs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
         """The update of every B; the L2 norm of the change of the whole adapter, float32 [1].
@@ -200,8 +202,10 @@ class TrainingGraph(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, K, H] -> logits [n, K, C] over the candidates, or over the vocabulary."""
-        logits = self.head(hidden)
-        if self.restricted and isinstance(self.head, TracedLinear):
+        if self.rows is not None:
+            return after_head(self.model, self.rows(hidden))
+        logits = self.model.get_output_embeddings()(hidden)
+        if self.restricted:
             logits = logits.index_select(-1, self.candidates)
         return after_head(self.model, logits)
 
