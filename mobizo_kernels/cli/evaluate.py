@@ -18,9 +18,11 @@ from mobizo_kernels.cli.settings import EvalSettings, PromptSettings, TaskSettin
 from mobizo_kernels.data import (
     CachingEncoder,
     EncodedExample,
+    Example,
     InputError,
     PromptEncoder,
     Splits,
+    check_rows,
     collate,
     evaluation_batches,
     load_model,
@@ -41,6 +43,12 @@ class Task:
     pad_token: int
     encoder: PromptEncoder
     splits: Splits
+
+    def encode(self, rows: Sequence[Example]) -> list[EncodedExample]:
+        """Rows in tokens. Raises InputError if they cannot be encoded, or the model has no room for them."""
+        examples = self.encoder.encode(rows)
+        check_rows(self.model.config, examples)
+        return examples
 
 
 def load_task(settings: TaskSettings) -> Task:
@@ -111,11 +119,12 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         InputError: as `load_task`; or the adapter cannot be read, or is one of another model.
     """
     task = load_task(settings)
-    with blame_input("adapter"):
-        if settings.adapter is not None:
+    if settings.adapter is not None:
+        with blame_input("adapter"):
             load_adapter(task.model, settings.adapter)
+    with blame_input("model"):
         loss = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
-    examples = task.encoder.encode(task.splits.test[: settings.eval_rows])
+    examples = task.encode(task.splits.test[: settings.eval_rows])
     reset_peak_rss()
     result = quality(label_scores(loss, examples, task.pad_token), label_targets(examples))
     return {

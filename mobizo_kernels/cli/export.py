@@ -14,9 +14,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.memory import peak_rss_mb
+from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import ExportSettings, as_json
 from mobizo_kernels.cli.targets import lora_config
-from mobizo_kernels.data import InputError, PromptEncoder, load_model, load_tokenizer, parse_verbalizer
+from mobizo_kernels.data import (
+    InputError,
+    PromptEncoder,
+    check_max_length,
+    load_model,
+    load_tokenizer,
+    parse_verbalizer,
+)
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import load_adapter, wrap
 
@@ -33,11 +41,13 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     executorch = native()
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"out: {str(settings.out)!r} exists; name another file, or add --overwrite")
+    check_output_file(settings.out)
     started = perf_counter()
     verbalizer = parse_verbalizer(settings.verbalizer)
     tokenizer = load_tokenizer(settings.model)
     encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     model = adapted_model(settings, encoder)
+    check_max_length(model.config, settings.max_length)
     with blame_input("export"), _progress():
         logging.getLogger("mobizo_kernels").info(
             "exporting to %s; adapters in all linears of a model of 100 million parameters take ten minutes",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.environment import environment
@@ -22,6 +23,7 @@ from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.data import InputError
+from mobizo_kernels.data.errors import first_line
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
@@ -86,7 +88,8 @@ def write_results(
         The summary, which is also in metrics.json.
 
     Raises:
-        InputError: a score is not finite.
+        InputError: a score is not finite, or the files cannot be written; those of an earlier run are then
+            still there.
     """
     after = quality(test.scores, test.labels)
     summary: dict[str, Any] = {
@@ -101,6 +104,23 @@ def write_results(
         "peak_rss_mb": round(peak_rss_mb(), 1),
         **more,
     }
+    try:
+        return _write(settings, summary, test, curve, save)
+    except (OSError, SafetensorError) as error:
+        again = "with --journal FILE a run could go on" if settings.journal is None else "go on with --resume"
+        raise InputError(
+            f"out: the results cannot be written to {str(settings.out)!r} ({first_line(error)}); {again}"
+        ) from error
+
+
+def _write(
+    settings: TrainSettings,
+    summary: dict[str, Any],
+    test: Scored,
+    curve: Curve,
+    save: Callable[[Path], None],
+) -> dict[str, Any]:
+    """The files of `write_results`; gives the summary with the size of the adapter and the settings."""
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as name:
@@ -134,6 +154,27 @@ def check_output(directory: Path, overwrite: bool) -> None:
         raise InputError(f"out: expected a directory, got the file {str(directory)!r}")
     if directory.is_dir() and any(directory.iterdir()) and not overwrite:
         raise InputError(f"out: {str(directory)!r} is not empty; name another directory, or add --overwrite")
+    for name, is_kind in (
+        (ADAPTER_DIRECTORY, Path.is_dir),
+        (METRICS_FILE, Path.is_file),
+        (PLOT_FILE, Path.is_file),
+    ):
+        if (path := directory / name).exists() and not is_kind(path):
+            raise InputError(f"out: {str(path)!r} is in the way of a result of the same name")
+    _check_writable(directory)
+
+
+def check_output_file(path: Path) -> None:
+    """Raise InputError unless `path` is a file, or may become one."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"out: {path} cannot be written (it exists and is no file)")
+    _check_writable(path.absolute().parent)
+
+
+def _check_writable(directory: Path) -> None:
+    """Raise InputError unless `directory`, or the nearest there is above it, can be written to."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"out: {str(existing)!r} is no directory")
     if not os.access(existing, os.W_OK):
         raise InputError(f"out: {str(existing)!r} cannot be written to")

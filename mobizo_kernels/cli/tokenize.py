@@ -6,10 +6,13 @@ import itertools
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_texts
+from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
     TokenizedDataset,
+    check_rows,
+    load_config,
     load_tokenizer,
     tokenizer_fingerprint,
     training_order,
@@ -21,14 +24,23 @@ from mobizo_kernels.data.errors import blame_input
 def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     """All splits, encoded. Raises InputError if something the user gave does not exist or does not fit."""
     splits, verbalizer = load_texts(settings)
-    tokenizer = load_tokenizer(settings.model)
+    config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
     encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    train = encoder.encode(splits.train[: settings.train_rows])
+    train, validation, test = (
+        encoder.encode(part[:rows])
+        for part, rows in (
+            (splits.train, settings.train_rows),
+            (splits.validation, settings.validation_rows),
+            (splits.test, settings.eval_rows),
+        )
+    )
+    if config is not None:
+        check_rows(config, [*train, *validation, *test])
     batches = training_order(train, settings.batch_size, settings.seed)
     return TokenizedDataset(
         train=train,
-        validation=encoder.encode(splits.validation[: settings.validation_rows]),
-        test=encoder.encode(splits.test[: settings.eval_rows]),
+        validation=validation,
+        test=test,
         order=list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps))),
         labels=encoder.labels,
         candidate_tokens=encoder.candidate_tokens,
@@ -50,6 +62,7 @@ def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
     Raises:
         InputError: something the user gave does not exist or does not fit, or the file cannot be written.
     """
+    check_output_file(settings.out)
     dataset = tokenized(settings)
     with blame_input("out"):
         write_dataset(settings.out, dataset)

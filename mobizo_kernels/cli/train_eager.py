@@ -42,9 +42,9 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     task = load_task(settings)
     with blame_input("quantization"):
         quantize_base(task.model, settings.quantization)
-    examples = task.encoder.encode(task.splits.train[: settings.train_rows])
-    validation = task.encoder.encode(task.splits.validation[: settings.validation_rows])
-    test = task.encoder.encode(task.splits.test[: settings.eval_rows])
+    examples = task.encode(task.splits.train[: settings.train_rows])
+    validation = task.encode(task.splits.validation[: settings.validation_rows])
+    test = task.encode(task.splits.test[: settings.eval_rows])
     batches = training_batches(examples, settings.batch_size, settings.seed)
     config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):

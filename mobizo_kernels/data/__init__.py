@@ -4,7 +4,8 @@ from mobizo_kernels.data.batches import collate, evaluation_batches, training_ba
 from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
-from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_model, load_tokenizer
+from mobizo_kernels.data.limits import check_max_length, check_rows
+from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_config, load_model, load_tokenizer
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
 from mobizo_kernels.data.token_cache import CachingEncoder
@@ -27,9 +28,12 @@ __all__ = [
     "PromptEncoder",
     "Splits",
     "TokenizedDataset",
+    "check_max_length",
+    "check_rows",
     "collate",
     "evaluation_batches",
     "examples_fingerprint",
+    "load_config",
     "load_model",
     "load_splits",
     "load_tokenizer",

