@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
@@ -39,14 +39,16 @@ _CHILDREN = multiprocessing.get_context("forkserver")
 _CHILDREN.set_forkserver_preload(["mobizo_kernels.cli.train"])
 
 
-def start_runner(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
+def start_runner(
+    arguments: Sequence[str | Path], stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """The runner itself, not a Python that becomes it, so that a signal meets it at once."""
     import executorch
 
     libraries = Path(next(iter(executorch.__path__)), "lib")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     return subprocess.Popen(
-        [RUNNER, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [RUNNER, *arguments], env=environment, text=True, stdout=stdout, stderr=subprocess.PIPE
     )
 
 

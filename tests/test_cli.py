@@ -36,6 +36,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inputs")
     save_model(directory / "model")
     save_model(directory / "wider", hidden_size=64)
+    save_model(directory / "few_positions", max_position_embeddings=8)
+    save_model(directory / "small_vocabulary", vocab_size=280)
     write_csv(directory / "data.csv", reviews())
     write_csv(directory / "empty_text.csv", [*reviews(), Example(" ", "1")])
     write_csv(directory / "third_label.csv", [*reviews(), *(Example(f"middling {n}", "2") for n in range(9))])
@@ -94,6 +96,11 @@ def train(inputs: Path, out: Path, *options: str) -> int:
         (["--dtype=int8"], "Invalid value for '--dtype'"),
         (["--steps=0"], "Invalid value for '--steps'"),
         (["--program=model.pte"], "program: expected --engine executorch with it"),
+        (["--model={inputs}/few_positions"], "max_length: expected at most 8, the positions of the model"),
+        (["--model={inputs}/small_vocabulary"], "model: its tokenizer gives the token"),
+        (["--template={text} {stars"], "template: expected names in braces"),
+        (["--template={text} {label}"], "label_column: 'label' is in the prompt too"),
+        (["--out=/dev/null/run"], "out: '/dev/null' is no directory"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,4 +1,5 @@
-// mobizo_runner: train, evaluate and replay without Python. Exit status: 0, 2 for input that does not fit, 1 for anything else.
+// mobizo_runner: train, evaluate and replay without Python. Exit status: 0, 2 for input that does not fit, 1 for anything else,
+// output that cannot be written among it.
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -34,30 +35,46 @@ bool blames_input(int code) {
   return false;
 }
 
+// A full disk behind stdout, or a pipe that nobody reads, is not noticed before the buffer is written.
+void finish_output() {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  const int code = errno;
+  if (flushed && std::ferror(stdout) == 0) return;
+  throw mobizo::trainer::SystemError(code != 0 ? code : EIO, "cannot write the output");
+}
+
+// The exit status of `work`, whose errors are told.
+template <typename Work>
+int status_of(Work work) {
+  try {
+    work();
+    finish_output();
+    return 0;
+  } catch (const mobizo::trainer::SystemError& error) {
+    std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
+    return blames_input(error.code()) ? 2 : 1;
+  } catch (const mobizo::trainer::Error& error) {
+    std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
+    return 1;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then an error of write()
-  if (argc < 2 || std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0) {
-    print_usage(argc < 2 ? stderr : stdout);
-    return argc < 2 ? 2 : 0;
+  std::signal(SIGPIPE, SIG_IGN);  // and so is a reader that has gone: it ends no run
+  if (argc < 2) {
+    print_usage(stderr);
+    return 2;
   }
-  for (const auto& command : kCommands) {
-    if (std::strcmp(argv[1], command.name) != 0) continue;
-    try {
-      command.run(argc - 1, argv + 1);
-      return 0;
-    } catch (const mobizo::trainer::SystemError& error) {
-      std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
-      return blames_input(error.code()) ? 2 : 1;
-    } catch (const mobizo::trainer::Error& error) {
-      std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
-      return 2;
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
-      return 1;
-    }
-  }
+  if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0) return status_of([] { print_usage(stdout); });
+  for (const auto& command : kCommands)
+    if (std::strcmp(argv[1], command.name) == 0) return status_of([&] { command.run(argc - 1, argv + 1); });
   std::fprintf(stderr, "mobizo_runner: unknown command '%s'\n\n", argv[1]);
   print_usage(stderr);
   return 2;

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
@@ -25,9 +26,14 @@ def in_fresh_process(
     Raises:
         InputError: the process was killed, as systems do that are out of memory.
     """
+    others = set(active_children())
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
             return pool.submit(function, *args, **kwargs).result()
+        except KeyboardInterrupt:
+            for process in set(active_children()) - others:  # leaving the pool waits for it
+                process.terminate()
+            raise
         except BrokenProcessPool as error:
             raise InputError(
                 f"{function.__name__}: its process was killed; perhaps the memory is too small"
@@ -35,7 +41,8 @@ def in_fresh_process(
 
 
 def _end_with_parent() -> None:
-    """Let this process end when the one that started it has ended, in whatever way."""
+    """Let this process end when the one that started it has ended, in whatever way, or wants it to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard interrupts both, and that one answers
 
     def wait() -> None:
         if (parent := parent_process()) is not None:

@@ -1,0 +1,151 @@
+"""Where the system fails a command: full disks, closed pipes, interrupts. What was there before stays."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import full_disk
+from test_cli import PROMPT, contents, inputs, run, train
+
+from mobizo_kernels.cli import main, runner
+from mobizo_kernels.cli.processes import in_fresh_process
+
+__all__ = ["inputs"]  # the fixture
+
+
+@pytest.mark.parametrize("arguments", [["env"], ["env", "--json"], ["--help"], ["train", "--help"]])
+def test_output_to_a_full_disk(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(*arguments) == 1
+    assert capsys.readouterr().err == "mobizo: the output cannot be used (No space left on device)\n"
+
+
+def test_output_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run("env", "--json") == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run("env") == 1
+    assert "mobizo: the output cannot be used (Bad file descriptor)" in capsys.readouterr().err
+
+
+def test_output_of_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "out", "w", encoding="ascii") as ascii_only:
+        monkeypatch.setattr(sys, "stdout", ascii_only)
+        monkeypatch.setattr(main, "environment", lambda: {"cpu": "caf\u00e9"})
+        assert run("env") == 0
+    assert (tmp_path / "out").read_text() == "  cpu                   caf\\xe9\n"
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_results_on_a_full_disk(
+    journal: bool, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("an earlier run")
+    options = [f"--journal={tmp_path / 'run.journal'}"] if journal else []
+    with full_disk(4096):
+        assert train(inputs, out, "--overwrite", *options) == 2
+    advice = "go on with --resume" if journal else "with --journal FILE a run could go on"
+    assert f"mobizo: out: the results cannot be written to '{out}' (" in (err := capsys.readouterr().err)
+    assert err.endswith(f"; {advice}\n")
+    assert contents(out) == {out / "metrics.json": b"an earlier run"}
+    if journal:
+        assert train(inputs, out, "--resume", *options) == 0
+
+
+@pytest.mark.parametrize("name", ["adapter", "metrics.json", "learning_curve.png"])
+def test_something_else_in_the_place_of_a_result(
+    name: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text("a file") if name == "adapter" else path.mkdir()
+    assert train(inputs, tmp_path, "--overwrite") == 2
+    assert f"mobizo: out: '{path}' is in the way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "/dev/null/data.safetensors", "{tmp_path}"])
+def test_a_data_set_that_cannot_be_written(
+    out: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", *PROMPT]
+    assert run("tokenize", *data, f"--out={out.format(tmp_path=tmp_path)}") == 2
+    assert "mobizo: out: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ([], "with --journal FILE a run can go on"),
+        (["--journal=run.journal"], "--resume goes on with the run"),
+    ],
+)
+def test_an_interrupt_ends_in_130(
+    options: list[str],
+    advice: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "train", interrupted)
+    assert train(inputs, tmp_path, *options) == 130
+    assert capsys.readouterr().err == f"\nmobizo: interrupted: no result has been written; {advice}\n"
+
+
+def test_an_interrupt_does_not_wait_for_another_process() -> None:
+    threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        in_fresh_process(time.sleep, 300)
+    assert time.monotonic() - started < 300
+
+
+def test_the_runner_of_a_build_without_executorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mobizo_kernels.executorch", None)  # where it cannot be imported
+    monkeypatch.setattr(importlib.reload(runner), "__file__", str(tmp_path / "cli" / "runner.py"))
+    with pytest.raises(SystemExit, match="2"):
+        runner.run()
+    assert "mobizo_runner: this installation was built without ExecuTorch" in capsys.readouterr().err
+    program = tmp_path / "executorch" / "mobizo_runner"
+    program.parent.mkdir()
+    program.write_text("no program")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    with pytest.raises(SystemExit, match="2"):
+        runner.run()
+    assert "mobizo_runner: ExecuTorch is missing" in capsys.readouterr().err
+    found = importlib.machinery.ModuleSpec("executorch", None, is_package=True)
+    found.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(SystemExit, match="2"):
+        runner.run()
+    assert f"mobizo_runner: {program} cannot be run (" in capsys.readouterr().err
