@@ -174,6 +174,34 @@ def test_layers_that_are_not_as_their_configuration(
     assert files(tmp_path) == []
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "patterns": {
+        "rank_pattern": {r"layers\.1\..*": 5, "v_proj": 2},
+        "alpha_pattern": {r"^model\.layers\.0\.self_attn\.(q|k)_proj": 9, "o_proj": 2.5},
+    },
+    "anchors": {"rank_pattern": {"^q_proj": 5, "q_proj": 4}, "use_rslora": True},
+    "layers": {"layers_to_transform": [1], "layers_pattern": ["h", "layers"], "rank_pattern": {"v_proj": 1}},
+    "dots": {"target_modules": ["0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]},
+    "regex": {"target_modules": r"(?i).*\.(SELF_ATTN|MLP)\.\w+_proj", "exclude_modules": r".*1\.mlp.*"},
+    "head": {"target_modules": ["lm_head", "q_proj"], "fan_in_fan_out": True},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_mean_the_same_to_peft(
+    options: dict[str, Any], tied: bool, tmp_path: Path, rng: torch.Generator
+) -> None:
+    base = tiny.llama(tie_word_embeddings=tied)
+    options = {"r": 3, "target_modules": ["q_proj", "v_proj"], **options}
+    model = wrap(copy.deepcopy(base), LoraConfig(**options))
+    for layer in adapter_layers(model).values():
+        layer.lora_b.data.normal_(generator=rng)
+    save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-3)
+
+
 def peft_models() -> dict[str, nn.Module]:
     inner: Any = tiny.llama()
     inner.add_adapter(config("v_proj"))
