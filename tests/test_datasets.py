@@ -132,6 +132,13 @@ def test_missing_file(tmp_path: Path) -> None:
         load_splits(str(tmp_path / "absent.csv"))
 
 
+def test_a_named_task_has_columns_of_its_own() -> None:
+    with pytest.raises(InputError, match="text_column: expected a file with it, and 'boolq' is a named task"):
+        load_splits("boolq", text_column="passage")
+    with pytest.raises(InputError, match="label_column: .*, got 'answer'"):
+        load_splits("boolq", label_column="answer")
+
+
 def test_load_splits_of_a_file(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "data.csv", reviews(), ("review", "verdict"))
     assert load_splits(str(file), "review", "verdict") == split(reviews())

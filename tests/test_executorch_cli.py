@@ -223,6 +223,17 @@ def test_without_executorch(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_beyond_the_positions_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "model", max_position_embeddings=24)
+    prompt = options({"template": TEMPLATE, "verbalizer": json.dumps(WORDS), "max_length": 100})
+    assert run("export", f"--model={model}", *prompt, f"--out={tmp_path / 'a.pte'}") == 2
+    error = "mobizo: max_length: expected at most 24, the positions of the model, got 100\n"
+    assert capsys.readouterr().err.endswith(error)
+    assert not (tmp_path / "a.pte").exists()
+
+
 def test_export_does_not_overwrite_unasked(
     inside: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mobizo_kernels.data.datasets import Example, Splits, split
+from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.files import read_file
 from mobizo_kernels.data.packages import package_file
 
@@ -50,10 +51,18 @@ def load_splits(
         columns: further ones to keep; of files only.
 
     Raises:
-        InputError: no such file or column, an empty text or label, or too few rows of a class; or the
-            package of a named task is not installed.
+        InputError: as `read_file` and `split` do; the package of a named task is not installed, or a column
+            of it is named.
     """
     if spec in TASKS:
+        for name, column, default in (
+            ("text_column", text_column, "text"),
+            ("label_column", label_column, "label"),
+        ):
+            if column != default:
+                raise InputError(
+                    f"{name}: expected a file with it, and {spec!r} is a named task, got {column!r}"
+                )
         return TASKS[spec].read()
     return split(read_file(Path(spec), text_column, label_column, columns))
 
