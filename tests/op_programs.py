@@ -102,6 +102,7 @@ def damaged(
         method: its name.
         changes: for arguments of the kernel, numbered as in its schema, new fields of their values; or the
             number of the argument whose value they take instead; or None, and they and all after are gone.
+            The field "memory_of" is the number of another argument, in whose memory the value shall lie.
     """
     file = deserialize_pte_binary(program)
     plan = next(plan for plan in file.program.execution_plan if plan.name == method)
@@ -117,6 +118,9 @@ def damaged(
             continue
         value = plan.values[values[argument]].val
         for name, field in fields.items():
+            if name == "memory_of":
+                other = plan.values[values[field]].val
+                name, field = "allocation_info", other.allocation_info
             setattr(value, name, field)
         if "sizes" in fields:
             value.dim_order = list(range(len(fields["sizes"])))

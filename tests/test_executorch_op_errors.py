@@ -57,6 +57,7 @@ NOISE_CASES: list[Case] = [
     ({5: {"scalar_type": HALF}}, "out must have the asked dtype"),
     ({5: {"sizes": [3, 3]}}, "out must have the shape of size"),
     ({5: {"dim_order": [1, 0]}}, "out must be contiguous"),
+    ({1: {"memory_of": 5}}, "out and seed must not share memory"),
 ]
 UPDATE_CASES: list[Case] = [
     ({0: {"scalar_type": INT}}, "param must be float32, bfloat16 or float16, got Int"),
@@ -70,6 +71,10 @@ UPDATE_CASES: list[Case] = [
     ({6: {"sizes": [2]}}, "out must be float32 of shape (1,)"),
     ({6: {"sizes": []}}, "out must be float32 of shape (1,)"),
     ({6: {"scalar_type": HALF}}, "out must be float32 of shape (1,)"),
+    ({1: {"memory_of": 0}}, "param and seeds must not share memory"),
+    ({2: {"memory_of": 0}}, "param and coeffs must not share memory"),
+    ({6: {"memory_of": 0}}, "param and out must not share memory"),
+    ({2: {"memory_of": 6}}, "out and coeffs must not share memory"),
 ]
 MP_LORA_CASES: list[Case] = [
     ({0: {"scalar_type": HALF}}, "base must have the dtype of x (Float), got Half"),
@@ -101,6 +106,11 @@ MP_LORA_CASES: list[Case] = [
     ({9: {"scalar_type": HALF}}, "out must have the dtype of base (Float), got Half"),
     ({9: {"sizes": [12, 99]}}, "out must have the shape of base"),
     ({9: {"dim_order": [1, 0]}}, "out must be contiguous"),
+    ({1: {"memory_of": 9}}, "out and x must not share memory"),
+    ({2: {"memory_of": 9}}, "out and lora_a must not share memory"),
+    ({3: {"memory_of": 9}}, "out and lora_b must not share memory"),
+    ({4: {"memory_of": 9}}, "out and seeds must not share memory"),
+    ({5: {"memory_of": 9}}, "out and coeffs must not share memory"),
 ]
 
 # Behind these the runtime would end the process, or the kernel read where nothing is.

@@ -1,7 +1,8 @@
 #include "checks.h"
 
-#include <algorithm>
-#include <utility>
+#include <pthread.h>
+
+#include <atomic>
 
 namespace mobizo {
 
@@ -64,6 +65,17 @@ const Kernels& kernels() {
   return *selected;
 }
 
+namespace {
+
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+}  // namespace
+
+bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
+
+int64_t thread_count() { return in_forked_child() ? 1 : torch::stable::get_num_threads(); }
+
 Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* op) {
   check_cpu(seeds, op, "seeds");
   check_cpu(coeffs, op, "coeffs");
@@ -73,20 +85,6 @@ Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* 
   MOBIZO_CHECK(coeffs.dim() == 1 && coeffs.numel() == seeds.numel(), op, "coeffs must have the shape of seeds, ",
                shape_of(seeds), ", got ", shape_of(coeffs));
   return {as_contiguous(seeds), as_contiguous(coeffs)};
-}
-
-void check_no_overlap(const Tensor& t, const char* op, const char* argument) {
-  if (t.is_contiguous()) return;
-  std::vector<std::pair<int64_t, int64_t>> extents;  // (stride, size) of the dimensions that move
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1) extents.emplace_back(t.stride(d), t.size(d));
-  std::sort(extents.begin(), extents.end());
-  int64_t reach = 0;  // of all smaller strides together
-  for (const auto& [stride, size] : extents) {
-    MOBIZO_CHECK(stride > reach, op, argument, " must not overlap itself in memory, got shape ", shape_of(t),
-                 " with a stride of ", stride);
-    reach += stride * (size - 1);
-  }
 }
 
 ContiguousUpdate::ContiguousUpdate(const Tensor& target)

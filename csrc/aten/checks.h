@@ -1,4 +1,4 @@
-// What every torch binding needs: errors that name op, argument, expectation and finding; typed views of tensors; parallel_for.
+// What every torch binding needs: errors that name op, argument, expectation and finding; typed views of tensors; threads.
 //
 // Only LibTorch's stable ABI is used (torch/csrc/stable, torch/headeronly), so one build serves later torch releases.
 #pragma once
@@ -47,13 +47,20 @@ void check_cpu(const Tensor& t, const char* op, const char* argument);
 // The selected kernels; throws if MOBIZO_CPU asks for what this machine lacks.
 const Kernels& kernels();
 
-// torch's threads, as csrc/kernels/run.h takes them.
+// Whether this process is the child of a fork: torch's pool waits there forever for the threads that the parent has.
+bool in_forked_child();
+
+// torch's threads, as csrc/kernels/run.h takes them; in a forked child the calling thread alone.
 struct ParallelFor {
   template <typename F>
   void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
-    torch::stable::parallel_for(begin, end, grain, f);
+    if (!in_forked_child())
+      torch::stable::parallel_for(begin, end, grain, f);
+    else if (begin < end)
+      f(begin, end);
   }
 };
+int64_t thread_count();
 
 // seeds [n] int64 and coeffs [n] float32, checked and contiguous.
 struct Directions {
@@ -63,9 +70,6 @@ struct Directions {
   const float* coeff_data() const { return static_cast<const float*>(coeffs.const_data_ptr()); }
 };
 Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* op);
-
-// Refuses a tensor that is to be written but may hold one memory location twice, as an expanded tensor does.
-void check_no_overlap(const Tensor& t, const char* op, const char* argument);
 
 // A contiguous stand-in for a tensor that a kernel updates: the tensor itself where it is contiguous, else a copy that finish()
 // writes back.

@@ -1,7 +1,7 @@
 #include <array>
 #include <memory>
 
-#include "checks.h"
+#include "inplace.h"
 
 namespace mobizo {
 namespace {
@@ -88,7 +88,7 @@ void run(const Adapter& adapter, const Tensor& base, const Tensor& x, const Tens
   args.stream = adapter.stream;
   args.distribution = adapter.distribution;
   args.shrunk = shrunk.get();
-  run_mp_lora(kernels(), args, torch::stable::get_num_threads(), ParallelFor{});
+  run_mp_lora(kernels(), args, thread_count(), ParallelFor{});
 }
 
 // The same for an output of any strides.
@@ -97,6 +97,20 @@ void run_into(const Adapter& adapter, const Tensor& base, const Tensor& x, Tenso
   const Tensor rows = torch::stable::contiguous(torch::stable::empty_like(out));
   run(adapter, base, x, rows);
   torch::stable::copy_(out, rows);
+}
+
+// Of the ops that write an existing tensor, after all other checks. What they write may be what they read, element by element:
+// every row of x is read before the row of its results is written.
+void begin_writing(const Argument& out, const Argument& base, const Tensor& x, const Tensor& lora_a, const Tensor& lora_b,
+                   const Tensor& seeds, const Tensor& coeffs, const char* op) {
+  check_no_overlap(out.tensor, op, out.name);
+  for (const Argument& read : {base, Argument{x, "x"}})
+    if (!same_elements(out.tensor, read.tensor)) check_apart(out, read, op);
+  for (const Argument& read : {Argument{lora_a, "lora_a"}, {lora_b, "lora_b"}, {seeds, "seeds"}, {coeffs, "coeffs"}})
+    check_apart(out, read, op);
+  for (const Argument& one : {out, base, Argument{x, "x"}, {lora_a, "lora_a"}, {lora_b, "lora_b"}, {coeffs, "coeffs"}})
+    check_no_gradient(one.tensor, op, one.name);
+  announce_change(out.tensor, op, out.name);
 }
 
 int64_t last_size(const Tensor& base, const char* op) {
@@ -110,7 +124,7 @@ Tensor mp_lora_(Tensor base, const Tensor& x, const Tensor& lora_a, const Tensor
   const Adapter adapter =
       check_adapter(x, last_size(base, op), lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, op);
   check_base(base, x, op, "base");
-  check_no_overlap(base, op, "base");
+  begin_writing({base, "base"}, {base, "base"}, x, lora_a, lora_b, seeds, coeffs, op);
   run_into(adapter, base, x, base);
   return base;
 }
@@ -124,7 +138,7 @@ Tensor mp_lora_out(const Tensor& base, const Tensor& x, const Tensor& lora_a, co
   check_base(out, x, op, "out");
   MOBIZO_CHECK(out.size(out.dim() - 1) == adapter.out_features, op, "out must have the shape of base, ", shape_of(base),
                ", got ", shape_of(out));
-  check_no_overlap(out, op, "out");
+  begin_writing({out, "out"}, {base, "base"}, x, lora_a, lora_b, seeds, coeffs, op);
   run_into(adapter, base, x, out);
   return out;
 }

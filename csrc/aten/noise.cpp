@@ -1,4 +1,6 @@
-#include "checks.h"
+#include <limits>
+
+#include "inplace.h"
 
 namespace mobizo {
 namespace {
@@ -11,8 +13,11 @@ NoiseArgs noise_args(const std::vector<int64_t>& size, const Tensor& seed, int64
                name_of(seed.scalar_type()), " of shape ", shape_of(seed));
   NoiseArgs args{};
   args.numel = 1;
+  int64_t bytes = 4;  // at most, per element; of the sizes that are not 0, as torch counts its strides
   for (const int64_t extent : size) {
     MOBIZO_CHECK(extent >= 0, op, "size must not be negative, got ", extent);
+    MOBIZO_CHECK(extent <= std::numeric_limits<int64_t>::max() / bytes, op, "size must have fewer than 2^61 elements");
+    bytes *= std::max<int64_t>(extent, 1);
     args.numel *= extent;
   }
   args.dtype = dtype_of(type, op, "dtype");
@@ -44,7 +49,10 @@ Tensor noise_out(std::vector<int64_t> size, const Tensor& seed, int64_t stream, 
   for (int64_t d = 0; same && d < out.dim(); ++d) same = out.size(d) == size[d];
   MOBIZO_CHECK(same, op, "out must have shape size, which has ", args.numel, " elements, got shape ", shape_of(out));
   MOBIZO_CHECK(out.scalar_type() == type, op, "out must be ", name_of(type), ", got ", name_of(out.scalar_type()));
+  check_apart({out, "out"}, {seed, "seed"}, op);
+  check_no_gradient(out, op, "out");
   const Kernels& k = kernels();
+  announce_change(out, op, "out");
   ContiguousUpdate update(out);
   args.out = update.data();
   run_noise(k, args, ParallelFor{});

@@ -7,7 +7,7 @@ Tensor perturb_(Tensor self, const Tensor& seeds, const Tensor& coeffs, int64_t 
                 std::string distribution) {
   constexpr const char* op = "perturb_";
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   PerturbArgs args = perturb_args(updates, self, directions, stream, decay, distribution, op, "self");
   const Kernels& k = kernels();
   updates.begin(op);
@@ -22,7 +22,7 @@ void foreach_perturb_(std::vector<Tensor> self, const Tensor& seeds, const Tenso
   constexpr const char* op = "foreach_perturb_";
   check_length(streams, self.size(), op, "streams");
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   std::vector<PerturbArgs> args;
   for (size_t i = 0; i < self.size(); ++i)
     args.push_back(perturb_args(updates, self[i], directions, streams[i], decay, distribution, op, element_of("self", i)));

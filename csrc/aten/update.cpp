@@ -2,16 +2,36 @@
 
 namespace mobizo {
 
+void Updates::check_apart(const char* op) const {
+  struct Region {
+    const char *begin, *end;
+    Argument argument;
+    size_t order;  // written ones first, as in the messages
+  };
+  std::vector<Region> regions;
+  regions.reserve(written_.size() + read_.size());
+  size_t order = 0;
+  for (const std::vector<Named>* list : {&written_, &read_})
+    for (const auto& [tensor, name] : *list) {
+      const char* begin = static_cast<const char*>(tensor.const_data_ptr());
+      regions.push_back({begin, begin + bytes_spanned(tensor), {tensor, name.c_str()}, order++});
+    }
+  std::sort(regions.begin(), regions.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+  for (size_t i = 0; i < regions.size(); ++i)
+    for (size_t j = i + 1; j < regions.size() && regions[j].begin < regions[i].end; ++j) {
+      const auto& [first, second] =
+          std::minmax(regions[i], regions[j], [](const Region& a, const Region& b) { return a.order < b.order; });
+      if (first.order < written_.size()) mobizo::check_apart(first.argument, second.argument, op);
+    }
+}
+
 void Updates::begin(const char* op) {
-  std::vector<std::pair<const void*, size_t>> addresses;
-  for (size_t i = 0; i < written_.size(); ++i)
-    if (written_[i].tensor.numel() > 0) addresses.emplace_back(written_[i].tensor.const_data_ptr(), i);
-  std::sort(addresses.begin(), addresses.end());
-  for (size_t i = 1; i < addresses.size(); ++i)
-    MOBIZO_CHECK(addresses[i].first != addresses[i - 1].first, op, written_[addresses[i - 1].second].name, " and ",
-                 written_[addresses[i].second].name, " must be different tensors, got one address");
+  check_apart(op);
+  for (const std::vector<Named>* list : {&written_, &read_})
+    for (const auto& [tensor, name] : *list) check_no_gradient(tensor, op, name.c_str());
+  for (const auto& [tensor, name] : written_) announce_change(tensor, op, name.c_str());
   updates_.reserve(written_.size());
-  for (const Written& one : written_) updates_.emplace_back(one.tensor);
+  for (const Named& one : written_) updates_.emplace_back(one.tensor);
 }
 
 void Updates::finish() {
@@ -45,17 +65,19 @@ void add_state(Updates& updates, const Tensor& state, const Tensor& param, const
   updates.add(state, argument);
 }
 
-float learning_rate(const Tensor& lr, const char* op) {
+float learning_rate(Updates& updates, const Tensor& lr, const char* op) {
   check_cpu(lr, op, "lr");
   MOBIZO_CHECK(lr.scalar_type() == ScalarType::Float && lr.dim() == 1 && lr.numel() == 1, op,
                "lr must be float32 of shape (1,), got ", name_of(lr.scalar_type()), " of shape ", shape_of(lr));
+  updates.read(lr, "lr");
   return *static_cast<const float*>(lr.const_data_ptr());
 }
 
-void check_norm(const Tensor& out, const char* op) {
+void add_norm(Updates& updates, const Tensor& out, const char* op) {
   check_cpu(out, op, "out");
   MOBIZO_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 1 && out.numel() == 1, op,
                "out must be float32 of shape (1,), got ", name_of(out.scalar_type()), " of shape ", shape_of(out));
+  updates.add(out, "out");
 }
 
 Tensor empty_norm(const Tensor& param) { return torch::stable::empty({1}, ScalarType::Float, std::nullopt, param.device()); }

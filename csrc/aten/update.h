@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "checks.h"
+#include "inplace.h"
 
 namespace mobizo {
 
@@ -12,8 +12,15 @@ namespace mobizo {
 // they are needed, and finish() writes them back.
 class Updates {
  public:
+  Updates(const Tensor& seeds, const Tensor& coeffs) {
+    read(seeds, "seeds");
+    read(coeffs, "coeffs");
+  }
   void add(const Tensor& t, std::string name) { written_.push_back({t, std::move(name)}); }
-  // Refuses two tensors at one address, where two threads would meet.
+  // A tensor that the op reads.
+  void read(const Tensor& t, std::string name) { read_.push_back({t, std::move(name)}); }
+  // Refuses what shares memory with a tensor that is written, and what autograd would need a gradient of. Nothing may fail
+  // after it.
   void begin(const char* op);
   // Of the i-th tensor added.
   void* data(size_t i) const { return updates_[i].data(); }
@@ -21,11 +28,12 @@ class Updates {
   void finish();
 
  private:
-  struct Written {
+  struct Named {
     Tensor tensor;
     std::string name;
   };
-  std::vector<Written> written_;
+  void check_apart(const char* op) const;
+  std::vector<Named> written_, read_;
   std::vector<ContiguousUpdate> updates_;
 };
 
@@ -36,11 +44,11 @@ PerturbArgs perturb_args(Updates& updates, const Tensor& param, const Directions
 // An optimizer's state of one parameter, float32 of the same shape, is added to `updates`.
 void add_state(Updates& updates, const Tensor& state, const Tensor& param, const char* op, const std::string& argument);
 
-// lr, float32 [1].
-float learning_rate(const Tensor& lr, const char* op);
+// lr, float32 [1], is read.
+float learning_rate(Updates& updates, const Tensor& lr, const char* op);
 
-// The output of the ops that return the norm of a change: float32 [1].
-void check_norm(const Tensor& out, const char* op);
+// The output of the ops that return the norm of a change, float32 [1], is added to `updates`.
+void add_norm(Updates& updates, const Tensor& out, const char* op);
 Tensor empty_norm(const Tensor& param);
 
 // "params[3]": an element of a list, in messages.
@@ -67,7 +75,7 @@ template <typename Args>
 void run_foreach(void (*kernel)(const Args&, int64_t, int64_t), const std::vector<Args>& args, Updates& updates) {
   std::vector<int64_t> first_task{0};
   for (const Args& one : args) first_task.push_back(first_task.back() + flat_tasks(one.numel));
-  torch::stable::parallel_for(0, first_task.back(), kNoiseGrain, [&](int64_t begin, int64_t end) {
+  ParallelFor{}(0, first_task.back(), kNoiseGrain, [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_task[i + 1]);

@@ -7,13 +7,13 @@ Tensor zo_adam_out(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, const Tensor
                    int64_t stream, double beta1, double beta2, double eps, double decay, std::string distribution, Tensor out) {
   constexpr const char* op = "zo_adam";
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   ZoAdamArgs args{};
   static_cast<PerturbArgs&>(args) = perturb_args(updates, param, directions, stream, decay, distribution, op, "param");
-  set_adam(args, learning_rate(lr, op), beta1, beta2, eps);
+  set_adam(args, learning_rate(updates, lr, op), beta1, beta2, eps);
   add_state(updates, exp_avg, param, op, "exp_avg");
   add_state(updates, exp_avg_sq, param, op, "exp_avg_sq");
-  check_norm(out, op);
+  add_norm(updates, out, op);
   const Kernels& k = kernels();
   updates.begin(op);
   args.param = updates.data(0);
@@ -37,8 +37,8 @@ void foreach_zo_adam_(std::vector<Tensor> params, std::vector<Tensor> exp_avgs, 
   check_length(exp_avg_sqs, params.size(), op, "exp_avg_sqs");
   check_length(streams, params.size(), op, "streams");
   const Directions directions = directions_of(seeds, coeffs, op);
-  const float rate = learning_rate(lr, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
+  const float rate = learning_rate(updates, lr, op);
   std::vector<ZoAdamArgs> args(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const std::string name = element_of("params", i);

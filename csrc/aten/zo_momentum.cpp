@@ -7,11 +7,11 @@ Tensor zo_momentum_out(Tensor param, Tensor momentum, const Tensor& seeds, const
                        double decay, std::string distribution, Tensor out) {
   constexpr const char* op = "zo_momentum";
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   ZoMomentumArgs args{perturb_args(updates, param, directions, stream, decay, distribution, op, "param"), nullptr,
                       static_cast<float>(beta)};
   add_state(updates, momentum, param, op, "momentum");
-  check_norm(out, op);
+  add_norm(updates, out, op);
   const Kernels& k = kernels();
   updates.begin(op);
   args.param = updates.data(0);
@@ -31,7 +31,7 @@ void foreach_zo_momentum_(std::vector<Tensor> params, std::vector<Tensor> moment
   check_length(momenta, params.size(), op, "momenta");
   check_length(streams, params.size(), op, "streams");
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   std::vector<ZoMomentumArgs> args;
   for (size_t i = 0; i < params.size(); ++i) {
     const std::string name = element_of("params", i);

@@ -7,9 +7,10 @@ Tensor zo_sign_out(Tensor param, const Tensor& seeds, const Tensor& coeffs, cons
                    std::string distribution, Tensor out) {
   constexpr const char* op = "zo_sign";
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
-  ZoSignArgs args{perturb_args(updates, param, directions, stream, decay, distribution, op, "param"), learning_rate(lr, op)};
-  check_norm(out, op);
+  Updates updates(seeds, coeffs);
+  ZoSignArgs args{perturb_args(updates, param, directions, stream, decay, distribution, op, "param"),
+                  learning_rate(updates, lr, op)};
+  add_norm(updates, out, op);
   const Kernels& k = kernels();
   updates.begin(op);
   args.param = updates.data(0);
@@ -27,8 +28,8 @@ void foreach_zo_sign_(std::vector<Tensor> params, const Tensor& seeds, const Ten
   constexpr const char* op = "foreach_zo_sign_";
   check_length(streams, params.size(), op, "streams");
   const Directions directions = directions_of(seeds, coeffs, op);
-  const float rate = learning_rate(lr, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
+  const float rate = learning_rate(updates, lr, op);
   std::vector<ZoSignArgs> args;
   for (size_t i = 0; i < params.size(); ++i) {
     const std::string name = element_of("params", i);

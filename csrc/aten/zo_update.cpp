@@ -7,9 +7,9 @@ Tensor zo_update_out(Tensor param, const Tensor& seeds, const Tensor& coeffs, in
                      std::string distribution, Tensor out) {
   constexpr const char* op = "zo_update";
   const Directions directions = directions_of(seeds, coeffs, op);
-  Updates updates;
+  Updates updates(seeds, coeffs);
   PerturbArgs args = perturb_args(updates, param, directions, stream, decay, distribution, op, "param");
-  check_norm(out, op);
+  add_norm(updates, out, op);
   const Kernels& k = kernels();
   updates.begin(op);
   args.param = updates.data(0);

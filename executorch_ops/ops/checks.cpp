@@ -1,5 +1,7 @@
 #include "checks.h"
 
+#include <cstdint>
+
 namespace mobizo::executorch_ops {
 
 using executorch::runtime::toString;
@@ -48,6 +50,20 @@ bool check_directions(const Tensor& seeds, const Tensor& coeffs, const char* op)
   ET_CHECK_OR_RETURN_FALSE(coeffs.numel() == seeds.numel(), "mobizo::%s: coeffs must have the length of seeds, %d, got %d", op,
                            static_cast<int>(seeds.numel()), static_cast<int>(coeffs.numel()));
   return check_storage(seeds, op, "seeds") && check_storage(coeffs, op, "coeffs");
+}
+
+bool check_apart(const Tensor& written, const char* argument, const Tensor& other, const char* other_argument, const char* op) {
+  const auto begin = reinterpret_cast<uintptr_t>(written.const_data_ptr());
+  const auto other_begin = reinterpret_cast<uintptr_t>(other.const_data_ptr());
+  const bool apart = written.nbytes() == 0 || other.nbytes() == 0 || begin + written.nbytes() <= other_begin ||
+                     other_begin + other.nbytes() <= begin;
+  ET_CHECK_OR_RETURN_FALSE(apart, "mobizo::%s: %s and %s must not share memory, but they overlap", op, argument,
+                           other_argument);
+  return true;
+}
+
+bool same_elements(const Tensor& a, const Tensor& b) {
+  return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.sizes().equals(b.sizes());
 }
 
 bool parse_distribution(std::string_view name, const char* op, Distribution* distribution) {

@@ -41,6 +41,12 @@ bool check_storage(const Tensor& t, const char* op, const char* argument);
 // seeds [n] int64 and coeffs [n] float32.
 bool check_directions(const Tensor& seeds, const Tensor& coeffs, const char* op);
 
+// Whether two contiguous tensors share no memory, as they must not where one of them is written.
+bool check_apart(const Tensor& written, const char* argument, const Tensor& other, const char* other_argument, const char* op);
+
+// Whether two contiguous tensors are the same elements in the same order.
+bool same_elements(const Tensor& a, const Tensor& b);
+
 bool parse_distribution(std::string_view name, const char* op, Distribution* distribution);
 
 }  // namespace mobizo::executorch_ops

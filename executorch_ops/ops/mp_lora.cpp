@@ -49,6 +49,15 @@ bool check_shapes(const Tensor& base, const Tensor& x, const Tensor& lora_a, con
   return storage_dtype(x, kOp, "x", &args->dtype) && storage_dtype(lora_b, kOp, "lora_b", &args->lora_b_dtype);
 }
 
+// Whether out shares memory with nothing that is read. It may be base or x itself: every row is read before it is written.
+bool check_out_apart(const Tensor& out, const Tensor& base, const Tensor& x, const Tensor& lora_a, const Tensor& lora_b,
+                     const Tensor& seeds, const Tensor& coeffs) {
+  return (same_elements(out, base) || check_apart(out, "out", base, "base", kOp)) &&
+         (same_elements(out, x) || check_apart(out, "out", x, "x", kOp)) && check_apart(out, "out", lora_a, "lora_a", kOp) &&
+         check_apart(out, "out", lora_b, "lora_b", kOp) && check_apart(out, "out", seeds, "seeds", kOp) &&
+         check_apart(out, "out", coeffs, "coeffs", kOp);
+}
+
 Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Tensor& x, const Tensor& lora_a,
                     const Tensor& lora_b, const Tensor& seeds, const Tensor& coeffs, double scaling, int64_t stream,
                     std::string_view distribution, Tensor& out) {
@@ -67,6 +76,7 @@ Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Ten
   ET_KERNEL_CHECK_MSG(context, executorch::runtime::resize_tensor(out, base.sizes()) == Error::Ok, InvalidArgument, out,
                       "mobizo::mp_lora: out must have the shape of base, or room for it");
   if (out.numel() == 0) return out;
+  ET_KERNEL_CHECK(context, check_out_apart(out, base, x, lora_a, lora_b, seeds, coeffs), InvalidArgument, out);
   args.base = base.const_data_ptr();
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();

@@ -34,6 +34,7 @@ Tensor& noise_out(KernelRuntimeContext& context, ArrayRef<int64_t> size, const T
   for (size_t d = 0; d < size.size(); ++d) sizes[d] = static_cast<SizesType>(size[d]);
   ET_KERNEL_CHECK_MSG(context, executorch::runtime::resize_tensor(out, {sizes, size.size()}) == Error::Ok, InvalidArgument, out,
                       "mobizo::noise: out must have the shape of size, or room for it");
+  ET_KERNEL_CHECK(context, check_apart(out, "out", seed, "seed", "noise"), InvalidArgument, out);
   args.out = out.mutable_data_ptr();
   args.numel = out.numel();
   args.seed = *seed.const_data_ptr<int64_t>();

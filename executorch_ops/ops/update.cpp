@@ -19,16 +19,22 @@ bool update_args(Tensor& param, const Tensor& seeds, const Tensor& coeffs, int64
   return true;
 }
 
-bool check_state(Tensor& state, const Tensor& param, std::initializer_list<const void*> others, const char* op,
-                 const char* argument, float** data) {
+bool check_state(Tensor& state, const Tensor& param, const char* op, const char* argument, float** data) {
   ET_CHECK_OR_RETURN_FALSE(state.scalar_type() == ScalarType::Float, "mobizo::%s: %s must be float32, got %s", op, argument,
                            toString(state.scalar_type()));
   ET_CHECK_OR_RETURN_FALSE(state.sizes().equals(param.sizes()), "mobizo::%s: %s must have the shape of param", op, argument);
   if (!check_storage(state, op, argument)) return false;
-  for (const void* other : others)
-    ET_CHECK_OR_RETURN_FALSE(state.numel() == 0 || state.const_data_ptr() != other,
-                             "mobizo::%s: %s must have memory of its own", op, argument);
   *data = state.mutable_data_ptr<float>();
+  return true;
+}
+
+bool check_all_apart(std::initializer_list<Argument> written, std::initializer_list<Argument> read, const char* op) {
+  for (const Argument* one = written.begin(); one != written.end(); ++one) {
+    for (const Argument* other = one + 1; other != written.end(); ++other)
+      if (!check_apart(one->tensor, one->name, other->tensor, other->name, op)) return false;
+    for (const Argument& other : read)
+      if (!check_apart(one->tensor, one->name, other.tensor, other.name, op)) return false;
+  }
   return true;
 }
 

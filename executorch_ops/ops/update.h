@@ -13,9 +13,17 @@ namespace mobizo::executorch_ops {
 bool update_args(Tensor& param, const Tensor& seeds, const Tensor& coeffs, int64_t stream, double decay,
                  std::string_view distribution, const char* op, PerturbArgs* args);
 
-// An optimizer's state of one parameter: contiguous float32 of the same shape, and none of `others`. *data is where it lies.
-bool check_state(Tensor& state, const Tensor& param, std::initializer_list<const void*> others, const char* op,
-                 const char* argument, float** data);
+// An optimizer's state of one parameter: contiguous float32 of the same shape. *data is where it lies.
+bool check_state(Tensor& state, const Tensor& param, const char* op, const char* argument, float** data);
+
+// A tensor and its name in messages.
+struct Argument {
+  const Tensor& tensor;
+  const char* name;
+};
+
+// Whether no tensor that is written shares memory with another one, written or read.
+bool check_all_apart(std::initializer_list<Argument> written, std::initializer_list<Argument> read, const char* op);
 
 // A learning rate or a norm: float32 of shape (1,).
 bool check_one_float(const Tensor& t, const char* op, const char* argument);

@@ -10,6 +10,8 @@ Tensor& zo_update_out(KernelRuntimeContext& context, Tensor& param, const Tensor
   PerturbArgs args{};
   ET_KERNEL_CHECK(context, update_args(param, seeds, coeffs, stream, decay, distribution, op, &args), InvalidArgument, out);
   ET_KERNEL_CHECK(context, check_one_float(out, op, "out"), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, check_all_apart({{param, "param"}, {out, "out"}}, {{seeds, "seeds"}, {coeffs, "coeffs"}}, op),
+                  InvalidArgument, out);
   const Error error = run_with_norm(&Kernels::perturb, args, out.mutable_data_ptr<float>());
   if (error != Error::Ok) context.fail(error);
   return out;

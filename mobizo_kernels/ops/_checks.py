@@ -64,6 +64,7 @@ def check_param(
     """A parameter to update, and the directions that it moves along."""
     check_storage_dtype(op, name, param)
     check_directions(op, seeds, coeffs, distribution, param.device)
+    check_no_gradient(op, **{name: param, "coeffs": coeffs})
 
 
 def check_state(op: str, name: str, state: torch.Tensor, param: torch.Tensor) -> None:
@@ -71,6 +72,7 @@ def check_state(op: str, name: str, state: torch.Tensor, param: torch.Tensor) ->
     check_device(op, name, state, param.device)
     check(op, state.dtype == torch.float32, f"{name} must be float32, got {dtype_name(state)}")
     check_shape(op, name, state, param.shape, f"the shape of its parameter, {shape_of(param)}")
+    check_no_gradient(op, **{name: state})
 
 
 def check_one_float(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:
@@ -79,6 +81,15 @@ def check_one_float(op: str, name: str, tensor: torch.Tensor, device: torch.devi
     matches = tensor.dtype == torch.float32 and tensor.shape == (1,)
     got = f"{dtype_name(tensor)} of shape {shape_of(tensor)}"
     check(op, matches, f"{name} must be float32 of shape (1,), got {got}")
+    check_no_gradient(op, **{name: tensor})
+
+
+def check_no_gradient(op: str, **tensors: torch.Tensor) -> None:
+    """Refuses to change a tensor in place where autograd records and would leave the change out."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            message = f"{name} requires a gradient, which a change in place would lose"
+            check(op, not tensor.requires_grad, f"{message}; call this under torch.no_grad()")
 
 
 def check_length(op: str, name: str, entries: Sequence[object], params: Sequence[object]) -> None:

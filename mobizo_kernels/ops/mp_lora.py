@@ -12,6 +12,7 @@ from mobizo_kernels.ops._checks import (
     check_device,
     check_directions,
     check_dtype_of_x,
+    check_no_gradient,
     check_shape,
     check_storage_dtype,
     shape_of,
@@ -33,7 +34,8 @@ def mp_lora(
 
     MP-LoRA of MobiZO (arXiv 2409.15520): the rows are G equal contiguous blocks, one for each perturbed copy
     of the batch. The directions are made inside the kernel. Sums and the perturbed B are float32 whatever the
-    storage types; the result is rounded once. One group with coefficient 0 is plain LoRA.
+    storage types; the result is rounded once. One group with coefficient 0 is plain LoRA. The op is
+    differentiable in `base`, `x`, `lora_a`, `lora_b` and `coeffs`.
 
     Args:
         base: [..., out], the output of the frozen linear on x; float32, bfloat16 or float16.
@@ -68,10 +70,25 @@ def mp_lora_(
 ) -> torch.Tensor:
     """:func:`mp_lora` in place on `base`, which it returns: no second output buffer.
 
+    Where autograd records and an argument requires a gradient, the result is made apart and copied into
+    `base`, so that the gradients are those of :func:`mp_lora`.
+
+    Args:
+        base: as in :func:`mp_lora`, changed in place. It may be `x` itself, but share no memory with another
+            argument nor with a part of `x`.
+
     Raises:
-        RuntimeError: before anything is written, in the cases of :func:`mp_lora`.
+        RuntimeError: before anything is written, in the cases of :func:`mp_lora`, if `base` shares memory, or
+            if it is a leaf that requires a gradient.
     """
-    if torch.compiler.is_compiling():
+    differentiable = torch.is_grad_enabled() and (
+        base.requires_grad
+        or x.requires_grad
+        or lora_a.requires_grad
+        or lora_b.requires_grad
+        or coeffs.requires_grad
+    )
+    if differentiable or torch.compiler.is_compiling():
         # Functionalization refuses custom ops that return an alias, and turns this copy into a new value.
         return base.copy_(mp_lora(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution))
     return torch.ops.mobizo.mp_lora_(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
@@ -89,7 +106,7 @@ def mp_lora_linear(
     stream: int,
     distribution: str = "gaussian",
 ) -> torch.Tensor:
-    """The whole adapted linear: :func:`mp_lora` on top of x W^T + bias.
+    """The whole adapted linear: :func:`mp_lora` on top of x W^T + bias, differentiable in all its tensors.
 
     Args:
         x: [..., in], float32, bfloat16 or float16.
@@ -187,6 +204,7 @@ def _(
     check_device("mp_lora", "out", out, x.device)
     check_dtype_of_x("mp_lora", "out", out, x)
     check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
+    check_no_gradient("mp_lora", out=out, base=base, x=x, lora_a=lora_a, lora_b=lora_b, coeffs=coeffs)
     return out
 
 
@@ -203,6 +221,7 @@ def _(
     distribution: str = "gaussian",
 ) -> torch.Tensor:
     check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+    check_no_gradient("mp_lora_", base=base, x=x, lora_a=lora_a, lora_b=lora_b, coeffs=coeffs)
     return base
 
 

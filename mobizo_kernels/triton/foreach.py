@@ -15,11 +15,12 @@ from mobizo_kernels.ops._checks import (
     check_device,
     check_directions,
     check_length,
+    check_no_gradient,
     check_state,
     check_storage_dtype,
 )
-from mobizo_kernels.triton.tensors import NOISE_BLOCKS, check_no_overlap, noise_launch
-from mobizo_kernels.triton.update import check_distinct
+from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
+from mobizo_kernels.triton.tensors import NOISE_BLOCKS, noise_launch
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -73,10 +74,14 @@ def _table(
 _captured: set[tuple[torch.Tensor, torch.Tensor]] = set()
 
 
-def _check_all(
-    op: str, lists: dict[str, Sequence[torch.Tensor]], streams: Sequence[int], device: torch.device
+def _begin(
+    op: str,
+    lists: dict[str, Sequence[torch.Tensor]],
+    streams: Sequence[int],
+    device: torch.device,
+    read: dict[str, torch.Tensor],
 ) -> None:
-    """What is right costs no message: those for hundreds of parameters take longer than the kernel."""
+    """All checks. What is right costs no message: hundreds of messages would take longer than the kernel."""
     (name, params), *states = lists.items()
     for other, entries in (*states, ("streams", streams)):
         check_length(op, other, entries, params)
@@ -93,7 +98,17 @@ def _check_all(
                 check_no_overlap(op, f"{other}[{index}]", state)
     written = [tensor for tensors in lists.values() for tensor in tensors]
     count, names = len(params), list(lists)
-    check_distinct(op, written, lambda i: f"{names[i // count]}[{i % count}]")
+
+    def name_of(index: int) -> str:
+        if index < len(written):
+            return f"{names[index // count]}[{index % count}]"
+        return list(read)[index - len(written)]
+
+    if torch.is_grad_enabled():
+        for index, tensor in enumerate((*written, *read.values())):
+            check_no_gradient(op, **{name_of(index): tensor})
+    check_apart(op, written, list(read.values()), name_of)
+    announce_changes(op, written, name_of)
 
 
 def step_of_each(
@@ -119,7 +134,11 @@ def step_of_each(
     params, *states = lists.values()
     device = params[0].device if params else seeds.device
     check_directions(op, seeds, coeffs, distribution, device)
-    _check_all(op, lists, streams, device)
+    read = {"seeds": seeds, "coeffs": coeffs}
+    for number in numbers:
+        if isinstance(number, torch.Tensor):
+            read["lr"] = number
+    _begin(op, lists, streams, device, read)
     seeds, coeffs = seeds.contiguous(), coeffs.contiguous()
     launches: dict[torch.dtype, list[int]] = {}
     for index, param in enumerate(params):

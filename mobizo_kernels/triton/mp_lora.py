@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from mobizo_kernels.ops._checks import check_device, check_dtype_of_x, check_shape, shape_of
+from mobizo_kernels.ops._checks import (
+    check_device,
+    check_dtype_of_x,
+    check_no_gradient,
+    check_shape,
+    shape_of,
+)
 from mobizo_kernels.ops.mp_lora import check_mp_lora
+from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap, same_elements
 from mobizo_kernels.triton.shrink_expand import expand, row_stride, shrink
-from mobizo_kernels.triton.tensors import check_no_overlap
 
 
 def run(
@@ -31,6 +37,16 @@ def run(
         if rows is not out:
             out.copy_(rows)
     return out
+
+
+def _begin_writing(op: str, name: str, written: torch.Tensor, read: dict[str, torch.Tensor]) -> None:
+    """After all other checks. What is written may be base or x itself, of which no other row is read then."""
+    check_no_overlap(op, name, written)
+    check_no_gradient(op, **{name: written}, **read)
+    read = {n: t for n, t in read.items() if n not in ("base", "x") or not same_elements(written, t)}
+    names = [name, *read]
+    check_apart(op, [written], list(read.values()), names.__getitem__)
+    announce_changes(op, [written], names.__getitem__)
 
 
 def mp_lora(
@@ -68,7 +84,8 @@ def mp_lora_out(
     check_device("mp_lora", "out", out, x.device)
     check_dtype_of_x("mp_lora", "out", out, x)
     check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
-    check_no_overlap("mp_lora", "out", out)
+    read = {"base": base, "x": x, "lora_a": lora_a, "lora_b": lora_b, "seeds": seeds, "coeffs": coeffs}
+    _begin_writing("mp_lora", "out", out, read)
     return run(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, out)
 
 
@@ -85,5 +102,6 @@ def mp_lora_(
 ) -> torch.Tensor:
     """:func:`mp_lora` in place on `base`, which it returns."""
     check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
-    check_no_overlap("mp_lora_", "base", base)
+    read = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "seeds": seeds, "coeffs": coeffs}
+    _begin_writing("mp_lora_", "base", base, read)
     return run(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, base)

@@ -8,10 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import check, check_device, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops._checks import (
+    check,
+    check_device,
+    check_no_gradient,
+    check_storage_dtype,
+    dtype_name,
+    shape_of,
+)
 from mobizo_kernels.ops.noise import check_noise
+from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
-from mobizo_kernels.triton.tensors import NOISE_BLOCKS, check_no_overlap, contiguous_update, noise_launch
+from mobizo_kernels.triton.tensors import NOISE_BLOCKS, contiguous_update, noise_launch
 
 
 @triton.jit(do_not_specialize=["numel", "stream"])
@@ -68,6 +76,10 @@ def noise_out(
     check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")
     check("noise", list(out.shape) == list(size), f"out must have shape {list(size)}, got {shape_of(out)}")
     check_no_overlap("noise", "out", out)
+    check_no_gradient("noise", out=out)
+    names = ("out", "seed")
+    check_apart("noise", [out], [seed], names.__getitem__)
+    announce_changes("noise", [out], names.__getitem__)
     with contiguous_update(out) as values:
         _fill(values, seed, stream, distribution)
     return out

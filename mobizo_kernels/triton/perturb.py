@@ -10,7 +10,7 @@ import triton.language as tl
 
 from mobizo_kernels.triton.foreach import step_of_each, table_row, tensor_in
 from mobizo_kernels.triton.tensors import NOISE_BLOCKS, contiguous_update, noise_launch
-from mobizo_kernels.triton.update import add_directions, check_update, load_block, store_param
+from mobizo_kernels.triton.update import add_directions, begin_update, load_block, store_param
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def perturb_(
     distribution: str = "gaussian",
 ) -> torch.Tensor:
     """:func:`mobizo_kernels.ops.perturb_` on a GPU."""
-    check_update("perturb_", {"self": param}, seeds, coeffs, distribution)
+    begin_update("perturb_", {"self": param}, seeds, coeffs, distribution)
     if param.numel() > 0:
         with contiguous_update(param) as values:
             grid = (triton.cdiv(values.numel(), NOISE_BLOCKS[distribution]),)

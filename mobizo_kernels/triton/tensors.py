@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from triton.language.target_info import is_cuda, is_hip
 
-from mobizo_kernels.ops._checks import check, shape_of
-
 # Elements that one program of 128 threads makes or updates. 8 per thread are enough for accesses of 16 bytes
 # and leave registers for many programs; a Philox call makes 128 signs, so signs come 16 per thread.
 NOISE_BLOCKS = {"gaussian": 1024, "rademacher": 2048}
@@ -33,19 +31,6 @@ def noise_launch(tensor: torch.Tensor, distribution: str) -> dict[str, Any]:
 def all_registers() -> dict[str, int]:
     """Launch options: left alone, ptxas spills a few registers where that fits one more program at a time."""
     return {"maxnreg": 255} if is_cuda() else {}
-
-
-def check_no_overlap(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Refuses a tensor to be written that may hold one memory location twice, as an expanded one does."""
-    if tensor.is_contiguous():
-        return
-    reach = 0  # of all smaller strides together
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            shape = shape_of(tensor)
-            message = f"{name} must not overlap itself in memory, got shape {shape} with a stride of {stride}"
-            check(op, stride > reach, message)
-            reach += stride * (size - 1)
 
 
 @contextmanager

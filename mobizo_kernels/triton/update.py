@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import check, check_one_float, check_param, check_state
+from mobizo_kernels.ops._checks import check_one_float, check_param, check_state
+from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
 from mobizo_kernels.triton.tensors import (
     NOISE_BLOCKS,
     all_registers,
-    check_no_overlap,
     contiguous_update,
     noise_launch,
 )
@@ -82,31 +82,32 @@ def norm_kernel(squares, count, out, BLOCK: tl.constexpr):
     tl.store(out, tl.sqrt(tl.sum(total)).to(tl.float32))
 
 
-def check_distinct(op: str, written: Sequence[torch.Tensor], name_of: Callable[[int], str]) -> None:
-    """Two programs must not meet in one tensor; `name_of` an index of `written` is called for the message."""
-    occupied: dict[int, int] = {}
-    for index, tensor in enumerate(written):
-        first = occupied.setdefault(tensor.data_ptr(), index) if tensor.numel() > 0 else index
-        if first != index:
-            message = f"{name_of(first)} and {name_of(index)} must be different tensors, got one address"
-            check(op, False, message)
-
-
-def check_update(
+def begin_update(
     op: str,
     written: dict[str, torch.Tensor],
     seeds: torch.Tensor,
     coeffs: torch.Tensor,
     distribution: str,
+    lr: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> None:
-    """`written` are a parameter and its state, by their names."""
+    """All checks. `written` are a parameter and its state, by their names; `out` is written as well."""
     (name, param), *states = written.items()
     check_param(op, name, param, seeds, coeffs, distribution)
     check_no_overlap(op, name, param)
     for state_name, state in states:
         check_state(op, state_name, state, param)
         check_no_overlap(op, state_name, state)
-    check_distinct(op, list(written.values()), list(written).__getitem__)
+    read = {"seeds": seeds, "coeffs": coeffs}
+    if lr is not None:
+        check_one_float(op, "lr", lr, param.device)
+        read["lr"] = lr
+    if out is not None:
+        check_one_float(op, "out", out, param.device)
+        written = {**written, "out": out}
+    names = [*written, *read]
+    check_apart(op, list(written.values()), list(read.values()), names.__getitem__)
+    announce_changes(op, list(written.values()), names.__getitem__)
 
 
 def step_with_norm(
@@ -124,12 +125,9 @@ def step_with_norm(
 
     The kernel takes the tensors of `written`, then numel, squares, seeds, coeffs, count, stream, `numbers`.
     """
-    check_update(op, written, seeds, coeffs, distribution)
+    lr = next((number for number in numbers if isinstance(number, torch.Tensor)), None)
+    begin_update(op, written, seeds, coeffs, distribution, lr, out)
     param, *_ = written.values()
-    for number in numbers:
-        if isinstance(number, torch.Tensor):
-            check_one_float(op, "lr", number, param.device)
-    check_one_float(op, "out", out, param.device)
     blocks = triton.cdiv(param.numel(), NOISE_BLOCKS[distribution])
     squares = param.new_empty(blocks, dtype=torch.float64)
     if blocks > 0:
