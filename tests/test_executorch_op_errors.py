@@ -71,6 +71,8 @@ UPDATE_CASES: list[Case] = [
     ({6: {"sizes": [2]}}, "out must be float32 of shape (1,)"),
     ({6: {"sizes": []}}, "out must be float32 of shape (1,)"),
     ({6: {"scalar_type": HALF}}, "out must be float32 of shape (1,)"),
+]
+UPDATE_SHARING: list[Case] = [
     ({1: {"memory_of": 0}}, "param and seeds must not share memory"),
     ({2: {"memory_of": 0}}, "param and coeffs must not share memory"),
     ({6: {"memory_of": 0}}, "param and out must not share memory"),
@@ -157,6 +159,25 @@ def test_update_refuses_and_leaves_the_parameter(
     loaded = load(program)
     assert_refused(loaded.load_method("update"), inputs, f"mobizo::zo_update: {message}", capfd)
     assert torch.equal(call(loaded.load_method("read"), []), PARAM)
+
+
+@pytest.mark.parametrize(("changes", "message"), UPDATE_SHARING, ids=case_id)
+def test_update_refuses_shared_memory(
+    changes: Changes, message: str, binary: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program, inputs = damaged(binary, "update", changes)
+    assert_refused(load(program).load_method("update"), inputs, f"mobizo::zo_update: {message}", capfd)
+
+
+def test_mp_lora_writes_its_base(binary: bytes) -> None:
+    """Where the planner lets the result have the memory of its base."""
+    program, inputs = damaged(binary, "mp_lora", {0: {"memory_of": 9}})
+    got = load(program).load_method("mp_lora")
+    inner = got._method
+    inner.set_inputs(tuple(inputs))
+    inner.execute()
+    expected = ops.mp_lora(*inputs, 1.0, 1)
+    assert torch.allclose(inner.get_outputs(clone_outputs=True)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("changes", "message"), MP_LORA_CASES, ids=case_id)
