@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +30,7 @@ REQUIREMENTS = [
     "torch>=2.10",
     "numpy>=1.26",
     "transformers>=5.0",
-    "peft>=0.18",
+    "peft>=0.19",
     "safetensors>=0.4.3",
     "scikit-learn>=1.4",
     "typer>=0.15",
@@ -73,6 +74,15 @@ def executorch_directory() -> Path:
     directory = Path(spec.submodule_search_locations[0])
     require((directory / "share/cmake").is_dir(), f"the executorch in {directory} has no C++ SDK")
     return directory
+
+
+def hidden_prefixes(build: Path) -> list[str]:
+    """Folders of this machine that hold sources and headers: `__FILE__` would tell of them in a binary."""
+    paths = sysconfig.get_paths()
+    places = [build, ROOT, *(paths[name] for name in ("include", "platinclude", "platlib", "purelib"))]
+    packages = [importlib.util.find_spec(name) for name in ("torch", "executorch", "pybind11")]
+    places += [Path(spec.submodule_search_locations[0]).parent for spec in packages if spec]
+    return list(dict.fromkeys(str(Path(place).resolve()) for place in places))
 
 
 def install(file: Path, target: Path) -> None:
@@ -131,6 +141,7 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DMOBIZO_HIDDEN_PREFIXES={';'.join(hidden_prefixes(build))}",
             *options,
         ]
         for command in (configure, [cmake, "--build", str(build), "--target", *targets]):
