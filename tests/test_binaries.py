@@ -71,7 +71,7 @@ def test_binaries_are_stripped(binaries: list[Path]) -> None:
 
 
 def test_no_path_of_the_building_machine(binaries: list[Path]) -> None:
-    """No string is a source file by its absolute name, or a folder that an interpreter or a build uses here."""
+    """No string is the absolute name of a source file, or of a folder that Python or a build uses here."""
     root = Path(__file__).resolve().parent.parent
     places = {
         root,
