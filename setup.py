@@ -28,11 +28,11 @@ TRAINER_FILES = ("libmobizo_executorch.so", "mobizo_runner", "_built_for")  # be
 WITH_EXECUTORCH = os.environ.get("MOBIZO_EXECUTORCH", "1") != "0"
 REQUIREMENTS = [
     "torch>=2.10",
-    "numpy>=1.26",
+    "numpy>=2.0",
     "transformers>=5.0",
     "peft>=0.19",
     "safetensors>=0.4.3",
-    "scikit-learn>=1.4",
+    "scikit-learn>=1.7.1",
     "typer>=0.15",
     "tqdm>=4.66",
     "matplotlib>=3.8",
