@@ -221,6 +221,10 @@ def test_merge(rng: torch.Generator) -> None:
     expected = model(ids).logits
     merged = unwrap(model, merge=True)
     assert not any(isinstance(module, MPLoRALinear) for module in merged.modules())
+    with pytest.warns(
+        UserWarning, match="LlamaForCausalLM has an adapter merged into it: an adapter of it fits"
+    ):
+        unwrap(wrap(merged, LoraConfig(r=3, **QV)))
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-3)
 
 

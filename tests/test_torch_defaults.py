@@ -157,6 +157,17 @@ def test_tensors_that_nobody_gave(default: Callable[[], AbstractContextManager[A
     assert updated.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_program_is_traced_with_the_usual_defaults() -> None:
+    lowering = pytest.importorskip("mobizo_kernels.executorch.lowering")
+    with default_dtype(torch.bfloat16), torch.device("meta"):
+        with pytest.raises(ZeroDivisionError), lowering.usual_defaults():
+            made = torch.zeros(1)
+            raise ZeroDivisionError
+        assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.zeros(1).device.type == "meta"
+    assert made.dtype == torch.float32 and made.device.type == "cpu"
+
+
 CASTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "to-dtype": lambda model: model.to(torch.bfloat16),
     "bfloat16": lambda model: model.bfloat16(),

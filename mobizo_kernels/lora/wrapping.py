@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from mobizo_kernels.ops import parameter_stream
 Model = TypeVar("Model", bound=nn.Module)
 
 _ATTRIBUTE = "mobizo_adapter"
+_MERGED = "mobizo_merged"
 
 
 @dataclass
@@ -83,6 +85,12 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
         raise ValueError(f"LoraConfig: {error.pattern!r} is no regular expression: {error}") from error
     check_peft_loads(model, config, targets)
     layers = install(model, config, targets)
+    if getattr(model, _MERGED, False):
+        warnings.warn(
+            f"{type(model).__name__} has an adapter merged into it: an adapter of it fits the merged model, "
+            "not the one that it was loaded from; unwrap it and save it with save_pretrained, too",
+            stacklevel=2,
+        )
     for layer in layers.values():
         layer.reset_lora_a(torch.Generator().manual_seed((seed + layer.stream) % 2**63))
     return model
@@ -94,6 +102,7 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
     Args:
         model: a wrapped model.
         merge: first add scaling * B A to the weight of each linear, in float32, rounded once to its dtype.
+            The model is no longer the one that was loaded: wrapping it again warns of that.
 
     Returns:
         `model`.
@@ -111,6 +120,7 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
             _check_mergeable(name, layer.base_layer, uses)
         for layer in layers.values():
             _merge(layer)
+        setattr(model, _MERGED, True)
     for name, layer in layers.items():
         model.set_submodule(name, layer.base_layer)
     for parameter in adapter.frozen:
