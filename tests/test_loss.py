@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig
+from tiny import cross_entropy, row_logits
 from torch import nn
 from transformers import (
     CohereConfig,
@@ -50,23 +51,6 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **KV, lm_head_multiplier=0.5, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
     ),
 }
-
-
-def row_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's own logits, float64, and the labels, where each row without padding is labelled."""
-    logits, targets = [], []
-    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-        real = mask.bool()
-        with torch.no_grad():
-            row = model(input_ids=ids[real][None], use_cache=False).logits[0, :-1].double()
-        wanted = labels[real][1:] != -100
-        logits.append(row[wanted])
-        targets.append(labels[real][1:][wanted])
-    return torch.cat(logits), torch.cat(targets)
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    return float(-logits.log_softmax(-1)[torch.arange(len(targets)), targets].mean())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -122,8 +122,8 @@ def test_both_together_with_states_kept(kind: str, rng: torch.Generator, tmp_pat
         for kept in (None, store, files):
             got = losses(model, batch, 4, share=True, store=kept)
             torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
-    # Six rows and the two of the comparison that a loss begins with.
-    assert len(store) == 8 and len(files) == 0 and len(list(tmp_path.iterdir())) == 8
+    # Six rows, and none of the comparison that a loss begins with.
+    assert len(store) == 6 and len(files) == 0 and len(list(tmp_path.iterdir())) == 6
 
 
 def test_states_are_computed_once(rng: torch.Generator, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 VOCABULARY = 61
@@ -59,3 +60,20 @@ def batch(
         for name, (values, pad) in columns.items():
             rows[name].append(pad + values if side == "left" else values + pad)
     return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def row_logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's own logits, float64, and the labels, where each row without padding is labelled."""
+    logits, targets = [], []
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        real = mask.bool()
+        with torch.no_grad():
+            row = model(input_ids=ids[real][None], use_cache=False).logits[0, :-1].double()
+        wanted = labels[real][1:] != -100
+        logits.append(row[wanted])
+        targets.append(labels[real][1:][wanted])
+    return torch.cat(logits), torch.cat(targets)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    return float(-logits.log_softmax(-1)[torch.arange(len(targets)), targets].mean())

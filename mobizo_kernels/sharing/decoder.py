@@ -54,6 +54,8 @@ class SharedDecoder:
 
     Raises:
         ValueError: if the model's layers, attention or positions are not of a known kind.
+
+    Calls raise ValueError if a layer keeps something else of the tokens before than keys and values.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -66,12 +68,18 @@ class SharedDecoder:
             raise ValueError(f"{name} takes no position_ids")
         if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
             raise ValueError(f"{name} attends within chunks")
+        self._changes_at = _changes_at(model.config.get_text_config())
+        self._has_prefix = adapter_of(model).config.alora_invocation_tokens is not None
         self._layers, first = layers_from_first_adapted(model, adapter_layers(model).values())
         self.first = min(first, len(self._layers) - 1)  # if only the LM head is adapted
         modules = [module for layer in self._layers for module in layer.modules()]
-        attentions = [module for module in modules if hasattr(module, "layer_idx")]
+        attentions = [
+            module
+            for module in modules
+            if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "config")
+        ]
         if not attentions:
-            raise ValueError(f"the attention of {name} does not know its layer")
+            raise ValueError(f"the attention of {name} has no layer_idx and config")
         self._last = max(int(module.layer_idx) for module in attentions)  # type: ignore[arg-type]
         owners: list[Any] = [self._decoder, *attentions]
         self._configs = list({id(owner.config): owner.config for owner in owners}.values())
@@ -108,6 +116,12 @@ class SharedDecoder:
             stack.enter_context(self._widening(rows, groups))
             return self._run(tail)
 
+    def takes(self, length: int) -> bool:
+        """Whether rows of `length` tokens give what they give as a whole: with keys that were rotated before
+        the tokens after them were known, they do not once the rotation changes with the length.
+        """
+        return not self._has_prefix or self._changes_at is None or length < self._changes_at
+
     def _run(self, block: TokenBlock) -> torch.Tensor:
         states: torch.Tensor = self._decoder(**block.inputs, use_cache=False).last_hidden_state
         return states
@@ -118,6 +132,9 @@ class SharedDecoder:
         state = AttentionPass(prefix.inputs["position_ids"], prefix.seen, record=record)
         with self._directions.acting(False), attending(self._configs, state), suppress(_Reached):
             self._run(prefix)
+        without = [layer for layer in range(len(self._layers)) if layer not in record]
+        if without:
+            raise ValueError(f"layer {without[0]} has no keys and values of its own")
         return dict(record)
 
     def _kept(
@@ -214,6 +231,15 @@ class SharedDecoder:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _changes_at(config: Any) -> int | None:
+    """Length from which on a rotary embedding is another one for all tokens; None if there is none."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]  # some have one by layer
+    changing = [kind for kind in kinds if str(kind.get("rope_type")) in ("dynamic", "longrope")]
+    lengths = [kind.get("original_max_position_embeddings") for kind in changing]
+    return min([config.max_position_embeddings, *filter(None, lengths)]) if changing else None
 
 
 class _UntilLayer(dict[int, KeysAndValues]):

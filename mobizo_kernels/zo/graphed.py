@@ -30,10 +30,10 @@ class GraphedSteps:
     """Makes steps of a wrapped model without any work for the host between their first kernel and the last.
 
     The first step on a shape of batches runs as it is, which compiles and tunes its kernels; the second one
-    captures the graph. Batches of one shape have equal sizes up to the column of the last prediction, as many
-    labelled tokens, and either all of them padding or none. The values are those of the ordinary step to the
-    bit, but for a -0 in B that a step skipped by an optimizer without state may turn into 0. On the CPU the
-    same operations run uncaptured.
+    captures the graph. Batches of one shape have equal sizes up to the last prediction of the longest row,
+    and as many labelled tokens. The values are those of the ordinary step to the bit, but for a -0 in B that
+    a step skipped by an optimizer without state may turn into 0. On the CPU the same operations run
+    uncaptured.
 
     Args:
         loss: of the model to tune.

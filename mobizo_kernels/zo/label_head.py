@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from mobizo_kernels.zo.rows import IGNORED
+
 
 class LabelHead:
     """The LM head of a model, which may be restricted to a few tokens.
@@ -26,15 +28,22 @@ class LabelHead:
 
     def __init__(self, model: PreTrainedModel, candidate_tokens: Sequence[int] | None = None) -> None:
         self._model = model
+        head = model.get_output_embeddings()
+        self._vocabulary: int = getattr(head, "out_features", model.config.get_text_config().vocab_size)
         self.candidates = None if candidate_tokens is None else _checked(model, candidate_tokens)
 
     def targets(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids as classes of the softmax, int64 [n].
 
         Raises:
-            ValueError: if a token is not a candidate.
+            ValueError: if a token is not a candidate, or not in the vocabulary.
         """
         if self.candidates is None:
+            outside = tokens[(tokens < 0) | (tokens >= self._vocabulary)]
+            if len(outside):
+                raise ValueError(
+                    f"labels must be in [0, {self._vocabulary}), or {IGNORED} for none, got {int(outside[0])}"
+                )
             return tokens
         match = tokens[:, None] == self.candidates.to(tokens.device)
         if not match.any(dim=1).all():
@@ -72,6 +81,7 @@ def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
             logits = logits * factor
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         logits = logits / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = cap * torch.tanh(logits / cap)
+    for softcap in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if cap := getattr(config, softcap, None):  # Gemma, RecurrentGemma, xLSTM
+            logits = cap * torch.tanh(logits / cap)
     return logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,7 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_of, invocation_starts
 from mobizo_kernels.sharing import TokenBlock
-
-IGNORED = -100
-"""The label of a token that is not to be predicted, as in transformers."""
+from mobizo_kernels.zo.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class LabelledBatch:
     """A batch on the model's device, and what is to be predicted where in it.
 
     Attributes:
-        inputs: what the decoder takes, each [B, T', ...], T' being the columns up to the last prediction.
+        inputs: what the decoder takes, each [B, T'], T' being the columns up to the last prediction.
         rows: row of each prediction, int64 [n].
         columns: column of each prediction, int64 [n].
         targets: class of the softmax to predict there, int64 [n].
@@ -68,30 +65,8 @@ class LabelledBatch:
         )  # fmt: skip
 
 
-def predictions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row and column of each prediction of a batch, and the token to predict there; each int64 [n].
-
-    Raises:
-        ValueError: if the batch has no labels or no labelled token.
-    """
-    if "labels" not in batch or "input_ids" not in batch:
-        raise ValueError(f"batch must hold input_ids and labels, got {sorted(batch)}")
-    labels, shape = batch["labels"], batch["input_ids"].shape
-    if labels.shape != shape:
-        raise ValueError(f"labels must have the shape of input_ids, {list(shape)}, got {list(labels.shape)}")
-    wanted = labels[:, 1:] != IGNORED
-    if "attention_mask" in batch:
-        wanted &= batch["attention_mask"].to(labels.device)[:, :-1] != 0
-    rows, columns = wanted.nonzero(as_tuple=True)
-    if not len(rows):
-        raise ValueError("batch has no label after a token that is not padding")
-    return rows, columns, labels[rows, columns + 1]
-
-
 class BatchReader:
     """Makes labelled batches of a model, on its device.
-
-    Whatever depends on values is found out on the batch's own device, usually the host.
 
     Args:
         model: a causal LM of transformers; wrapped, for :meth:`divided`.
@@ -99,89 +74,51 @@ class BatchReader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
 
-    def whole(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> LabelledBatch:
+    def whole(self, rows: Rows, targets: torch.Tensor) -> LabelledBatch:
         """Every group runs all tokens up to the last prediction.
 
         Args:
-            batch: B rows, see :class:`mobizo_kernels.zo.LabelledLoss`.
-            rows, columns: of each prediction, int64 [n].
-            targets: what to predict there, int64 [n].
+            rows: of the batch.
+            targets: class of the softmax at each prediction, int64 [n].
         """
         device = self._model.device
-        inputs = self._inputs(batch, columns)
-        return LabelledBatch(inputs, rows.to(device), columns.to(device), targets.to(device))
+        inputs = {name: tensor.to(device) for name, tensor in rows.inputs.items()}
+        return LabelledBatch(inputs, rows.rows.to(device), rows.columns.to(device), targets.to(device))
 
-    def divided(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        targets: torch.Tensor,
-        states: str | None = None,
-    ) -> LabelledBatch:
+    def divided(self, rows: Rows, targets: torch.Tensor, states: str | None = None) -> LabelledBatch:
         """With Activated LoRA, the groups run the tokens from the invocation on, and those before run once.
 
         Args:
-            batch, rows, columns, targets: as for :meth:`whole`.
-            states: what the states in a store depend on besides tokens; None if nothing is to be stored.
+            rows: of the batch, one text in each.
+            targets: class of the softmax at each prediction, int64 [n].
+            states: what the states in a store depend on besides the rows; None if nothing is to be stored.
 
         Raises:
             ValueError: if a row lacks the invocation tokens, or has a label before them.
         """
-        block, prefix, columns, keys = self._split(batch, rows, columns, states)
+        block, prefix, columns, keys = self._split(rows, states)
         device = self._model.device
-        return LabelledBatch({}, rows.to(device), columns.to(device), targets.to(device), block, prefix, keys)
-
-    def _inputs(self, batch: Mapping[str, torch.Tensor], columns: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the decoder takes, up to the last of `columns`.
-
-        A mask that hides nothing is left out: to see that it hides nothing transformers would read it back
-        and, while a CUDA graph is captured, build the mask of the attention instead.
-        """
-        width = int(columns.max()) + 1
-        inputs = {name: tensor[:, :width] for name, tensor in batch.items() if name != "labels"}
-        if "attention_mask" in inputs and "position_ids" not in inputs:
-            if bool((inputs["attention_mask"] != 0).all()):
-                del inputs["attention_mask"]
-            elif self._takes_positions:
-                positions = inputs["attention_mask"].long().cumsum(dim=1) - 1
-                inputs["position_ids"] = positions.clamp(min=0)
-        return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+        return LabelledBatch(
+            {}, rows.rows.to(device), columns.to(device), targets.to(device), block, prefix, keys
+        )
 
     def _split(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        states: str | None,
+        self, batch: Rows, states: str | None
     ) -> tuple[TokenBlock, TokenBlock | None, torch.Tensor, tuple[bytes, ...]]:
         """The tokens that every group runs, those before them, the predictions' columns in the first, and the
         rows' keys.
         """
-        ids, inputs = batch["input_ids"], self._inputs(batch, columns)
-        count, width = len(ids), inputs["input_ids"].shape[1]
-        seen = torch.ones(count, width, dtype=torch.bool, device="cpu")
-        if "attention_mask" in batch:
-            seen = batch["attention_mask"][:, :width].cpu() != 0
-        inputs = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
-        if "position_ids" not in inputs:
-            positions = (seen.long().cumsum(dim=1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions.to(self._model.device)
+        ids, rows, columns = batch.inputs["input_ids"], batch.rows, batch.columns
+        count, width = ids.shape
+        everything = torch.arange(width, device="cpu").expand(count, -1)
+        inputs = {**batch.inputs, "position_ids": everything}
         tokens = adapter_of(self._model).config.alora_invocation_tokens
         if tokens is None:
-            whole = torch.arange(width, device="cpu").expand(count, -1)
-            return self._block(inputs, whole, seen), None, columns, ()
+            # What fills a row up comes after its tokens, so it need not be masked.
+            return self._block(inputs, everything), None, columns, ()
 
-        ids, rows, columns = ids.cpu(), rows.cpu(), columns.cpu()
-        starts = invocation_starts(ids[:, :width], tokens, seen)
+        starts = invocation_starts(ids, tokens, everything < batch.lengths[:, None])
         if (starts < 0).any():
             row = int((starts < 0).int().argmax())
             raise ValueError(f"batch: row {row} does not hold the invocation tokens {tokens}")
@@ -191,35 +128,31 @@ class BatchReader:
         last = starts.new_zeros(count).scatter_reduce(0, rows, columns, "amax")
         tail = starts[:, None] + torch.arange(int((last - starts).max()) + 1, device="cpu")
         block = self._block(inputs, tail, tail <= torch.maximum(last, starts)[:, None])
-        first = seen.int().argmax(dim=1)
-        length = int((starts - first).max())
+        length = int(starts.max())
         prefix = None
         if length:
             before = starts[:, None] - length + torch.arange(length, device="cpu")
-            prefix = self._block(inputs, before, (before >= first[:, None]))
+            prefix = self._block(inputs, before, before >= 0)
         keys: tuple[bytes, ...] = ()
         if states is not None:
-            own = {name: tensor.cpu() for name, tensor in inputs.items()}
             keys = tuple(
                 _key(
-                    {name: tensor[row, first[row] : last[row] + 1] for name, tensor in own.items()},
-                    f"{int(starts[row] - first[row])} {states}",
+                    {name: tensor[row, : last[row] + 1] for name, tensor in inputs.items()},
+                    f"{int(starts[row])} {states}",
                 )
                 for row in range(count)
             )
         return block, prefix, columns - starts[rows], keys
 
     def _block(
-        self, inputs: Mapping[str, torch.Tensor], columns: torch.Tensor, seen: torch.Tensor
+        self, inputs: dict[str, torch.Tensor], columns: torch.Tensor, seen: torch.Tensor | None = None
     ) -> TokenBlock:
         """The tokens of `inputs` at columns [B, n]; those that are not seen, bool [B, n], are padding."""
-        width = inputs["input_ids"].shape[1]
         device = self._model.device
-        rows = torch.arange(len(columns), device=device)[:, None]
-        index = columns.clamp(0, width - 1).to(device)
+        index = columns.clamp(0, inputs["input_ids"].shape[1] - 1)
         return TokenBlock(
-            {name: tensor[rows, index] for name, tensor in inputs.items()},
-            None if bool(seen.all()) else seen.to(device),
+            {name: tensor.gather(1, index).to(device) for name, tensor in inputs.items()},
+            None if seen is None or bool(seen.all()) else seen.to(device),
         )
 
 

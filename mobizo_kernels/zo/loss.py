@@ -13,26 +13,37 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
 from mobizo_kernels.sharing import SharedDecoder, StateStore
 from mobizo_kernels.zo.label_head import LabelHead
-from mobizo_kernels.zo.labelled import IGNORED, BatchReader, LabelledBatch, predictions
+from mobizo_kernels.zo.labelled import BatchReader, LabelledBatch
+from mobizo_kernels.zo.rows import IGNORED, RowReader, Rows
+from mobizo_kernels.zo.self_check import (
+    check_logits,
+    checked_causal_lm,
+    difference,
+    evaluating,
+    tells_texts_apart,
+)
 
 
 class LabelledLoss:
     """Mean cross-entropy over the labelled tokens of a batch, separately for each group of rows.
 
     A batch is a mapping of tensors as transformers' causal LMs take it: `input_ids` int64 [B, T], `labels`
-    int64 [B, T] (-100 where nothing is to be predicted), usually `attention_mask` [B, T], and whatever else
-    of shape [B, T, ...] the decoder takes. A label is predicted at the position before it, and not at all if
-    that is padding. Rows may be padded on either side: positions are counted from the attention mask.
-    Columns after the last prediction are not forwarded.
+    int64 [B, T] (-100 where nothing is to be predicted), usually `attention_mask` [B, T] of 0 and 1, and
+    whatever else the decoder takes by name, each [B, T]; other columns are left out, as by transformers'
+    Trainer. Rows may be padded anywhere: what the mask hides is taken out of its row, so the loss is that of
+    the rows without padding. A label is predicted at the token before it; the first of a row is not. Columns
+    after the last prediction are not forwarded.
+
+    `position_ids` that begin anew within a row, as of `DataCollatorWithFlattening`, tell several texts apart.
 
     What is the same in all groups runs once: the layers below the first adapted one and, with Activated LoRA
     (`alora_invocation_tokens`), the tokens before the invocation; see :class:`SharedDecoder`. A model of a
-    kind with which that cannot be done runs every group over everything.
+    kind with which that cannot be done runs every group over everything, and so does any model on rows of
+    several texts, and on rows so long that its rotary embedding changes.
 
     Args:
         model: a causal LM of transformers, wrapped or not.
@@ -42,8 +53,9 @@ class LabelledLoss:
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
 
     Raises:
-        ValueError: if an argument is out of range, or if `model` computes its logits from the hidden states
-            in a way that is not known here; a tiny forward of its own is compared with ours to make sure.
+        ValueError: if an argument is out of range, if `model` computes its logits from the hidden states in a
+            way that is not known here, or if they depend on later tokens or on other rows; a tiny forward of
+            its own is compared with ours to make sure.
     """
 
     def __init__(
@@ -56,11 +68,17 @@ class LabelledLoss:
     ) -> None:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-        self.model, self.chunk_tokens, self.store = _checked_causal_lm(model), chunk_tokens, store
+        self.model, self.chunk_tokens, self.store = checked_causal_lm(model), chunk_tokens, store
         self._shared: SharedDecoder | None = None
         self._shared_for: object = None  # the adapter's configuration that `_shared` was made for
-        self._reader = BatchReader(self.model)
-        self._compare_with_model()
+        self._tells_texts_apart: bool | None = None
+        self._read, self._reader = RowReader(self.model), BatchReader(self.model)
+        whole = LabelHead(self.model)
+        check_logits(
+            self.model,
+            self._read,
+            lambda rows: whole.logits(self._hidden(self._reader.whole(rows, rows.tokens))[0]),
+        )
         self._head = LabelHead(self.model, candidate_tokens)
 
     @property
@@ -90,21 +108,31 @@ class LabelledLoss:
         Raises:
             ValueError: as for a call.
         """
-        rows, columns, tokens = predictions(batch)
-        return self._labelled(batch, rows, columns, self._head.targets(tokens))
+        rows = self._rows(batch)
+        return self._labelled(rows, self._head.targets(rows.tokens))
 
-    def _labelled(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> LabelledBatch:
+    def _rows(self, batch: Mapping[str, torch.Tensor]) -> Rows:
+        tokens = None
+        if is_wrapped(self.model):
+            tokens = adapter_of(self.model).config.alora_invocation_tokens
+        rows = self._read(batch, tokens)
+        # With a mask beside them, transformers takes the positions for no more than positions.
+        if not rows.one_text and "attention_mask" not in rows.inputs:
+            if self._tells_texts_apart is None:
+                self._tells_texts_apart = tells_texts_apart(self.model)
+            if not self._tells_texts_apart:
+                raise ValueError(
+                    f"batch: {type(self.model).__name__} does not tell several texts in a row apart by their "
+                    "position_ids; give each a row of its own"
+                )
+        return rows
+
+    def _labelled(self, rows: Rows, targets: torch.Tensor) -> LabelledBatch:
         shared = self._shared_decoder()
-        if shared is None:
-            return self._reader.whole(batch, rows, columns, targets)
+        if shared is None or not rows.one_text or not shared.takes(rows.inputs["input_ids"].shape[1]):
+            return self._reader.whole(rows, targets)
         states = None if self.store is None else f"{shared.first} {self.model.dtype}"
-        return self._reader.divided(batch, rows, columns, targets, states)
+        return self._reader.divided(rows, targets, states)
 
     @torch.no_grad()
     def of_labelled(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
@@ -136,8 +164,8 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token.
         """
-        rows, columns, tokens = predictions(batch)
-        hidden = self._hidden(self._labelled(batch, rows, columns, tokens))[0]
+        rows = self._rows(batch)
+        hidden = self._hidden(self._labelled(rows, rows.tokens))[0]
         return torch.cat([self._head.logits(part).float() for part in hidden.split(self.chunk_tokens)])
 
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
@@ -180,30 +208,21 @@ class LabelledLoss:
             ids[:, -1 - len(tokens) : -1] = torch.tensor(tokens, device="cpu")
         labels = torch.full_like(ids, IGNORED)
         labels[:, -1] = ids[:, -1]
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        rows, columns, targets = predictions(batch)
-        directions = adapter_of(model).directions
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
+        rows = self._read({"input_ids": ids, "attention_mask": mask, "labels": labels}, tokens)
         seeds = torch.tensor([1, 2], device="cpu")
         coeffs = torch.tensor([0.1, -0.1], dtype=torch.float32, device="cpu")
         try:
-            with directions.use(seeds, coeffs):
-                plain = self._labelled(batch, rows, columns, targets)
-                expected = self._hidden(plain, 2).float()
+            with evaluating(model), adapter_of(model).directions.use(seeds, coeffs):
+                expected = self._hidden(self._reader.whole(rows, rows.tokens), 2).float()
                 self._shared = shared
-                got = self._hidden(self._labelled(batch, rows, columns, targets), 2).float()
+                got = self._hidden(self._reader.divided(rows, rows.tokens), 2).float()
         except Exception as error:  # whatever a decoder of another build makes of it
             self._shared = None
             self._explain(error)
             return
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        off, largest = (got - expected).abs().max().item(), expected.abs().max().item()
-        if not off <= largest * (1e-4 if model.dtype == torch.float32 else 5e-2):
+        if off := difference(got, expected, model.dtype, half=5e-2):
             self._shared = None
-            self._explain(f"the result is off by up to {off:.1e}, the largest being {largest:.1e}")
+            self._explain(f"the result is {off}")
 
     def _explain(self, reason: Any) -> None:
         config = adapter_of(self.model).config
@@ -213,34 +232,3 @@ class LabelledLoss:
                 f"common part cannot be shared: {reason}",
                 stacklevel=2,
             )
-
-    @torch.no_grad()
-    def _compare_with_model(self) -> None:
-        """Raise ValueError unless the model's own logits, on a few tokens, are ours."""
-        vocabulary = self.model.config.get_text_config().vocab_size
-        tokens = (torch.arange(10, device=self.model.device) % vocabulary).view(2, 5)
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()  # dropout would make any two forwards differ
-        try:
-            expected = self.model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-            batch = {"input_ids": tokens, "labels": tokens}
-            rows, columns, targets = predictions(batch)
-            plain = self._reader.whole(batch, rows, columns, targets)
-            got = LabelHead(self.model).logits(self._hidden(plain)[0]).float()
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        error, largest = (got - expected).abs().max().item(), expected.abs().max().item()
-        if not error <= largest * (1e-4 if self.model.dtype == torch.float32 else 1e-2):
-            raise ValueError(
-                f"{type(self.model).__name__} does not get its logits from its LM head in a known way: "
-                f"ours are off by up to {error:.1e}, the largest being {largest:.1e}"
-            )
-
-
-def _checked_causal_lm(model: nn.Module) -> PreTrainedModel:
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"model must be a causal LM of transformers, got {type(model).__name__}")
-    if model.base_model is model or model.get_output_embeddings() is None or model.config.is_encoder_decoder:
-        raise ValueError(f"model must be a decoder with an LM head, got {type(model).__name__}")
-    return model

@@ -1,0 +1,137 @@
+"""What a loss takes for granted about a model, tried on a few tokens of its own before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.zo.rows import RowReader, Rows
+
+
+def checked_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """`model`, if it is one whose loss can be computed.
+
+    Raises:
+        ValueError: if it is no causal LM of transformers, or its linears mix the rows of a batch.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model must be a causal LM of transformers, got {type(model).__name__}")
+    if model.base_model is model or model.get_output_embeddings() is None or model.config.is_encoder_decoder:
+        raise ValueError(f"model must be a decoder with an LM head, got {type(model).__name__}")
+    if "lsh" in (getattr(model.config, "attn_layers", None) or ()):
+        raise ValueError(f"model: the attention of {type(model).__name__} hashes at random")
+    for name, module in model.named_modules():
+        # Its columns of 16 bits are those where any row of the batch, and so any group, has an outlier.
+        if type(module).__name__ == "Linear8bitLt" and getattr(module.state, "threshold", 0) > 0:
+            raise ValueError(
+                f"model: {name} is a linear of LLM.int8 (bitsandbytes), which makes a row's logits depend on "
+                "the other rows of its batch; load the model with llm_int8_threshold=0"
+            )
+    return model
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows], torch.Tensor]) -> None:
+    """Raise ValueError unless `ours` are the model's own logits and depend on nothing that they must not.
+
+    One row is whole, one padded on the right, one on the left. Then the tokens of the first and the padding
+    change: the logits of the other two may not. The shapes are equal, so that the rounding is, too.
+
+    Args:
+        model: a causal LM.
+        reader: of its batches.
+        ours: gives the logits [n, vocabulary] that predict the n tokens of rows.
+    """
+    name, width = type(model).__name__, 7
+    tokens = (
+        torch.arange(3 * width, device="cpu").view(3, width) * 7 + 3
+    ) % model.config.get_text_config().vocab_size
+    mask = torch.ones_like(tokens)
+    mask[1, 4:] = 0
+    mask[2, :3] = 0
+    rows = reader({"input_ids": tokens, "attention_mask": mask, "labels": tokens})
+    ids = rows.inputs["input_ids"].to(model.device)
+    free = torch.arange(ids.shape[1], device="cpu") >= rows.lengths[:, None]
+    free[0] = True
+    others = torch.where(free.to(ids.device), ids.roll(2, dims=1).roll(1, dims=0), ids)
+
+    def own(ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits[rows.rows.to(ids.device), rows.columns.to(ids.device)].float()
+
+    with evaluating(model):
+        try:
+            expected = own(ids)
+        except Exception as error:
+            raise ValueError(f"{name} makes no logits of {list(ids.shape)} tokens: {error}") from error
+        if not expected.isfinite().all():
+            raise ValueError(f"{name} has logits that are not finite")
+        try:
+            got = ours(rows).float()
+        except Exception as error:
+            raise ValueError(f"{_unknown(name)}: {error}") from error
+        if off := difference(got, expected, model.dtype):
+            if difference(own(ids), expected, model.dtype):
+                raise ValueError(f"{name} has other logits for the same tokens each time, also in eval mode")
+            raise ValueError(f"{_unknown(name)}: ours are {off}")
+        kept = (rows.rows > 0).to(ids.device)
+        if off := difference(own(others)[kept], expected[kept], model.dtype, 1e-3, 5e-2):
+            raise ValueError(
+                f"{name} has logits that depend on later tokens or on other rows: they are {off} if only "
+                "those change"
+            )
+
+
+def _unknown(name: str) -> str:
+    return f"{name} does not get its logits from its LM head in a known way"
+
+
+@torch.no_grad()
+def tells_texts_apart(model: PreTrainedModel) -> bool:
+    """Whether the texts of a row, whose `position_ids` begin anew at each, see nothing of each other."""
+    length = 4
+    ids = (
+        torch.arange(4 * length, device="cpu").view(2, 2 * length) * 7 + 3
+    ) % model.config.get_text_config().vocab_size
+    others = ids.clone()
+    others[:, :length] = ids[:, :length].flip(0, 1)
+    positions = torch.arange(length, device="cpu").repeat(2, 2)
+
+    def second(ids: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = model.base_model(
+            input_ids=ids.to(model.device), position_ids=positions.to(model.device), use_cache=False
+        ).last_hidden_state
+        return states[:, length:].float()
+
+    # The directions of the moment may be of more groups than two rows have.
+    acting = adapter_of(model).directions.acting(False) if is_wrapped(model) else nullcontext()
+    with evaluating(model), acting:
+        return not difference(second(others), second(ids), model.dtype, 1e-3, 5e-2)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No module in training mode: dropout would make any two forwards differ."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def difference(
+    got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, whole: float = 1e-4, half: float = 1e-2
+) -> str:
+    """How far two results of a model of this dtype are apart; empty if that may be rounding: `whole` of the
+    largest value, or `half` of it in 16 bits.
+    """
+    off, largest = (got - expected).abs().max().item(), expected.abs().max().item()
+    tolerance = whole if dtype in (torch.float32, torch.float64) else half
+    return "" if off <= largest * tolerance else f"off by up to {off:.1e}, the largest being {largest:.1e}"
