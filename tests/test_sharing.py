@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen3Config,
 )
@@ -235,6 +236,52 @@ def test_a_model_that_cannot_share_still_computes(rng: torch.Generator) -> None:
         adapter_of(model).directions.use(torch.arange(4) % 2, torch.linspace(-0.2, 0.2, 4)),
     ):
         torch.testing.assert_close(loss(batch, 4), expected, rtol=2e-5, atol=2e-5)
+
+
+ROPES: dict[str, PretrainedConfig] = {
+    "dynamic": LlamaConfig(
+        **{**GROUPED, "max_position_embeddings": 12},
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+    ),
+    "longrope": Phi3Config(
+        **{**GROUPED, "max_position_embeddings": 48},
+        original_max_position_embeddings=12,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [(8, 5, 2), (9, 5, 2), (10, 5, 2), (11, 8, 2), (15, 14, 13)])
+@pytest.mark.parametrize("rope", ROPES)
+def test_a_rotation_that_changes_with_the_length(
+    rope: str, before: tuple[int, ...], rng: torch.Generator
+) -> None:
+    """Keys of a prefix below the length of the change are not those of the same tokens in a longer row."""
+    model = tiny.causal_lm(copy.deepcopy(ROPES[rope]))
+    config = peft.LoraConfig(r=3, target_modules=["o_proj"], alora_invocation_tokens=INVOCATION)
+    for layer in adapter_layers(wrap(model, config)).values():
+        layer.lora_b.data.copy_(torch.randn(layer.lora_b.shape, generator=rng))
+    batch = rows_with_invocation(rng, before)
+    expected = losses(model, batch, 4, share=False)
+    for store in (None, StateStore()):
+        got = losses(model, batch, 4, share=True, store=store)
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_rows_of_several_texts_are_not_divided(rng: torch.Generator) -> None:
+    model = wrapped("llama", rng, layers_to_transform=[2, 3], alora_invocation_tokens=INVOCATION)
+    texts = rows_with_invocation(rng, (5,), (2,))
+    batch = {name: tensor.repeat(1, 2) for name, tensor in texts.items() if name != "attention_mask"}
+    batch["labels"][:, :9] = -100
+    batch["position_ids"] = torch.arange(9).repeat(1, 2)
+    for store in (None, StateStore()):
+        expected = losses(model, batch, 4, share=False)
+        got = losses(model, batch, 4, share=True, store=store)
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+    # The last text alone, for the invocation that counts is the last one.
+    torch.testing.assert_close(got, losses(model, texts, 4, share=True), rtol=2e-5, atol=2e-5)
 
 
 def test_the_store_is_bounded(rng: torch.Generator, tmp_path: Path) -> None:
