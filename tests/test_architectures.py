@@ -170,13 +170,15 @@ def test_refused(name: str) -> None:
 
 
 def linears(model: nn.Module, layers: list[str]) -> list[str]:
-    """The linears of some layers that see all tokens."""
+    """The linears of some layers that see all tokens, and that PEFT adapts in every architecture."""
+    not_everywhere = {"out_proj", "gate_proj", "up_proj", "down_proj"}
+    not_all_tokens = {"experts", "shared_expert_gate", "router", "gate"}
     return [
         path
         for path, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and any(f".{layer}." in path for layer in layers)
-        and not {"experts", "shared_expert_gate", "router", "gate"} & set(path.split("."))
+        and not (not_everywhere | not_all_tokens) & set(path.split("."))
     ]
 
 
