@@ -42,10 +42,9 @@ class Record(NamedTuple):
     coeffs: tuple[float, ...]
 
 
-def wrapped(**options: Any) -> PreTrainedModel:
-    return wrap(
-        tiny.llama(), LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], **options)
-    )
+def wrapped(seed: int = 0, **options: Any) -> PreTrainedModel:
+    own = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+    return wrap(tiny.llama(), LoraConfig(**{**own, **options}), seed=seed)
 
 
 def adapters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -77,7 +76,7 @@ def train(
 def parse(content: bytes) -> tuple[dict[str, Any], list[Record], int]:
     """docs/formats.md in a few lines: the header, the records, and where they begin."""
     magic, version, size = struct.unpack_from("<8sII", content)
-    assert (magic, version) == (b"MOBIZOJN", 2)
+    assert (magic, version) == (b"MOBIZOJN", 3)
     header = json.loads(content[16 : 16 + size])
     start = 16 + size + 4
     assert struct.unpack_from("<I", content, start - 4) == (zlib.crc32(content[: start - 4]),)
@@ -90,12 +89,31 @@ def parse(content: bytes) -> tuple[dict[str, Any], list[Record], int]:
     return header, records, start
 
 
+NEW = ("candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b")  # since version 3
+
+
+def second_version(content: bytes) -> bytes:
+    """A journal as the second version of the format, which knew nothing of the adapter, had it."""
+    header, _, start = parse(content)
+    return head_of(_known_before(header), 2) + content[start:]
+
+
 def first_version(header: dict[str, Any], coeffs: list[tuple[float, ...]]) -> bytes:
     """The same run as the first version of the format, of plain SGD, had it."""
-    text = json.dumps({name: value for name, value in header.items() if name != "optimizer"}).encode()
-    content = struct.pack("<8sII", b"MOBIZOJN", 1, len(text)) + text
-    content += struct.pack("<I", zlib.crc32(content))
+    content = head_of({name: v for name, v in _known_before(header).items() if name != "optimizer"}, 1)
     for step, values in enumerate(coeffs):
         record = struct.pack(f"<q{len(values)}f", step, *values)
         content += record + struct.pack("<I", zlib.crc32(record))
     return content
+
+
+def _known_before(header: dict[str, Any]) -> dict[str, Any]:
+    parameters = [{name: p[name] for name in ("name", "shape", "stream")} for p in header["parameters"]]
+    return {name: v for name, v in header.items() if name not in NEW} | {"parameters": parameters}
+
+
+def head_of(header: dict[str, Any], version: int) -> bytes:
+    """The start of a file, up to its records."""
+    text = json.dumps(header).encode()
+    head = struct.pack("<8sII", b"MOBIZOJN", version, len(text)) + text
+    return head + struct.pack("<I", zlib.crc32(head))

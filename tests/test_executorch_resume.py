@@ -205,7 +205,7 @@ def test_exit_codes_of_the_runner(program: Path, dataset: Path, tmp_path: Path) 
         (["train", program], 2, "expected 2 files, got 1"),
         ([*train, "--eps", "x"], 2, "--eps must be a number, got 'x'"),
         ([*train, "--adapter-in", dataset], 2, "data.safetensors"),
-        (["train", dataset, dataset, "--adapter-out", out], 2, "not a program"),
+        (["train", dataset, dataset, "--adapter-out", out], 2, "not a training program"),
         ([*train, "--adapter-out", tmp_path / "no_such" / "file"], 2, "no_such"),
         (["replay", program, tmp_path / "no.journal", "--adapter-out", out], 2, "no.journal"),
         (["frobnicate"], 2, "unknown command 'frobnicate'"),

@@ -132,7 +132,12 @@ def test_replay_gives_the_bits_on_both_engines(program: Path, dataset: Path, tmp
         model, again = eager_twin(), Trainer(program)
         assert replay(model, journal, steps) == again.replay(journal, until=steps) == steps
         assert_same_adapter(again, model)
-        assert again.replay(journal, until=0) == 0
+        if steps:
+            with (
+                Unchanged(again),
+                pytest.raises(ValueError, match="lora_b is '.*' here, but the journal has"),
+            ):
+                again.replay(journal)  # not from where the run began
     assert_same_adapter(trainer, replayed(journal))
     again = Trainer(program)
     again.train(dataset, **{**RUN, "run_seed": 3})  # leaves nothing behind that the next run could see

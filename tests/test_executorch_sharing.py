@@ -34,7 +34,7 @@ from mobizo_kernels.data import EncodedExample, collate, read_dataset
 from mobizo_kernels.executorch import StepReport, Trainer, export, read_description
 from mobizo_kernels.executorch.program import Evaluate, TrainStep
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.zo import LabelledLoss, make_estimator
+from mobizo_kernels.zo import LabelledLoss, make_estimator, replay
 from mobizo_kernels.zo.seeds import query_seeds
 
 INVOCATION = [7, 8]
@@ -141,7 +141,7 @@ def test_the_native_loop_is_the_eager_loop(program: Path, tmp_path: Path, rng: t
     trainer, model, reports = Trainer(program), eager_twin(3, **ACTIVATED), list[StepReport]()
     trainer.train(
         path, steps=6, eps=1e-2, lr=2e-3, lr_schedule="constant", eval_every=0, keep="last",
-        on_step=reports.append,
+        on_step=reports.append, journal=tmp_path / "journal",
     )  # fmt: skip
     zo = mobizo.ZerothOrder(
         model, queries=2, eps=1e-2, lr=2e-3, normalize=True, candidate_tokens=CANDIDATES
@@ -154,6 +154,11 @@ def test_the_native_loop_is_the_eager_loop(program: Path, tmp_path: Path, rng: t
     loss = LabelledLoss(model, candidate_tokens=CANDIDATES)
     scores = torch.cat([loss.logits(collate([row], 0)) for row in data.test])
     np.testing.assert_allclose(trainer.evaluate(path).scores, scores, rtol=1e-4, atol=1e-4)
+    twin, other = eager_twin(3, **ACTIVATED), eager_twin(3, **{**ACTIVATED, "alora_invocation_tokens": [8]})
+    assert replay(twin, tmp_path / "journal") == 6
+    assert_same_adapter(trainer, twin)
+    with pytest.raises(ValueError, match=r"invocation_tokens is \[7, 8\] there, but \[8\] here"):
+        replay(other, tmp_path / "journal")
 
 
 def no_invocation(rows: list[EncodedExample]) -> None:

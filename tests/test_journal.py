@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tiny
 import torch
 from helpers import DISTRIBUTIONS, assert_same_bits
 from journals import (
+    NEW,
     OPTIONS,
     QUERIES,
     RECORD,
@@ -18,12 +20,13 @@ from journals import (
     assert_same_adapters,
     first_version,
     parse,
+    second_version,
     train,
     wrapped,
 )
 
 from mobizo_kernels import reference
-from mobizo_kernels.lora import model_fingerprint
+from mobizo_kernels.lora import adapter_layers, model_fingerprint
 from mobizo_kernels.ops import parameter_stream
 from mobizo_kernels.zo import (
     JournalHeader,
@@ -66,9 +69,17 @@ def test_the_file_holds_the_run(
         "estimator": estimator,
         "optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0},
         "batch_size": None,
-        "base_fingerprint": model_fingerprint(tiny.llama()),
         "data": None,
-        "parameters": [{"name": name, "shape": [32, 3], "stream": parameter_stream(name)} for name in names],
+        "candidate_tokens": [],
+        "base_fingerprint": model_fingerprint(tiny.llama()),
+        "base_dtype": "float32",
+        "parameters": [
+            {"name": name, "shape": [32, 3], "stream": parameter_stream(name), "scaling": 2.0}
+            for name in names
+        ],
+        "invocation_tokens": [],
+        "lora_a": hash_of({name: layer.lora_a for name, layer in adapter_layers(model).items()}),
+        "lora_b": hash_of({name: torch.zeros(32, 3) for name in adapter_layers(model)}),
     }
     expected = before
     for step, (number, applied, loss, rate, decay, coeffs) in enumerate(records):
@@ -85,6 +96,15 @@ def test_the_file_holds_the_run(
     assert_same_adapters(model, expected)
 
 
+def hash_of(factors: dict[str, torch.Tensor]) -> str:
+    """docs/formats.md in a few lines."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, factor in factors.items():
+        digest.update(f"{name}.weight\0{factor.shape[0]},{factor.shape[1]}\0".encode())
+        digest.update(factor.detach().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -97,6 +117,7 @@ def test_the_file_holds_the_run(
         ({"estimator": "one_sided"}, "estimator is 'two_sided' there, but 'one_sided'"),
         ({"momentum": 0.5}, "optimizer is {'name': 'sgd', 'momentum': 0.0, .*} there, but .*'momentum': 0.5"),
         ({"optimizer": "adam"}, "optimizer is {'name': 'sgd', .*} there, but {'name': 'adam', 'beta1': 0.9"),
+        ({"candidate_tokens": (4, 9)}, r"candidate_tokens is \[\] there, but \[4, 9\] in this run"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -143,20 +164,31 @@ def test_what_a_replay_cannot_repeat(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_first_version_is_read_but_not_gone_on_with(tmp_path: Path, rng: torch.Generator) -> None:
+def test_earlier_versions_are_read_but_not_gone_on_with(tmp_path: Path, rng: torch.Generator) -> None:
     path = tmp_path / "journal"
     train(path, rng, steps=3)
     header, records, _ = parse(path.read_bytes())
-    content = first_version(header, [record.coeffs for record in records])
+    contents = {
+        1: first_version(header, [record.coeffs for record in records]),
+        2: second_version(path.read_bytes()),
+    }
     new_header, new = read_journal(path)
-    path.write_bytes(content + b"torn")
-    old_header, old = read_journal(path)
-    assert old_header == new_header
-    assert torch.equal(old.coeffs, new.coeffs)
-    assert old.applied.all() and (old.decays == 1).all() and old.losses.isnan().all()
-    with pytest.raises(ValueError, match="version 1 of the format can be replayed, but not gone on with"):
-        ZerothOrder(wrapped(), **OPTIONS, journal=path, resume=True)
-    assert path.read_bytes() == content + b"torn"
+    expected = dataclasses.replace(
+        new_header,
+        parameters=tuple(dataclasses.replace(p, scaling=None) for p in new_header.parameters),
+        **dict.fromkeys(NEW),
+    )
+    for version, content in contents.items():
+        path.write_bytes(content + b"torn")
+        old_header, old = read_journal(path)
+        assert old_header == expected
+        assert torch.equal(old.coeffs, new.coeffs)
+        assert old.applied.all() and (old.decays == 1).all()
+        assert old.losses.isnan().all() if version == 1 else torch.equal(old.losses, new.losses)
+        message = f"version {version} of the format can be replayed, but not gone on with"
+        with pytest.raises(ValueError, match=message):
+            ZerothOrder(wrapped(), **OPTIONS, journal=path, resume=True)
+        assert path.read_bytes() == content + b"torn"
 
 
 def test_a_journal_begins_with_the_first_step(tmp_path: Path, rng: torch.Generator) -> None:

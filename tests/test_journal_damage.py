@@ -86,7 +86,7 @@ def test_damage_names_the_step(tmp_path: Path, rng: torch.Generator) -> None:
         bad = bytearray(content)
         bad[byte] ^= 1
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="its header is (damaged|cut short)|expected version 1 or 2"):
+        with pytest.raises(ValueError, match="its header is (damaged|cut short)|expected version 1 to 3"):
             read_journal(path)
     damaged("is no journal", b"MOBIZOJX" + content[8:])
     damaged("is no journal", b"")
@@ -99,8 +99,11 @@ def test_damage_names_the_step(tmp_path: Path, rng: torch.Generator) -> None:
         content[16 : start - 4].replace(b'"sgd"', b'"lion"'),
         content[16 : start - 4].replace(b'"momentum": 0.0', b'"momentum": 1.0'),
         content[16 : start - 4].replace(b'"momentum": 0.0, ', b""),
+        content[16 : start - 4].replace(b'"lora_a"', b'"lora_c"'),
+        content[16 : start - 4].replace(b'"scaling"', b'"scale"'),
+        content[16 : start - 4].replace(b'"queries": 3', b'"queries": "3"'),
     ):  # fmt: skip
-        head = struct.pack("<8sII", b"MOBIZOJN", 2, len(text)) + text
+        head = struct.pack("<8sII", b"MOBIZOJN", 3, len(text)) + text
         damaged("its header cannot be understood", head + struct.pack("<I", zlib.crc32(head)))
 
 

@@ -18,6 +18,7 @@ from journals import (
     assert_same_adapters,
     first_version,
     parse,
+    second_version,
     train,
     wrapped,
 )
@@ -48,10 +49,14 @@ def test_replay_gives_the_same_bits(
             replay(wrapped(), tmp_path / "journal", until)
 
 
-def test_a_replay_of_the_first_version(tmp_path: Path, rng: torch.Generator) -> None:
+def test_a_replay_of_earlier_versions(tmp_path: Path, rng: torch.Generator) -> None:
     path = tmp_path / "journal"
     _, states = train(path, rng, steps=4)
     header, records, _ = parse(path.read_bytes())
+    path.write_bytes(second_version(path.read_bytes()))
+    for model in (wrapped(), wrapped(lora_alpha=60)):  # of which it knows nothing
+        assert replay(model, path) == 4
+        assert_same_adapters(model, states[4])
     path.write_bytes(first_version(header, [record.coeffs for record in records]))
     model = wrapped()
     assert replay(model, path) == 4
@@ -103,6 +108,9 @@ def test_a_skipped_step_leaves_parameters_and_state_alone(
         assert replay(twin, tmp_path / "journal", steps) == steps
         assert_same_adapters(twin, states[steps])
     resumed = copy.deepcopy(initial)
+    assert zo.journal is not None
+    zo.journal.close()
+    zo.journal = None
     again = ZerothOrder(resumed, **OPTIONS, **rule, journal=tmp_path / "journal", resume=True)
     assert (again.steps, again.skipped_steps) == (4, 1)
     batch = tiny.batch(rng)
@@ -124,6 +132,8 @@ def test_resuming_gives_the_same_bits(rule: dict[str, Any], tmp_path: Path, rng:
         assert zo.steps == done
         zo.optimizer.param_groups[0]["lr"] = 0.02 / (1 + done)
         zo.step(batch)
+        assert zo.journal is not None
+        zo.journal.close()
     assert_same_adapters(resumed, adapters(model))
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "one").read_bytes()
 
@@ -146,22 +156,81 @@ def test_steps_are_redone_one_by_one_or_at_once(
     assert zo.step(tiny.batch(rng)).step == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"layers_to_transform": [0]},
+            r"parameters is .*'model.layers.1.self_attn.q_proj.weight'.*, but None",
+        ),
+        ({"r": 4}, r"parameters is .*shape=\(32, 3\).* there, but .*shape=\(32, 4\)"),
+        ({"lora_alpha": 60}, "scaling of model.layers.0.self_attn.q_proj.weight is 2.0 there, but 20.0"),
+        ({"use_rslora": True}, "scaling of model.layers.0.self_attn.q_proj.weight is 2.0 there, but 3.46"),
+        (
+            {"alpha_pattern": {"1.mlp.down_proj": 3}},
+            "scaling of model.layers.1.mlp.down_proj.* there, but 1.0",
+        ),
+        ({"alora_invocation_tokens": [7, 8]}, r"invocation_tokens is \[\] there, but \[7, 8\]"),
+        ({"seed": 1}, "lora_a is '[0-9a-f]{32}' there, but '[0-9a-f]{32}'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_another_adapter_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, rng: torch.Generator
+) -> None:
+    train(tmp_path / "journal", rng, steps=1)
+    content, model = (tmp_path / "journal").read_bytes(), wrapped(**options)
+    with pytest.raises(ValueError, match=f"journal .* of another .*: {message}"):
+        replay(model, tmp_path / "journal")
+    with pytest.raises(ValueError, match=f"journal .*: {message}.* in this run"):
+        ZerothOrder(model, **OPTIONS, journal=tmp_path / "journal", resume=True)
+    assert_same_adapters(model, adapters(wrapped(**options)))
+    assert (tmp_path / "journal").read_bytes() == content
+
+
+def test_another_beginning_is_refused(tmp_path: Path, rng: torch.Generator) -> None:
+    """A run goes on from the LoRA-B with which it began, and so does a replay."""
+    path, model = tmp_path / "journal", wrapped()
+    for layer in adapter_layers(model).values():
+        layer.lora_b.data.normal_(generator=rng)
+    start = copy.deepcopy(model)
+    zo = ZerothOrder(model, **OPTIONS, journal=path)
+    zo.step(tiny.batch(rng))
+    assert zo.journal is not None
+    zo.journal.close()
+    for other in (wrapped(), model):
+        before = adapters(other)
+        with pytest.raises(
+            ValueError, match="begins with another LoRA-B, .*: lora_b is '.*' there, but '.*' here"
+        ):
+            replay(other, path)
+        with pytest.raises(ValueError, match="lora_b is .* in this run"):
+            ZerothOrder(other, **OPTIONS, journal=path, resume=True)
+        assert_same_adapters(other, before)
+    assert replay(start, path) == 1
+    assert_same_adapters(start, adapters(model))
+
+
 def test_another_model_is_refused(tmp_path: Path, rng: torch.Generator) -> None:
     train(tmp_path / "journal", rng, steps=1)
-    fewer = wrapped(layers_to_transform=[0])
-    wider = wrap(tiny.llama(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     other = wrapped()
     other.model.norm.weight.data[3] += 1
-    for model, message in (
-        (fewer, r"'model.layers.1.self_attn.q_proj.weight'.* where the model has None"),
-        (wider, r"shape=\(32, 3\).* where the model has .*shape=\(32, 4\)"),
-        (other, "its base_fingerprint is"),
-    ):
-        with pytest.raises(ValueError, match=f"of another model: .*{message}"):
-            replay(model, tmp_path / "journal")
-        assert all(not b.any() for b in adapters(model).values())
-        with pytest.raises(ValueError, match="(parameters|base_fingerprint) is .* in this run"):
-            ZerothOrder(model, **OPTIONS, journal=tmp_path / "journal", resume=True)
+    with pytest.raises(ValueError, match="of another model: base_fingerprint is"):
+        replay(other, tmp_path / "journal")
+    assert all(not b.any() for b in adapters(other).values())
+    with pytest.raises(ValueError, match="base_fingerprint is .* in this run"):
+        ZerothOrder(other, **OPTIONS, journal=tmp_path / "journal", resume=True)
+    narrow = tiny.llama(dtype=torch.bfloat16)
+    narrow = wrap(narrow, LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"]))
+    wide = copy.deepcopy(narrow).float()
+    zo = ZerothOrder(narrow, **OPTIONS, journal=tmp_path / "narrow")
+    zo.step(tiny.batch(rng))
+    assert replay(wide, tmp_path / "narrow") == 1  # the type decides on losses only
+    assert_same_adapters(wide, adapters(narrow))
+    assert zo.journal is not None
+    zo.journal.close()
+    with pytest.raises(ValueError, match="base_dtype is 'bfloat16' there, but 'float32' in this run"):
+        ZerothOrder(wide, **OPTIONS, journal=tmp_path / "narrow", resume=True)
     with pytest.raises(ValueError, match="is not wrapped"):
         replay(tiny.llama(), tmp_path / "journal")
     with pytest.raises(FileNotFoundError, match="absent"):

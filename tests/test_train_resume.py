@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from crash import crash_training, tiny_task
 from helpers import full_disk
+from safetensors.torch import load_file
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
 from mobizo_kernels.cli import train_eager
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.data import InputError
+from mobizo_kernels.data import InputError, load_model
+from mobizo_kernels.lora import adapter_layers, load_adapter
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import JournalWriter, read_journal
+from mobizo_kernels.zo import JournalWriter, read_journal, replay
 
 STEPS = 7
 RECORD = 28 + 4 * 2
@@ -74,6 +79,7 @@ def test_cut_off_anywhere(schedule: str, rule: dict[str, Any], task: dict[str, A
         summary = train(TrainSettings(**task, out=out, journal=journal, resume=True))
         assert journal.read_bytes() == content
         assert weights(out) == expected
+        assert not list(out.glob(".*"))
         same = ("best_step", "steps", "accuracy_after", "auc_before", "auc_after", "balanced_accuracy_after")
         assert {name: summary[name] for name in same} == {name: once[name] for name in same}
         resumed = json.loads((out / "metrics.json").read_text())
@@ -143,6 +149,9 @@ def test_another_run_is_refused(task: dict[str, Any], tmp_path: Path) -> None:
         ({"lr_schedule": "cosine"}, "lr_schedule is 'linear' there"),
         ({"rank": 4}, "parameters is "),
         ({"seed": 1}, "run_seed is 0 there"),
+        ({"alpha": 64.0}, "scaling of model.layers.1.* is 2.0 there, but 8.0 in this run"),
+        ({"tail": 1}, r"invocation_tokens is \[.*\] there, but \[.*\] in this run"),
+        ({"dtype": "bfloat16"}, "base_"),
         ({"momentum": 0.5}, "optimizer is {'name': 'sgd', 'momentum': 0.0, .*} there"),
     ):
         with pytest.raises(InputError, match=f"journal: journal {journal}: {message}"):
@@ -176,3 +185,51 @@ def test_a_full_disk_loses_nothing(
     assert len(read_journal(tmp_path / "journal")[1]) == 3 and not (tmp_path / "out").exists()
     train(settings)
     assert weights(tmp_path / "out") == weights(tmp_path / "once")
+
+
+@pytest.mark.parametrize(
+    ("at", "harm", "message"),
+    [
+        (4, Path.unlink, "was removed or renamed"),
+        (5, lambda path: os.truncate(path, path.stat().st_size - RECORD), "another program changed it"),
+        (STEPS, Path.unlink, "was removed or renamed"),
+    ],
+    ids=["removed", "cut", "removed at the end"],
+)
+def test_a_lost_journal_leaves_the_results(
+    at: int,
+    harm: Callable[[Path], None],
+    message: str,
+    task: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run ends where it was, with the adapter that is the best so far, in one sentence."""
+    once, out, journal = tmp_path / "once", tmp_path / "out", tmp_path / "journal"
+    train(TrainSettings(**task, out=once, journal=tmp_path / "whole"))
+    whole, append = json.loads((once / "metrics.json").read_text()), JournalWriter.append
+
+    def harmed(self: JournalWriter, step: int, record: Any) -> None:
+        if step == at:
+            harm(journal)
+        append(self, step, record)
+        if step + 1 == at == STEPS:
+            harm(journal)
+
+    monkeypatch.setattr(JournalWriter, "append", harmed)
+    with pytest.raises(
+        InputError, match=f"^journal: journal {journal} .*{message}.* after {at} steps, .*out$"
+    ):
+        train(TrainSettings(**task, out=out, journal=journal))
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["steps"], found["stopped"]) == (at, at < STEPS)
+    assert found["losses"] == whole["losses"][:at]
+    assert found["validation"][-1]["step"] == at
+    model, _ = load_model(task["model"], "float32")
+    load_adapter(model, out / "adapter")
+    for layer in adapter_layers(model).values():
+        layer.lora_b.data.zero_()
+    replay(model, tmp_path / "whole", found["best_step"])
+    kept = load_file(out / "adapter" / "adapter_model.safetensors")
+    for name, layer in adapter_layers(model).items():
+        assert torch.equal(kept[f"base_model.model.{name}.lora_B.weight"], layer.lora_b)

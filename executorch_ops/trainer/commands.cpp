@@ -65,7 +65,8 @@ class Progress {
   }
 
   Observer observer() {
-    return {[this](const StepReport& report) { step(report); }, [this](const EvaluationReport& report) { evaluation(report); }};
+    return {[this](const StepReport& report) { step(report); }, [this](const EvaluationReport& report) { evaluation(report); },
+            [](const std::string& text) { std::fprintf(stderr, "mobizo_runner: %s\n", text.c_str()); }};
   }
   double median_step_ms() const { return 1e3 * median(seconds_); }
 
@@ -160,6 +161,8 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
+  check_distinct({{"--journal", train_options.journal}, {"--adapter-out", adapter_out}, {"--log", log}},
+                 {{"PROGRAM", (*files)[0]}, {"DATASET", (*files)[1]}, {"--adapter-in", adapter_in}});
 
   const auto start = Clock::now();
   const Dataset dataset((*files)[1]);
@@ -169,6 +172,8 @@ void train_command(int argc, char** argv) {
   const double load_seconds = seconds_since(start);
   const TrainResult result = train(program, dataset, train_options, progress.observer());
   save_adapter(adapter_out, program.description(), program.adapter());
+  if (!result.lost.empty())
+    throw JournalLost(message(result.lost, "; stopped after ", result.steps, " steps, the adapter so far is in ", adapter_out));
   if (result.stopped)
     std::fprintf(stderr, "mobizo_runner: stopped after %lld steps: the loss runs away; try a lower --lr\n",
                  static_cast<long long>(result.steps));
@@ -234,6 +239,8 @@ void replay_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
+  check_distinct({{"--adapter-out", adapter_out}},
+                 {{"PROGRAM", (*files)[0]}, {"JOURNAL", (*files)[1]}, {"--adapter-in", adapter_in}});
 
   Program program((*files)[0], threads);
   if (!adapter_in.empty()) load_adapter(adapter_in, program);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace mobizo::trainer {
@@ -17,8 +18,16 @@ class File {
   // flags as for open(2); O_CLOEXEC is added.
   File(std::string path, int flags);
   ~File();
+  File(File&& other) noexcept
+      : path_(std::move(other.path_)),
+        absolute_(std::move(other.absolute_)),
+        descriptor_(std::exchange(other.descriptor_, -1)) {}
   File(const File&) = delete;
   File& operator=(const File&) = delete;
+
+  // A new file with these bytes, on the disk and open for appending. It appears at `path` whole, and locked if there are locks,
+  // or not at all; a SystemError of EEXIST if there is something already.
+  static File created(const std::string& path, std::string_view bytes);
 
   const std::string& path() const { return path_; }
   int64_t size() const;
@@ -26,22 +35,40 @@ class File {
   void append(const void* data, size_t bytes) const;
   void truncate(int64_t size) const;
   void sync() const;
-  // Keeps other processes from locking the file until it is closed; an Error if one has.
-  void lock() const;
+  enum class Lock { kHeld, kTaken, kNone };
+  // Keeps others, in this process or another one, from locking the file until it is closed. kTaken if one of them has; kNone if
+  // the file system has no locks.
+  Lock lock() const;
+  // What has befallen the file, if it is no longer at its path with `size` bytes: the predicate of a sentence; "" if it is.
+  std::string changed(int64_t size) const;
 
  private:
-  std::string path_;
+  struct Opened {
+    int descriptor;
+  };
+  File(std::string path, Opened opened);
+
+  std::string path_, absolute_;  // the latter whatever directory the process goes to
   int descriptor_;
 };
 
 std::string read_file(const std::string& path);
 
-// Makes `path` hold the pieces, one after the other: written to a new file beside it, synced, then renamed.
+// Makes `path` hold the pieces, one after the other: written to a new file beside it, synced, then renamed. What a killed
+// process left beside it goes.
 void write_atomically(const std::string& path, const std::vector<std::string_view>& pieces);
 
 // Throws unless `path` is, or can become, a file that is written to; `option` is the name of the argument to blame.
 void check_output(const std::string& option, const std::string& path);
 
 bool exists(const std::string& path);
+
+// A file as an option or argument named it.
+struct NamedFile {
+  std::string option, path;  // the path "" for none
+};
+
+// Throws unless each output is another file than every input and the outputs before it, whatever the paths that lead to them.
+void check_distinct(const std::vector<NamedFile>& outputs, const std::vector<NamedFile>& inputs);
 
 }  // namespace mobizo::trainer

@@ -2,19 +2,43 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string_view>
 
 #include "crc32.h"
-#include "errors.h"
 
 namespace mobizo::trainer {
 namespace {
 
 constexpr std::string_view kMagic = "MOBIZOJN";
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr size_t kPreamble = 16, kCrc = 4;
+
+constexpr const char* kFields[] = {"run_seed",
+                                   "queries",
+                                   "eps",
+                                   "lr",
+                                   "lr_schedule",
+                                   "steps",
+                                   "normalize",
+                                   "distribution",
+                                   "estimator",
+                                   "optimizer",
+                                   "batch_size",
+                                   "data",
+                                   "candidate_tokens",
+                                   "base_fingerprint",
+                                   "base_dtype",
+                                   "parameters",
+                                   "invocation_tokens",
+                                   "lora_a",
+                                   "lora_b"};
+// Those that version 2 did not have.
+constexpr const char* kNewFields[] = {"candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b"};
 
 template <typename T>
 T load(const char* bytes) {
@@ -32,22 +56,40 @@ size_t record_bytes(const Journal& journal) {
   return (journal.version == 1 ? 12 : 28) + 4 * static_cast<size_t>(journal.queries);
 }
 
+// The header of an earlier version as this one has it.
+Json upgraded(const Json& header, uint32_t version) {
+  Json::Object members = header.as_object();
+  if (version == 1) members.emplace_back("optimizer", UpdateRule{}.json());
+  for (const char* name : kNewFields) members.emplace_back(name, nullptr);
+  for (auto& [name, value] : members) {
+    if (name != "parameters") continue;
+    Json::Array parameters = value.as_array();
+    for (Json& parameter : parameters) {
+      Json::Object fields = parameter.as_object();
+      fields.emplace_back("scaling", nullptr);
+      parameter = std::move(fields);
+    }
+    value = std::move(parameters);
+  }
+  return members;
+}
+
 void read_header(std::string_view bytes, Journal& journal) {
   if (bytes.substr(0, kMagic.size()) != kMagic) fail("not a journal");
   if (bytes.size() < kPreamble) fail("the header is cut short");
   journal.version = load<uint32_t>(&bytes[8]);
   const auto length = load<uint32_t>(&bytes[12]);
   if (journal.version < 1 || journal.version > kVersion)
-    fail("expected journal version 1 or ", kVersion, ", got ", journal.version);
+    fail("expected journal version 1 to ", kVersion, ", got ", journal.version);
   if (bytes.size() - kPreamble < length + kCrc) fail("the header is cut short");
   const size_t end = kPreamble + length;
   if (crc32(bytes.data(), end) != load<uint32_t>(&bytes[end])) fail("the header is damaged: its checksum is wrong");
   journal.header = parse_json(bytes.substr(kPreamble, length));
-  if (journal.version == 1) {
-    Json::Object members = journal.header.as_object();
-    members.emplace_back("optimizer", UpdateRule{}.json());
-    journal.header = std::move(members);
-  }
+  if (journal.version < kVersion) journal.header = upgraded(journal.header, journal.version);
+  for (const char* name : kFields) journal.header[name];
+  for (const auto& [name, value] : journal.header.as_object())
+    if (std::find(std::begin(kFields), std::end(kFields), name) == std::end(kFields))
+      fail("the header has the unknown field ", name, " of a later version");
   journal.rule = parse_update_rule(journal.header["optimizer"]);
   journal.queries = journal.header["queries"].as_int();
   journal.run_seed = journal.header["run_seed"].as_int();
@@ -85,6 +127,48 @@ void read_records(std::string_view bytes, Journal& journal) {
   }
 }
 
+Journal parse_journal(const std::string& path, const std::string& bytes) {
+  return blaming(path, [&] {
+    Journal journal;
+    read_header(bytes, journal);
+    read_records(bytes, journal);
+    return journal;
+  });
+}
+
+// The first parameter that differs, in the scaling alone or in anything else.
+void check_parameters(const std::string& path, const Json& there, const Json& here) {
+  const Json::Array &got = there.as_array(), &expected = here.as_array();
+  for (size_t i = 0; i < got.size() && got.size() == expected.size(); ++i) {
+    bool same = true;
+    for (const char* field : {"name", "shape", "stream"}) same &= got[i][field] == expected[i][field];
+    if (!same) break;
+    const Json& scaling = got[i]["scaling"];
+    if (!scaling.is_null() && scaling != expected[i]["scaling"])
+      fail(path, ": scaling of ", expected[i]["name"].as_string(), " is ", expected[i]["scaling"].dump(),
+           " here, but the journal has ", scaling.dump());
+    if (i + 1 == got.size()) return;
+  }
+  fail(path, ": the journal is of other parameters: their names, shapes or streams differ");
+}
+
+File open_journal(const std::string& path, const Json& header, bool resume) {
+  if (resume && exists(path)) return {path, O_RDWR | O_APPEND};
+  const std::string text = header.dump();
+  std::string bytes(kMagic);
+  store(bytes, kVersion);
+  store(bytes, static_cast<uint32_t>(text.size()));
+  bytes += text;
+  store(bytes, crc32(bytes.data(), bytes.size()));
+  check_output("journal", path);
+  try {
+    return File::created(path, bytes);
+  } catch (const SystemError& error) {
+    if (error.code() == EEXIST) fail(path, ": the journal exists already; resume it, or name another file");
+    throw;
+  }
+}
+
 }  // namespace
 
 bool StepRecord::operator==(const StepRecord& other) const {
@@ -95,44 +179,31 @@ bool StepRecord::operator==(const StepRecord& other) const {
 
 bool is_journal(const std::string& bytes) { return std::string_view(bytes).substr(0, kMagic.size()) == kMagic; }
 
-Journal read_journal(const std::string& path) {
-  const std::string bytes = read_file(path);
-  return blaming(path, [&] {
-    Journal journal;
-    read_header(bytes, journal);
-    read_records(bytes, journal);
-    return journal;
-  });
-}
+Journal read_journal(const std::string& path) { return parse_journal(path, read_file(path)); }
 
-void check_journal_header(const std::string& path, const Json& header, const Json& expected) {
+void check_journal_header(const std::string& path, const Journal& journal, const Json& expected) {
   for (const auto& [name, value] : expected.as_object()) {
-    const Json* got = header.find(name);
-    if (got == nullptr) fail(path, ": the journal's header has no ", name);
-    if (*got == value) continue;
-    if (name == "parameters") fail(path, ": the journal is of other parameters: their names, shapes or streams differ");
-    fail(path, ": ", name, " is ", value.dump(), " here, but the journal has ", got->dump());
+    const Json& got = journal.header[name];
+    if (name == "parameters") {
+      check_parameters(path, got, value);
+    } else if (got != value) {
+      fail(path, ": ", name, " is ", value.dump(), " here, but the journal has ", got.dump());
+    }
   }
 }
 
-void JournalWriter::create(const std::string& path, const Json& header) {
-  if (exists(path)) fail(path, ": the journal exists already; resume it, or name another file");
-  const std::string text = header.dump();
-  std::string bytes(kMagic);
-  store(bytes, kVersion);
-  store(bytes, static_cast<uint32_t>(text.size()));
-  bytes += text;
-  store(bytes, crc32(bytes.data(), bytes.size()));
-  write_atomically(path, {bytes});
-}
-
-JournalWriter::JournalWriter(const std::string& path, int64_t sync_every)
-    : file_(path, O_WRONLY | O_APPEND), sync_every_(sync_every) {
+JournalWriter::JournalWriter(const std::string& path, const Json& header, bool resume, int64_t sync_every)
+    : file_(open_journal(path, header, resume)), sync_every_(sync_every) {
   if (sync_every < 1) fail("sync_every must be at least 1, got ", sync_every);
-  file_.lock();
-  journal_ = read_journal(path);
+  const File::Lock lock = file_.lock();
+  if (lock == File::Lock::kTaken) fail(path, ": another process is writing this file");
+  locked_ = lock == File::Lock::kHeld;
+  std::string bytes(static_cast<size_t>(file_.size()), '\0');
+  file_.read(bytes.data(), bytes.size(), 0);
+  journal_ = parse_journal(path, bytes);
   if (journal_.version != kVersion)
     fail(path, ": version ", journal_.version, " of the journal's format can be replayed, but not gone on with");
+  check_journal_header(path, journal_, header);
   if (file_.size() != journal_.valid_bytes) file_.truncate(journal_.valid_bytes);
 }
 
@@ -143,6 +214,7 @@ void JournalWriter::append(int64_t step, const StepRecord& record) {
   for (const float value : {record.loss, record.rate, record.decay}) store(bytes, value);
   bytes.append(reinterpret_cast<const char*>(record.coeffs.data()), 4 * record.coeffs.size());
   store(bytes, crc32(bytes.data(), bytes.size()));
+  check();
   try {
     file_.append(bytes.data(), bytes.size());
     if ((step + 1) % sync_every_ == 0) file_.sync();
@@ -156,6 +228,16 @@ void JournalWriter::append(int64_t step, const StepRecord& record) {
   }
   journal_.valid_bytes += static_cast<int64_t>(bytes.size());
   journal_.records.push_back(record);
+}
+
+void JournalWriter::sync() const {
+  check();
+  file_.sync();
+}
+
+void JournalWriter::check() const {
+  const std::string what = file_.changed(journal_.valid_bytes);
+  if (!what.empty()) throw JournalLost(message(file_.path(), ": the journal ", what, " while the run was writing it"));
 }
 
 }  // namespace mobizo::trainer

@@ -2,13 +2,15 @@
 //
 //   8 bytes "MOBIZOJN", u32 version, u32 n, n bytes of JSON, u32 crc32 of everything before it;
 //   then records: i64 step, u32 applied, f32 loss, f32 rate, f32 decay, q f32 update coefficients, u32 crc32 of the record's
-//   bytes before it. Little endian. The first version, of plain SGD, has no more than step, coefficients and checksum.
+//   bytes before it. Little endian. The first version, of plain SGD, has no more than step, coefficients and checksum; the
+//   second does not know the adapter.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "errors.h"
 #include "file.h"
 #include "json.h"
 #include "update_rule.h"
@@ -27,7 +29,7 @@ struct StepRecord {
 
 struct Journal {
   uint32_t version = 0;
-  Json header;
+  Json header;  // what an earlier version of the format does not say is null
   int64_t queries = 0;
   int64_t run_seed = 0;
   UpdateRule rule;
@@ -37,28 +39,41 @@ struct Journal {
 
 bool is_journal(const std::string& bytes);
 
-// Of this version of the format or the first, whose header gets the rule that it does not say. A torn last record is left out.
-// Any other damage is an Error that names the step.
+// Of this version of the format or an earlier one. A torn last record is left out. Any other damage is an Error that names the
+// step.
 Journal read_journal(const std::string& path);
 
-// Throws Error with the first field of `expected` that differs in `header`.
-void check_journal_header(const std::string& path, const Json& header, const Json& expected);
+// Throws Error with the first field of `expected` that differs in the journal. Of parameters for which the journal has no
+// scaling that is not compared.
+void check_journal_header(const std::string& path, const Journal& journal, const Json& expected);
 
-// Appends records; each is whole in the file, and every `sync_every`-th on the disk, before append() returns.
+// The file is no longer what the run wrote: removed, replaced or changed by another program. The run cannot go on.
+class JournalLost : public Error {
+  using Error::Error;
+};
+
+// Appends records; each is whole in the file, and every `sync_every`-th on the disk, before append() returns. While it lives,
+// no other run can write the file.
 class JournalWriter {
  public:
-  // Starts a journal: an Error if there is a file already.
-  static void create(const std::string& path, const Json& header);
-  // Goes on with the journal that `path` holds; a torn last record is cut off. Throws Error if it is of the first version.
-  JournalWriter(const std::string& path, int64_t sync_every);
+  // Starts a journal, an Error if there is a file already, or, with `resume` and if there is one, goes on with it: its header
+  // must be this one, and a torn last record is cut off. Throws Error if it is of an earlier version, or another run writes it.
+  JournalWriter(const std::string& path, const Json& header, bool resume, int64_t sync_every);
 
   const Journal& journal() const { return journal_; }
-  // If the record cannot be written the journal stays as it was, and the SystemError names the file and the step.
+  // Whether the file system has locks, which keep other runs away.
+  bool locked() const { return locked_; }
+  // If the record cannot be written the journal stays as it was, and the SystemError names the file and the step. Throws
+  // JournalLost if the file is not as the last call left it.
   void append(int64_t step, const StepRecord& record);
-  void sync() const { file_.sync(); }
+  // Throws JournalLost likewise.
+  void sync() const;
 
  private:
+  void check() const;
+
   File file_;
+  bool locked_;
   int64_t sync_every_;
   Journal journal_;
 };

@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "errors.h"
+#include "journal.h"
 
 namespace {
 
@@ -54,6 +55,9 @@ int status_of(Work work) {
   } catch (const mobizo::trainer::SystemError& error) {
     std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
     return blames_input(error.code()) ? 2 : 1;
+  } catch (const mobizo::trainer::JournalLost& error) {
+    std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
+    return 1;
   } catch (const mobizo::trainer::Error& error) {
     std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
     return 2;

@@ -64,6 +64,11 @@ std::function<void(const Report&)> calling(const py::object& function) {
   };
 }
 
+void warn(const std::string& text) {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_WarnEx(PyExc_UserWarning, text.c_str(), 3) != 0) throw py::error_already_set();
+}
+
 class Trainer {
  public:
   Trainer(const Path& program, int64_t threads) : program_(program.string(), threads) {}
@@ -71,12 +76,13 @@ class Trainer {
   const std::string& description() const { return program_.description().text; }
 
   py::dict train(const Path& dataset, const TrainOptions& options, const py::object& on_step, const py::object& on_evaluation) {
-    const Observer observer{calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation)};
+    const Observer observer{calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn};
     const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
     py::list evaluations;
     for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
-    return py::dict("steps"_a = result.steps, "stopped"_a = result.stopped, "resumed_steps"_a = result.resumed_steps,
-                    "skipped_steps"_a = result.skipped_steps, "best_step"_a = result.best_step, "evaluations"_a = evaluations);
+    return py::dict("steps"_a = result.steps, "stopped"_a = result.stopped, "lost"_a = result.lost,
+                    "resumed_steps"_a = result.resumed_steps, "skipped_steps"_a = result.skipped_steps,
+                    "best_step"_a = result.best_step, "evaluations"_a = evaluations);
   }
 
   py::dict evaluate(const Path& path, const std::string& name, int64_t rows) {
@@ -138,6 +144,7 @@ class Trainer {
   }
 
   void save_adapter(const Path& path) {
+    check_distinct({{"path", path.string()}}, {{"the program", program_.path()}});
     working([&] { trainer::save_adapter(path.string(), program_.description(), program_.adapter()); });
   }
 

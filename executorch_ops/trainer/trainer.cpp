@@ -8,6 +8,7 @@
 
 #include "errors.h"
 #include "estimator.h"
+#include "run_header.h"
 #include "schedule.h"
 #include "seeds.h"
 #include "selection.h"
@@ -20,30 +21,6 @@ bool all_finite(const std::vector<float>& values) {
   for (const float value : values)
     if (!std::isfinite(value)) return false;
   return true;
-}
-
-Json parameters_of(const Description& description) {
-  Json::Array parameters;
-  for (const AdapterParameter& p : description.parameters)
-    parameters.push_back(Json::Object{{"name", p.name}, {"shape", Json::list(p.lora_b)}, {"stream", p.stream}});
-  return parameters;
-}
-
-Json journal_header(const Description& description, const Dataset& dataset, const TrainOptions& options) {
-  return Json::Object{{"run_seed", options.run_seed},
-                      {"queries", description.queries},
-                      {"eps", options.eps},
-                      {"lr", options.lr},
-                      {"lr_schedule", options.lr_schedule},
-                      {"steps", options.steps},
-                      {"normalize", options.normalize},
-                      {"distribution", description.distribution},
-                      {"estimator", description.estimator},
-                      {"optimizer", description.rule.json()},
-                      {"batch_size", description.batch_size},
-                      {"base_fingerprint", description.fingerprint},
-                      {"data", dataset.checksum()},
-                      {"parameters", parameters_of(description)}};
 }
 
 class Run {
@@ -77,10 +54,7 @@ class Run {
         repeat(record);
         validate();
       }
-      while (!done()) {
-        make_step();
-        validate();
-      }
+      go_on();
     } catch (...) {
       apply_pending();
       throw;
@@ -89,23 +63,33 @@ class Run {
     if (!best_.empty()) program_.set_lora_b(best_);
     if (options_.keep == "last" || best_.empty()) result_.best_step = result_.steps;
     result_.stopped = result_.steps < options_.steps;
-    if (journal_) journal_->sync();
     return result_;
   }
 
  private:
+  // The steps that are yet to be made. Without its journal the run ends here, as if its loss had run away.
+  void go_on() {
+    try {
+      while (!done()) {
+        make_step();
+        validate();
+      }
+      if (journal_) journal_->sync();
+    } catch (const JournalLost& lost) {
+      result_.lost = lost.what();
+      validate();
+    }
+  }
+
   void open_journal() {
     if (options_.journal.empty()) {
       if (options_.resume) fail("resume needs a journal");
       return;
     }
-    const Json header = journal_header(program_.description(), dataset_, options_);
-    if (!options_.resume || !exists(options_.journal)) {
-      check_output("journal", options_.journal);
-      JournalWriter::create(options_.journal, header);
-    }
-    check_journal_header(options_.journal, read_journal(options_.journal).header, header);
-    journal_ = std::make_unique<JournalWriter>(options_.journal, options_.sync_every);
+    const Json header = journal_header(program_, dataset_, options_);
+    journal_ = std::make_unique<JournalWriter>(options_.journal, header, options_.resume, options_.sync_every);
+    if (!journal_->locked())
+      observer_.on_warning(options_.journal + " lies on a file system without locks: let no other run write it");
     result_.resumed_steps = static_cast<int64_t>(journal_->journal().records.size());
     if (result_.resumed_steps > options_.steps)
       fail(options_.journal, ": the journal has ", result_.resumed_steps, " steps, more than ", options_.steps);
@@ -172,13 +156,16 @@ class Run {
     ++result_.steps;
   }
 
-  bool done() const { return result_.steps == options_.steps || (unsteady_ && options_.stop_unsteady); }
+  bool done() const {
+    return result_.steps == options_.steps || !result_.lost.empty() || (unsteady_ && options_.stop_unsteady);
+  }
 
   // If it is time for it. What a stopped run has repeated last is where it ended.
   void validate() {
     const int64_t step = result_.steps;
     const bool ended = done() && step >= result_.resumed_steps;
     if (validation_ == nullptr || (step % eval_every_ != 0 && !ended)) return;
+    if (!result_.evaluations.empty() && result_.evaluations.back().step == step) return;
     apply_pending();
     const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows);
     result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
@@ -225,15 +212,7 @@ TrainResult train(Program& program, const Dataset& dataset, const TrainOptions& 
 
 int64_t replay(Program& program, const std::string& path, std::optional<int64_t> until) {
   const Journal journal = read_journal(path);
-  const Description& description = program.description();
-  check_journal_header(path, journal.header,
-                       Json::Object{{"queries", description.queries},
-                                    {"distribution", description.distribution},
-                                    {"optimizer", description.rule.json()},
-                                    {"parameters", parameters_of(description)}});
-  const Json* base = journal.header.find("base_fingerprint");
-  if (base != nullptr && !base->is_null() && *base != Json(description.fingerprint))
-    fail(path, ": the journal is of another base model: the program's is ", description.fingerprint, ", got ", base->dump());
+  check_replayable(path, journal, program);
   const auto records = static_cast<int64_t>(journal.records.size());
   const int64_t steps = until.value_or(records);
   if (steps < 0 || steps > records) fail("until must be from 0 to ", records, ", the steps of ", path, ", got ", steps);

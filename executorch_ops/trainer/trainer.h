@@ -42,16 +42,18 @@ struct EvaluationReport {
   double loss, accuracy, balanced_accuracy;
 };
 
-// Called after each step and each validation. What they throw ends the run: the adapter is then that of the last step that the
-// journal has.
+// Called after each step and each validation, and with a sentence that the user should read. What they throw ends the run: the
+// adapter is then that of the last step that the journal has.
 struct Observer {
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
   std::function<void(const EvaluationReport&)> on_evaluation = [](const EvaluationReport&) {};
+  std::function<void(const std::string&)> on_warning = [](const std::string&) {};
 };
 
 struct TrainResult {
   int64_t steps;          // in all, fewer than planned if the run was stopped
-  bool stopped;           // because the loss ran away
+  bool stopped;           // because the loss ran away, or the journal was lost
+  std::string lost;       // what befell the journal, in a sentence; "" if nothing
   int64_t resumed_steps;  // of these, replayed from the journal
   int64_t skipped_steps;  // of those made now
   int64_t best_step;      // steps behind the adapter that was kept
@@ -60,7 +62,8 @@ struct TrainResult {
 
 // Tunes the adapter that the program has now and leaves the kept one in it. When it resumes, that must be the adapter with
 // which the journal began. Throws Error before the first step if options, data set or journal do not fit, and whenever the
-// journal cannot be written.
+// journal cannot be written. A journal that was removed, replaced or changed by another program ends the run early, with the
+// kept adapter in the program, for nothing else has what it learned.
 TrainResult train(Program& program, const Dataset& dataset, const TrainOptions& options, const Observer& observer = {});
 
 // Applies the first `until` records of a journal, all of them if not given, to the adapter that the program has now, which must

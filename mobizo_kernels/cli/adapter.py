@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobizo_kernels.cli.results import check_output, check_output_file
+from mobizo_kernels.cli.files import check_distinct
+from mobizo_kernels.cli.results import adapter_files, check_output, check_output_file
 from mobizo_kernels.cli.settings import AdapterSettings, as_json
 from mobizo_kernels.data import InputError, load_model
 from mobizo_kernels.data.errors import blame_input
@@ -21,10 +22,13 @@ def convert_adapter(settings: AdapterSettings) -> dict[str, Any]:
         InputError: FROM is no adapter, TO is there already, or the base model is missing or another one;
             nothing has been written then.
     """
+    inputs = {"FROM": settings.source, "model": settings.model}
     if settings.source.is_dir():
+        check_distinct({"TO": [settings.target]}, inputs)
         made = _to_device(settings)
     else:
         check_output(settings.target, settings.overwrite)
+        check_distinct({"TO": adapter_files(settings.target)}, inputs)
         with blame_input("adapter"):
             peft_from_device(settings.source, settings.target)
         made = "PEFT directory"

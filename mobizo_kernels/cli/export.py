@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import ExportSettings, as_json
@@ -42,6 +43,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"out: {str(settings.out)!r} exists; name another file, or add --overwrite")
     check_output_file(settings.out)
+    check_distinct({"out": [settings.out]}, {"model": settings.model, "adapter": settings.adapter})
     started = perf_counter()
     verbalizer = parse_verbalizer(settings.verbalizer)
     tokenizer = load_tokenizer(settings.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from mobizo_kernels._files import remove_dead_scratch, scratch_directory
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import quality
@@ -24,6 +24,7 @@ from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.data import InputError
 from mobizo_kernels.data.errors import first_line
+from mobizo_kernels.lora.peft_io import CONFIG_FILE, WEIGHTS_FILE
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
@@ -40,6 +41,7 @@ class Curve:
     best_step: int = 0
     skipped_steps: int = 0
     stopped: bool = False
+    lost: str = ""  # what befell the journal, so that the run ended
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def write_results(
 
     Raises:
         InputError: a score is not finite, or the files cannot be written; those of an earlier run are then
-            still there.
+            still there; or, after they were written, that the run has lost its journal.
     """
     after = quality(test.scores, test.labels)
     summary: dict[str, Any] = {
@@ -123,10 +125,9 @@ def _write(
     """The files of `write_results`; gives the summary with the size of the adapter and the settings."""
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as name:
-        scratch = Path(name)
+    with scratch_directory(out, "writing") as scratch:
         save(scratch)
-        weights = scratch / ADAPTER_DIRECTORY / "adapter_model.safetensors"
+        weights = scratch / ADAPTER_DIRECTORY / WEIGHTS_FILE
         summary |= {"adapter_bytes": weights.stat().st_size, "settings": as_json(settings)}
         record = {
             **summary,
@@ -140,12 +141,34 @@ def _write(
         (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
         for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
             os.replace(path, out / path.relative_to(scratch))
+    if curve.lost:
+        raise InputError(
+            f"journal: {curve.lost}; stopped after {len(curve.losses)} steps, the results so far are in {out}"
+        )
     return summary
 
 
 def finite_or_none(value: float) -> float | None:
     """What JSON can hold."""
     return value if math.isfinite(value) else None
+
+
+def result_files(directory: Path) -> list[Path]:
+    """What :func:`write_results` replaces."""
+    adapter = directory / ADAPTER_DIRECTORY
+    return [directory / METRICS_FILE, directory / PLOT_FILE, *adapter_files(adapter)]
+
+
+def adapter_files(directory: Path) -> list[Path]:
+    """The two files of a PEFT adapter."""
+    return [directory / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+
+
+def remove_dead_results(directory: Path) -> None:
+    """Remove what runs left in `directory` that were killed while they wrote their results."""
+    for path in (directory, directory / ADAPTER_DIRECTORY):
+        remove_dead_scratch(path)
+    remove_dead_scratch(directory, r"\.writing-\w+")  # as earlier versions called it
 
 
 def check_output(directory: Path, overwrite: bool) -> None:

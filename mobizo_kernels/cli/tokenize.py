@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_texts
+from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
@@ -63,6 +64,7 @@ def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
         InputError: something the user gave does not exist or does not fit, or the file cannot be written.
     """
     check_output_file(settings.out)
+    check_distinct({"out": [settings.out]}, {"model": settings.model, "data": settings.data})
     dataset = tokenized(settings)
     with blame_input("out"):
         write_dataset(settings.out, dataset)

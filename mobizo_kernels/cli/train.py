@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobizo_kernels.cli.results import check_output
+from mobizo_kernels.cli.files import check_distinct
+from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train_eager import train_eager
-from mobizo_kernels.cli.train_executorch import train_executorch
+from mobizo_kernels.cli.train_executorch import program_files, train_executorch
 from mobizo_kernels.data import InputError
 
 
@@ -24,10 +25,20 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         settings.
 
     Raises:
-        InputError: something the user gave does not exist or does not fit; no result has been written then.
+        InputError: something the user gave does not exist or does not fit, and no result has been written; or
+            the run lost its journal, and its results up to there have been written.
     """
     if settings.resume and settings.journal is None:
         raise InputError("resume: expected --journal FILE with it, the record of the run to go on with")
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
+    written = result_files(settings.out)
+    if settings.engine == "executorch":
+        written += program_files(settings)
+    check_distinct(
+        {"journal": [settings.journal] if settings.journal else [], "out": written},
+        {"data": settings.data, "model": settings.model, "program": settings.program},
+    )
+    if settings.resume:
+        remove_dead_results(settings.out)
     return train_executorch(settings) if settings.engine == "executorch" else train_eager(settings)

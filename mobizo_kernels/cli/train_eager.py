@@ -32,7 +32,7 @@ from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
 from mobizo_kernels.lora.quantization import quantize_base
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import LabelledLoss, Records, Selection, StepOutput, ZerothOrder
+from mobizo_kernels.zo import JournalLost, LabelledLoss, Records, Selection, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
         save_adapter(task.model, directory / ADAPTER_DIRECTORY)
 
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
-    before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
     with zo.journal or nullcontext():
+        before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
         curve = tune(zo, evaluation, batches, validation, task.pad_token, settings, recorded)
     return write_results(settings, before, scored(test), curve, save)
 
@@ -139,7 +139,13 @@ def tune(
                 curve.losses.append(finite_or_none(recorded.losses[step].item()))
             else:
                 started = perf_counter()
-                output = take_step(zo, collate(rows, pad_token))
+                try:
+                    output = take_step(zo, collate(rows, pad_token))
+                except JournalLost as error:  # nothing else has what was learned: the run ends here
+                    curve.lost = str(error)
+                    if curve.validation[-1]["step"] != step:
+                        validate(step)
+                    break
                 seconds = perf_counter() - started
                 scheduler.step()
                 unsteady = output.unsteady
@@ -159,6 +165,11 @@ def tune(
             progress.update()
             if unsteady and stoppable:
                 break
+    if zo.journal is not None and not curve.lost:
+        try:
+            zo.journal.sync()
+        except JournalLost as error:
+            curve.lost = str(error)
     curve.stopped = len(curve.losses) < settings.steps
     with torch.no_grad():
         for name, b in best.items():
@@ -191,6 +202,8 @@ def take_step(zo: ZerothOrder, batch: dict[str, torch.Tensor]) -> StepOutput:
     """One step. Raises InputError if the journal cannot be written: what is in it can be resumed."""
     try:
         return zo.step(batch)
+    except JournalLost:
+        raise
     except OSError as error:
         raise InputError(f"journal: {error}; make room and go on with --resume") from error
 

@@ -31,7 +31,7 @@ from mobizo_kernels.data import (
 )
 from mobizo_kernels.data.errors import blame_input
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
-from mobizo_kernels.zo import make_estimator, read_journal
+from mobizo_kernels.zo import JournalLost, make_estimator, read_journal
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import StepReport, Trainer, Validation
@@ -75,6 +75,12 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
 
     test = _scored(trainer, path, "test", settings)
     return write_results(settings, before, test, curve, save, program_bytes=program.stat().st_size)
+
+
+def program_files(settings: TrainSettings) -> list[Path]:
+    """What a run of this engine replaces in `settings.out` beside its results."""
+    own = [DATASET_FILE, ADAPTER_FILE] + [PROGRAM_FILE] * (settings.program is None)
+    return [settings.out / name for name in own]
 
 
 def _check(settings: TrainSettings) -> None:
@@ -167,7 +173,7 @@ def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings
 
 def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
     """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps."""
-    curve = Curve()
+    executorch, curve = native(), Curve()
     with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
 
         def on_step(report: StepReport) -> None:
@@ -209,10 +215,15 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
                     on_step=on_step,
                     on_evaluation=on_evaluation,
                 )
+            except JournalLost as error:
+                assert isinstance(error.result, executorch.TrainResult)
+                result, curve.lost = error.result, str(error)
             except OSError as error:
                 raise InputError(f"journal: {error}; make room and go on with --resume") from error
     curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
-    if settings.journal is not None:
+    if curve.lost:
+        curve.losses[:0] = [None] * result.resumed_steps
+    elif settings.journal is not None:
         recorded = read_journal(settings.journal)[1][: result.resumed_steps]
         curve.losses[:0] = [finite_or_none(loss) for loss in recorded.losses.tolist()]
         curve.skipped_steps += int((~recorded.applied).sum())

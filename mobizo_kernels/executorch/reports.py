@@ -51,7 +51,7 @@ class TrainResult:
 
     Attributes:
         steps: in all; fewer than planned if the run was stopped.
-        stopped: because the loss ran away.
+        stopped: because the loss ran away, or the journal was lost.
         resumed_steps: of these, repeated from the journal.
         skipped_steps: of those made now.
         best_step: steps behind the adapter that was kept.

@@ -86,9 +86,12 @@ class Trainer:
                 that of the last step made.
 
         Raises:
-            ValueError: before the first step if an argument, the data set or the journal does not fit.
+            ValueError: before the first step if an argument, the data set or the journal does not fit, or
+                another run writes the journal.
             OSError: if the data set cannot be read or the journal cannot be written; nothing that the journal
                 has is lost.
+            JournalLost: after the run, which ended early and left the kept adapter in the program, if the
+                journal was removed, replaced or changed by another program; the result is its `result`.
         """
         result = self._native.train(
             Path(dataset),
@@ -108,7 +111,15 @@ class Trainer:
             on_step=None if on_step is None else lambda report: on_step(StepReport(**report)),
             on_evaluation=None if on_evaluation is None else lambda v: on_evaluation(Validation(**v)),
         )
-        return TrainResult(**{**result, "evaluations": [Validation(**v) for v in result["evaluations"]]})
+        lost = result.pop("lost")
+        made = TrainResult(**{**result, "evaluations": [Validation(**v) for v in result["evaluations"]]})
+        if lost:
+            from mobizo_kernels.zo import JournalLost  # PEFT takes seconds to import
+
+            error = JournalLost(lost)
+            error.result = made
+            raise error
+        return made
 
     def evaluate(
         self, dataset: str | os.PathLike[str], *, split: str = "test", rows: int = 0
@@ -143,7 +154,12 @@ class Trainer:
         return self._native.adapter()
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter to one .safetensors file, whole or not at all. Raises OSError if that fails."""
+        """Write the adapter to one .safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: if `path` is the program's own file.
+            OSError: if it cannot be written.
+        """
         self._native.save_adapter(Path(path))
 
     def save_peft(self, directory: str | os.PathLike[str]) -> None:

@@ -2,7 +2,7 @@
 
 from mobizo_kernels.lora.activation import invocation_starts
 from mobizo_kernels.lora.device_adapter import device_from_peft, peft_from_device, save_device_adapter
-from mobizo_kernels.lora.fingerprint import model_fingerprint
+from mobizo_kernels.lora.fingerprint import adapter_fingerprints, base_dtype, model_fingerprint
 from mobizo_kernels.lora.layers import layers_from_first_adapted
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 from mobizo_kernels.lora.peft_io import adapter_config, load_adapter, save_adapter
@@ -14,8 +14,10 @@ __all__ = [
     "Directions",
     "MPLoRALinear",
     "adapter_config",
+    "adapter_fingerprints",
     "adapter_layers",
     "adapter_of",
+    "base_dtype",
     "device_from_peft",
     "invocation_starts",
     "is_wrapped",

@@ -1,15 +1,17 @@
-"""Which base model an adapter belongs to, as one short hash."""
+"""Which base model an adapter belongs to, and which adapter a run began with, as short hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from mobizo_kernels.lora.linear import MPLoRALinear
 from mobizo_kernels.lora.targets import plain_name
+from mobizo_kernels.lora.wrapping import adapter_layers
 
 _CHUNK = 1 << 20  # values widened to float32 at a time
 
@@ -25,11 +27,33 @@ def model_fingerprint(model: nn.Module) -> str:
     Args:
         model: any module, wrapped or not.
     """
+    return _fingerprint(sorted(_base_parameters(model).items()))
+
+
+@torch.no_grad()
+def adapter_fingerprints(model: nn.Module) -> tuple[str, str]:
+    """The same over every LoRA-A [r, in] and over every LoRA-B [out, r] of a wrapped model, each under the
+    name of the weight that it adapts, in the order of the model.
+    """
+    layers = adapter_layers(model)
+    return (
+        _fingerprint((f"{name}.weight", layer.lora_a) for name, layer in layers.items()),
+        _fingerprint((f"{name}.weight", layer.lora_b) for name, layer in layers.items()),
+    )
+
+
+def base_dtype(model: nn.Module) -> str:
+    """The types in which the base parameters are held, e.g. "bfloat16", or "float32+uint8" of two."""
+    kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in _base_parameters(model).values()}
+    return "+".join(sorted(kinds))
+
+
+def _fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(_base_parameters(model).items()):
-        shape = ",".join(map(str, parameter.shape))
+    for name, tensor in tensors:
+        shape = ",".join(map(str, tensor.shape))
         digest.update(f"{name}\0{shape}\0".encode())
-        plain = parameter.detach()
+        plain = tensor.detach()
         if type(plain) not in (torch.Tensor, nn.Parameter):  # torchao's quantised weights have no chunks
             plain = plain.dequantize()
         for chunk in plain.flatten().split(_CHUNK):

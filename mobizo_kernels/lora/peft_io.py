@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from mobizo_kernels._files import sorted_metadata
+from mobizo_kernels._files import remove_dead_scratch, scratch_directory, sorted_metadata
 from mobizo_kernels._safetensors import check_undamaged, with_checksum
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.linear import lora_scaling
@@ -67,10 +66,11 @@ def files_of_adapter(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A scratch directory to write both files of a PEFT adapter to; then they are moved to `directory`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
-        yield Path(scratch)
+    remove_dead_scratch(directory)
+    with scratch_directory(directory, "adapter") as scratch:
+        yield scratch
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(scratch, name), directory / name)
+            os.replace(scratch / name, directory / name)
 
 
 def check_saves(model: nn.Module) -> None:

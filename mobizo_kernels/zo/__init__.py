@@ -2,7 +2,9 @@
 
 from mobizo_kernels.zo.base_optimizer import ZOOptimizer
 from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_estimator
-from mobizo_kernels.zo.journal import JournalHeader, JournalParameter, JournalWriter, read_journal
+from mobizo_kernels.zo.journal import JournalWriter, read_journal
+from mobizo_kernels.zo.journal_file import JournalLost
+from mobizo_kernels.zo.journal_header import JournalHeader, JournalParameter
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import ZOSGD, ZOAdam, ZOSign, make_optimizer
 from mobizo_kernels.zo.parameters import tuned_parameters
@@ -18,6 +20,7 @@ __all__ = [
     "ZOSGD",
     "Estimator",
     "JournalHeader",
+    "JournalLost",
     "JournalParameter",
     "JournalWriter",
     "LabelledLoss",

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replaced
+from typing import Any
+
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint
+from mobizo_kernels.lora import (
+    adapter_fingerprints,
+    adapter_layers,
+    adapter_of,
+    base_dtype,
+    model_fingerprint,
+)
 from mobizo_kernels.zo.base_optimizer import ZOOptimizer
-from mobizo_kernels.zo.journal import JournalParameter, PathLike, first_difference, read_journal
+from mobizo_kernels.zo.journal import read_journal
+from mobizo_kernels.zo.journal_header import JournalHeader, JournalParameter, PathLike, difference
 from mobizo_kernels.zo.optimizers import make_optimizer
 from mobizo_kernels.zo.records import Records
 from mobizo_kernels.zo.seeds import query_seeds
+
+_OTHERS = {
+    "lora_a": "is of another LoRA-A, as another seed of wrap draws it",
+    "lora_b": "begins with another LoRA-B, which is to be loaded first",
+}
 
 
 @torch.no_grad()
@@ -30,25 +45,20 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: before anything is written, if the journal is damaged or of another model, or `until` is
-            not within it.
+        ValueError: before anything is written, if the journal is damaged, if the model, its adapter or the
+            LoRA-B with which the run began is another one, naming what differs, or if `until` is not within
+            the journal. Earlier versions of the format do not know of the adapter.
     """
     adapter_of(model)
     header, records = read_journal(path)
-    tuned = tuned_adapters(model)
-    if header.parameters != tuned:
-        there, mine = first_difference(header.parameters, tuned)
-        raise ValueError(f"journal {path} is of another model: it has {there!r} where the model has {mine!r}")
-    if header.base_fingerprint is not None and header.base_fingerprint != (here := model_fingerprint(model)):
-        raise ValueError(
-            f"journal {path} is of another model: its base_fingerprint is {header.base_fingerprint}, "
-            f"that of the model {here}"
-        )
+    _check_model(header, model, path)
     until = len(records) if until is None else until
     if not 0 <= until <= len(records):
         raise ValueError(f"until must be from 0 to {len(records)}, the steps of journal {path}, got {until}")
     layers = adapter_layers(model).values()
-    named = [(parameter.name, layer.lora_b) for parameter, layer in zip(tuned, layers, strict=True)]
+    named = [
+        (parameter.name, layer.lora_b) for parameter, layer in zip(header.parameters, layers, strict=True)
+    ]
     optimizer = make_optimizer(named, header.optimizer, header.lr, header.distribution)
     redo_steps(optimizer, header.run_seed, 0, records[:until])
     return until
@@ -78,6 +88,32 @@ def redo_steps(optimizer: ZOOptimizer, run_seed: int, first: int, records: Recor
 def tuned_adapters(model: nn.Module) -> tuple[JournalParameter, ...]:
     """The LoRA-B of a wrapped model as a journal lists them."""
     return tuple(
-        JournalParameter(f"{name}.weight", tuple(layer.lora_b.shape), layer.stream)
+        JournalParameter(f"{name}.weight", tuple(layer.lora_b.shape), layer.stream, layer.scaling)
         for name, layer in adapter_layers(model).items()
     )
+
+
+def model_fields(model: nn.Module) -> dict[str, Any]:
+    """What the header of a run says of a wrapped model as it is before the first step."""
+    lora_a, lora_b = adapter_fingerprints(model)
+    return {
+        "base_fingerprint": model_fingerprint(model),
+        "base_dtype": base_dtype(model),
+        "parameters": tuned_adapters(model),
+        "invocation_tokens": tuple(adapter_of(model).config.alora_invocation_tokens or ()),
+        "lora_a": lora_a,
+        "lora_b": lora_b,
+    }
+
+
+def _check_model(header: JournalHeader, model: nn.Module, path: PathLike) -> None:
+    """Raise ValueError unless the updates of a journal are those of this model's adapter."""
+    here = model_fields(model)
+    if all(parameter.scaling is None for parameter in header.parameters):
+        here["parameters"] = tuple(replaced(parameter, scaling=None) for parameter in here["parameters"])
+    # The type of the base decides on losses, which a replay does not compute.
+    for name in ("parameters", "invocation_tokens", "lora_a", "base_fingerprint", "lora_b"):
+        there = getattr(header, name)
+        if there is not None and there != here[name]:
+            what = _OTHERS.get(name, "is of another model")
+            raise ValueError(f"journal {path} {what}: {difference(name, there, here[name], 'here')}")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_of, is_wrapped, model_fingerprint
+from mobizo_kernels.lora import adapter_of, is_wrapped
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
-from mobizo_kernels.zo.journal import JournalHeader, JournalWriter, PathLike
+from mobizo_kernels.zo.journal import JournalWriter
+from mobizo_kernels.zo.journal_header import JournalHeader, PathLike
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.optimizers import make_optimizer
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 from mobizo_kernels.zo.records import Records, StepRecord
-from mobizo_kernels.zo.replay import redo_steps, tuned_adapters
+from mobizo_kernels.zo.replay import model_fields, redo_steps
 from mobizo_kernels.zo.rules import UpdateRule
 from mobizo_kernels.zo.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.zo.steadiness import Steadiness
@@ -187,7 +188,8 @@ class ZerothOrder:
                 bits), if the optimizer has got several groups of parameters (the journal has one learning
                 rate), if cuda_graph is True, if steps were made already, or if the journal is damaged or its
                 header differs from this run's; it names the field then.
-            OSError: if the journal exists without `resume`, or cannot be read or written.
+            OSError: if the journal exists without `resume`, is held by another run, or cannot be read or
+                written.
         """
         if self._graphed is not None:
             raise ValueError(
@@ -200,6 +202,7 @@ class ZerothOrder:
         group = self.optimizer.param_groups[0]
         if self.steps:
             raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
+        candidates = self.loss.candidates
         header = JournalHeader(
             run_seed=signed_seed(self._settings["run_seed"]),
             queries=self.estimator.queries,
@@ -212,13 +215,14 @@ class ZerothOrder:
             estimator=self._settings["estimator"],
             optimizer=self.optimizer.rule,
             batch_size=batch_size,
-            base_fingerprint=model_fingerprint(self.model),
             data=data,
-            parameters=tuned_adapters(self.model),
+            candidate_tokens=() if candidates is None else tuple(candidates.tolist()),
+            **model_fields(self.model),
         )
-        if resume and Path(path).exists():
-            self.journal, recorded = JournalWriter.resume(path, header, sync_every=sync_every)
-            return recorded
+        if resume:
+            with suppress(FileNotFoundError):
+                self.journal, recorded = JournalWriter.resume(path, header, sync_every=sync_every)
+                return recorded
         self.journal = JournalWriter.create(path, header, sync_every=sync_every)
         return Records.none(header.queries)
 
@@ -252,6 +256,7 @@ class ZerothOrder:
 
         Raises:
             ValueError: if the batch has nothing to predict. The step can be tried again.
+            JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
         """
         seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)

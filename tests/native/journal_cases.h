@@ -1,10 +1,13 @@
 // The journal: bytes on the disk, damage of every kind, going on.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <iterator>
 #include <limits>
 
 #include "../../executorch_ops/trainer/crc32.h"
@@ -15,9 +18,44 @@ namespace mobizo::trainer {
 
 constexpr size_t kTestQueries = 3, kTestSteps = 5, kTestRecord = 28 + 4 * kTestQueries;
 
-inline Json test_header() {
+inline Json test_parameter(double scaling) {
   return Json::Object{
-      {"run_seed", -7}, {"queries", int64_t{kTestQueries}}, {"lr", 0.1}, {"optimizer", UpdateRule{"adam"}.json()}};
+      {"name", "v.weight"}, {"shape", Json::list(std::vector<int64_t>{4, 2})}, {"stream", 9}, {"scaling", scaling}};
+}
+
+inline Json test_header(double lr = 0.1, double scaling = 2) {
+  return Json::Object{{"run_seed", -7},
+                      {"queries", int64_t{kTestQueries}},
+                      {"eps", 0.5},
+                      {"lr", lr},
+                      {"lr_schedule", "linear"},
+                      {"steps", 9},
+                      {"normalize", true},
+                      {"distribution", "gaussian"},
+                      {"estimator", "two_sided"},
+                      {"optimizer", UpdateRule{"adam"}.json()},
+                      {"batch_size", 4},
+                      {"data", "0123abcd"},
+                      {"candidate_tokens", Json::list(std::vector<int64_t>{5, 9})},
+                      {"base_fingerprint", "00ff"},
+                      {"base_dtype", "int8"},
+                      {"parameters", Json::Array{test_parameter(2), test_parameter(scaling)}},
+                      {"invocation_tokens", Json::Array{}},
+                      {"lora_a", "0a"},
+                      {"lora_b", "0b"}};
+}
+
+inline JournalWriter test_writer(const std::string& path, int64_t sync_every = 1) {
+  return {path, test_header(), true, sync_every};
+}
+
+inline std::string test_head(const std::string& header, char version) {
+  std::string bytes = "MOBIZOJN" + std::string{version, '\0', '\0', '\0'};
+  const auto append = [&](uint32_t value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); };
+  append(static_cast<uint32_t>(header.size()));
+  bytes += header;
+  append(crc32(bytes.data(), bytes.size()));
+  return bytes;
 }
 
 // One of them is skipped.
@@ -28,8 +66,7 @@ inline StepRecord test_record(int64_t step) {
 }
 
 inline std::string make_journal(const std::string& path) {
-  JournalWriter::create(path, test_header());
-  JournalWriter writer(path, 2);
+  JournalWriter writer(path, test_header(), false, 2);
   for (int64_t step = 0; step < int64_t{kTestSteps}; ++step) writer.append(step, test_record(step));
   return read_file(path);
 }
@@ -43,12 +80,8 @@ inline std::string wrong_records(const Journal& journal, size_t steps) {
 }
 
 inline void layout_case(Report& report, const std::string& bytes) {
-  const std::string header = test_header().dump();
-  std::string expected = "MOBIZOJN" + std::string("\2\0\0\0", 4);
+  std::string expected = test_head(test_header().dump(), 3);
   const auto append = [&](auto value) { expected.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  append(static_cast<uint32_t>(header.size()));
-  expected += header;
-  append(crc32(expected.data(), expected.size()));
   for (int64_t step = 0; step < int64_t{kTestSteps}; ++step) {
     const size_t begin = expected.size();
     append(step);
@@ -73,7 +106,7 @@ inline void torn_cases(Report& report, const Scratch& scratch, const std::string
     const size_t steps = (size - header) / kTestRecord;
     report.check(name, wrong_records(read_journal(path), steps));
     {
-      JournalWriter writer(path, 1);
+      JournalWriter writer = test_writer(path);
       for (auto step = static_cast<int64_t>(steps); step < int64_t{kTestSteps}; ++step) writer.append(step, test_record(step));
     }
     report.check(name + ", resumed", read_file(path) == bytes ? "" : "other bytes than those of an uninterrupted run");
@@ -107,7 +140,7 @@ inline void full_disk_case(Report& report, const Scratch& scratch, const std::st
   rlimit old{};
   getrlimit(RLIMIT_FSIZE, &old);
   {
-    JournalWriter writer(path, 1);
+    JournalWriter writer = test_writer(path);
     const rlimit limit{bytes.size() - 5, old.rlim_max};
     setrlimit(RLIMIT_FSIZE, &limit);
     const int64_t step = kTestSteps - 1;
@@ -121,29 +154,117 @@ inline void full_disk_case(Report& report, const Scratch& scratch, const std::st
   report.check("journal goes on when there is room", read_file(path) == bytes ? "" : "other bytes");
 }
 
+// Whether a field of headers came with a version.
+inline bool since(const std::string& name, int version) {
+  const std::string added[] = {"candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b"};
+  return version == 3 && std::find(std::begin(added), std::end(added), name) != std::end(added);
+}
+
+// As the versions before the third had it.
+inline Json::Member without_scaling(const Json::Member& member) {
+  if (member.first != "parameters") return member;
+  Json::Array parameters;
+  for (const Json& parameter : member.second.as_array()) {
+    Json::Object fields = parameter.as_object();
+    fields.pop_back();
+    parameters.push_back(std::move(fields));
+  }
+  return {member.first, std::move(parameters)};
+}
+
+inline void check(bool done) {
+  if (!done) throw std::runtime_error("the file system refuses a test");
+}
+
 // The first version, of plain SGD, is read, but not gone on with.
 inline void first_version_case(Report& report, const Scratch& scratch) {
-  const std::string header = R"({"run_seed": 5, "queries": 2, "lr": 0.1})";
-  std::string bytes = "MOBIZOJN" + std::string("\1\0\0\0", 4);
+  const Json now = test_header();
+  Json::Object fields;
+  for (const Json::Member& member : now.as_object())
+    if (!since(member.first, 3) && member.first != "optimizer") fields.push_back(without_scaling(member));
+  const std::string header = Json(std::move(fields)).dump();
+  std::string bytes = test_head(header, 1);
   const auto append = [&](auto value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  append(static_cast<uint32_t>(header.size()));
-  bytes += header;
-  append(crc32(bytes.data(), bytes.size()));
   for (int64_t step = 0; step < 2; ++step) {
     const size_t begin = bytes.size();
     append(step);
-    for (const float coeff : {1.5f, -2.0f}) append(coeff);
+    for (const float coeff : {1.5f, -2.0f, 0.25f}) append(coeff);
     append(crc32(&bytes[begin], bytes.size() - begin));
   }
   const std::string path = scratch.write("first", bytes + "torn");
   const Journal journal = read_journal(path);
   const StepRecord& record = journal.records.back();
   const bool right = journal.records.size() == 2 && record.applied && std::isnan(record.loss) && record.decay == 1 &&
-                     record.coeffs == std::vector<float>{1.5f, -2.0f} && journal.rule.plain() &&
+                     record.coeffs == std::vector<float>{1.5f, -2.0f, 0.25f} && journal.rule.plain() &&
                      journal.header["optimizer"] == UpdateRule{}.json();
   report.check("journal of the first version", right ? "" : "other records");
-  check_error(report, "the first version, gone on with", "can be replayed, but not gone on with",
-              [&] { const JournalWriter writer(path, 1); });
+  check_error(report, "the first version, gone on with", "can be replayed, but not gone on with", [&] { test_writer(path); });
+}
+
+// The second version knows nothing of the adapter.
+inline void second_version_case(Report& report, const Scratch& scratch, const std::string& bytes) {
+  const Json now = test_header();
+  Json::Object fields;
+  for (const Json::Member& member : now.as_object())
+    if (!since(member.first, 3)) fields.push_back(without_scaling(member));
+  const std::string records = bytes.substr(bytes.size() - kTestSteps * kTestRecord);
+  const std::string path = scratch.write("second", test_head(Json(std::move(fields)).dump(), 2) + records);
+  const Journal journal = read_journal(path);
+  report.check("journal of the second version", wrong_records(journal, kTestSteps));
+  const bool unknown = journal.header["lora_a"].is_null() && journal.header["parameters"].as_array()[0]["scaling"].is_null();
+  report.check("what the second version does not say", unknown ? "" : "not null");
+  check_journal_header(path, journal, Json::Object{{"parameters", test_header(0.1, 7)["parameters"]}});
+  check_error(report, "the second version, gone on with", "can be replayed, but not gone on with", [&] { test_writer(path); });
+}
+
+// A run that writes a journal notices what others do to it.
+inline void lost_cases(Report& report, const Scratch& scratch, const std::string& bytes) {
+  const std::string path = scratch.file("lost");
+  const auto lost = [&](const char* name, const char* part, const std::function<void()>& harm) {
+    scratch.write("lost", bytes.substr(0, bytes.size() - kTestRecord));
+    JournalWriter writer = test_writer(path, 100);
+    harm();
+    const std::string there = exists(path) ? read_file(path) : "";
+    for (int i = 0; i < 2; ++i)
+      check_error(report, text("journal ", name), part, [&] { writer.append(kTestSteps - 1, test_record(kTestSteps - 1)); });
+    check_error(report, text("journal ", name, ", synced"), part, [&] { writer.sync(); });
+    report.check(text("journal ", name, " is left alone"), there == (exists(path) ? read_file(path) : "") ? "" : "other bytes");
+  };
+  lost("removed", "lost: the journal was removed or renamed while", [&] { unlink(path.c_str()); });
+  lost("replaced", "lost: the journal was replaced by another file while", [&] {
+    scratch.write("new", bytes);
+    rename(scratch.file("new").c_str(), path.c_str());
+  });
+  lost("cut", "where", [&] { check(truncate(path.c_str(), 100) == 0); });
+  lost("lengthened", "so another program changed it, while", [&] { std::ofstream(path, std::ios::app) << "x"; });
+}
+
+// Files that are not ready are removed once their process has died, and not before.
+inline void scratch_cases(Report& report, const Scratch& scratch) {
+  const std::string dead = scratch.write(".run-0123abcd.mobizo", "half"),
+                    living = scratch.write(".run-4567cdef.mobizo", "half");
+  const std::string foreign = scratch.write(".run-0123abcg.mobizo", "mine");
+  {
+    const File held(living, O_RDONLY);
+    report.check("a scratch file is locked", held.lock() == File::Lock::kHeld ? "" : "not locked");
+    const JournalWriter writer(scratch.file("run"), test_header(), false, 1);
+    report.check("dead scratch", exists(dead) ? "it is still there" : "");
+    report.check("living scratch", exists(living) && exists(foreign) ? "" : "it was removed");
+  }
+  write_atomically(scratch.file("other"), {"x"});
+  report.check("scratch of a process that died since", exists(living) ? "it is still there" : "");
+}
+
+inline void distinct_cases(Report& report, const Scratch& scratch) {
+  const std::string program = scratch.write("program", "x"), other = scratch.write("other", "y");
+  const std::string link = scratch.file("link"), hard = scratch.file("hard"), dotted = scratch.file("./program");
+  check(symlink("program", link.c_str()) == 0 && ::link(program.c_str(), hard.c_str()) == 0);
+  for (const std::string& path : {program, link, hard, dotted})
+    check_error(report, "output " + path, "--log: " + path + " is the same file as PROGRAM: name another one",
+                [&] { check_distinct({{"--out", other}, {"--log", path}}, {{"PROGRAM", program}}); });
+  check_error(report, "two outputs that are not there", "--log: " + scratch.file("./new") + " is the same file as --out",
+              [&] { check_distinct({{"--out", scratch.file("new")}, {"--log", scratch.file("./new")}}, {}); });
+  check_distinct({{"--out", other}, {"--log", ""}, {"--journal", scratch.file("new")}}, {{"PROGRAM", program}, {"--in", ""}});
 }
 
 inline void journal_cases(Report& report) {
@@ -153,21 +274,33 @@ inline void journal_cases(Report& report) {
   torn_cases(report, scratch, bytes);
   damage_cases(report, scratch, bytes);
   full_disk_case(report, scratch, bytes);
-  check_error(report, "journal that exists", "exists already", [&] { JournalWriter::create(path, test_header()); });
+  check_error(report, "journal that exists", "exists already", [&] { JournalWriter(path, test_header(), false, 1); });
   check_error(report, "journal of nobody", "cannot open", [&] { read_journal(scratch.file("nobody")); });
   first_version_case(report, scratch);
-  check_error(report, "journal of another version", "expected journal version 1 or 2, got 3", [&] {
+  second_version_case(report, scratch, bytes);
+  lost_cases(report, scratch, bytes);
+  scratch_cases(report, Scratch());
+  distinct_cases(report, Scratch());
+  check_error(report, "journal of another version", "expected journal version 1 to 3, got 4", [&] {
     std::string other = bytes;
-    other[8] = 3;
+    other[8] = 4;
     read_journal(scratch.write("other", other));
   });
   check_error(report, "journal that is none", "not a journal", [&] { read_journal(scratch.write("other", "something else")); });
+  Json::Object later = test_header().as_object(), fewer = later;
+  later.emplace_back("objective", "generation");
+  fewer.pop_back();
+  check_error(report, "journal with a field of a later version", "unknown field objective",
+              [&] { read_journal(scratch.write("other", test_head(Json(later).dump(), 3))); });
+  check_error(report, "journal without a field", "'lora_b' is missing",
+              [&] { read_journal(scratch.write("other", test_head(Json(fewer).dump(), 3))); });
   check_error(report, "journal with two writers", "another process is writing this file",
-              [&] { const JournalWriter one(path, 1), two(path, 1); });
+              [&] { const JournalWriter one = test_writer(path), two = test_writer(path); });
   check_error(report, "journal of another run", "lr is 0.2 here, but the journal has 0.1",
-              [&] { check_journal_header(path, read_journal(path).header, Json::Object{{"queries", 3}, {"lr", 0.2}}); });
-  check_error(report, "journal without a field", "has no eps",
-              [&] { check_journal_header(path, read_journal(path).header, Json::Object{{"eps", 0.2}}); });
+              [&] { JournalWriter(path, test_header(0.2), true, 1); });
+  check_error(report, "journal of another scaling", "scaling of v.weight is 7.0 here, but the journal has 2.0",
+              [&] { JournalWriter(path, test_header(0.1, 7), true, 1); });
+  report.check("journals of others are left alone", read_file(path) == bytes ? "" : "other bytes");
 }
 
 }  // namespace mobizo::trainer

@@ -5,6 +5,7 @@
 // Prints one line for each failed check, and the count. Exit status 0 if nothing failed.
 #include <cmath>
 
+#include "../../executorch_ops/trainer/blake2b.h"
 #include "../../executorch_ops/trainer/estimator.h"
 #include "../../executorch_ops/trainer/schedule.h"
 #include "../../executorch_ops/trainer/seeds.h"
@@ -28,6 +29,23 @@ void crc32_cases(Report& report) {
   check("The quick brown fox jumps over the lazy dog", 0x414FA339u);
   check(std::string(32, '\0'), 0x190A55ADu);
   check_equal(report, "crc32 in two parts", text(crc32("56789", 5, crc32("1234", 4))), text(0xCBF43926u));
+}
+
+// As Python's hashlib.blake2b(..., digest_size=16) has them.
+void blake2b_cases(Report& report) {
+  const auto check = [&](const std::string& bytes, const std::string& expected) {
+    Blake2b whole, parts;
+    whole.update(bytes.data(), bytes.size());
+    for (const char& byte : bytes) parts.update(&byte, 1);
+    check_equal(report, text("blake2b of ", bytes.size(), " bytes"), whole.hex(), expected);
+    check_equal(report, text("blake2b of ", bytes.size(), " bytes, one by one"), parts.hex(), expected);
+  };
+  std::string counted;
+  for (int i = 0; i < 256; ++i) counted += static_cast<char>(i);
+  check("", "cae66941d9efbd404e4d88758ea67670");
+  check("abc", "cf4ab791c62b8d2b2109c90275287816");
+  check(counted.substr(0, 128), "a74787004ef589e31149183900d0294a");
+  check(counted, "c2472c0ac37a8dbdb25f05ada0d82643");
 }
 
 void seed_cases(Report& report, const std::string& path) {
@@ -156,6 +174,7 @@ int main(int argc, char** argv) {
   Report report;
   trainer::json_cases(report);
   trainer::crc32_cases(report);
+  trainer::blake2b_cases(report);
   trainer::seed_cases(report, argv[1]);
   trainer::estimator_cases(report);
   trainer::schedule_cases(report);

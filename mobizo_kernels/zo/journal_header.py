@@ -1,0 +1,176 @@
+"""The header of a journal: all that decides on the outcome of a run, as the file holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mobizo_kernels.zo.rules import UpdateRule
+
+MAGIC = b"MOBIZOJN"
+VERSION = 3
+
+_PREFIX = struct.Struct("<8sII")  # magic, version, bytes of the JSON
+_CRC = struct.Struct("<I")
+# What a header gets that an earlier version did not have: version 1 knew plain SGD only.
+_SINCE: dict[int, dict[str, Any]] = {
+    2: {"optimizer": UpdateRule().as_json()},
+    3: dict.fromkeys(("candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b")),
+}
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class JournalParameter:
+    """A tuned parameter.
+
+    Attributes:
+        name: of the weight that it adapts, in the un-wrapped model.
+        shape: of the LoRA-B, (out, r).
+        stream: of its noise.
+        scaling: what the adapter's product is multiplied by, from alpha, the rank, and use_rslora.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stream: int
+    scaling: float | None
+
+
+@dataclass(frozen=True)
+class JournalHeader:
+    """What a run is, in the order of the file. None stands for what the run's loop, or an earlier version of
+    the format, did not say.
+
+    Attributes:
+        run_seed: as a signed 64-bit integer.
+        queries: q, coefficients in each record.
+        eps: size of a perturbation.
+        lr: learning rate before the schedule.
+        lr_schedule: "constant", "linear" or "cosine".
+        steps: planned for the run; the schedule spans them.
+        normalize: differences are divided by the spread of the losses, not by eps.
+        distribution: "gaussian" or "rademacher".
+        estimator: "two_sided" or "one_sided".
+        optimizer: what a step makes of its estimate.
+        batch_size: rows in each step.
+        data: a hash of the training rows.
+        candidate_tokens: to which the loss is restricted; () for the whole vocabulary.
+        base_fingerprint: :func:`mobizo_kernels.lora.model_fingerprint` of the model.
+        base_dtype: the types in which its parameters are held, "int8" or "int4" in a quantised program.
+        parameters: in the order of the model.
+        invocation_tokens: from which the adapters act (Activated LoRA); () for all tokens.
+        lora_a: a hash of every LoRA-A.
+        lora_b: a hash of every LoRA-B before the first step.
+    """
+
+    run_seed: int
+    queries: int
+    eps: float
+    lr: float
+    lr_schedule: str | None
+    steps: int | None
+    normalize: bool
+    distribution: str
+    estimator: str
+    optimizer: UpdateRule
+    batch_size: int | None
+    data: str | None
+    candidate_tokens: tuple[int, ...] | None
+    base_fingerprint: str | None
+    base_dtype: str | None
+    parameters: tuple[JournalParameter, ...]
+    invocation_tokens: tuple[int, ...] | None
+    lora_a: str | None
+    lora_b: str | None
+
+    def to_bytes(self) -> bytes:
+        """The head of the file, checksum included."""
+        values = {**asdict(self), "optimizer": self.optimizer.as_json()}
+        text = json.dumps(values, allow_nan=False).encode()
+        head = _PREFIX.pack(MAGIC, VERSION, len(text)) + text
+        return head + _CRC.pack(zlib.crc32(head))
+
+    def check_same(self, other: JournalHeader, path: PathLike) -> None:
+        """Raise ValueError, naming the first field that differs, unless `other`, of a run, is the same."""
+        for field in fields(self):
+            there, here = getattr(self, field.name), getattr(other, field.name)
+            if there != here:
+                raise ValueError(f"journal {path}: {difference(field.name, there, here, 'in this run')}")
+
+
+def difference(name: str, there: Any, here: Any, where: str) -> str:
+    """Two unequal values of a field of headers in words; the first parameter that differs stands for all.
+
+    Args:
+        name: of the field.
+        there: in the journal.
+        here: its counterpart.
+        where: that is.
+    """
+    if name == "parameters":
+        longest = max(len(there), len(here))
+        padded = [(*parameters, *[None] * (longest - len(parameters))) for parameters in (there, here)]
+        there, here = next((a, b) for a, b in zip(*padded, strict=True) if a != b)
+        if there is not None and here is not None and replace(there, scaling=here.scaling) == here:
+            name, there, here = f"scaling of {here.name}", there.scaling, here.scaling
+    if name == "optimizer":
+        there, here = there.as_json(), here.as_json()
+    there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
+    return f"{name} is {there!r} there, but {here!r} {where}"
+
+
+def parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:
+    """The header at the start of a file, where the records begin, and the version.
+
+    Raises:
+        ValueError: naming the file, if it is no journal, of a version to come, cut short, or damaged.
+    """
+    if content[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"{path} is no journal: expected {MAGIC!r} at its start, got {content[:8]!r}")
+    try:
+        _, version, size = _PREFIX.unpack_from(content)
+        if not 1 <= version <= VERSION:
+            raise ValueError(f"journal {path}: expected version 1 to {VERSION} of the format, got {version}")
+        end = _PREFIX.size + size
+        (crc,) = _CRC.unpack_from(content, end)
+    except struct.error as error:
+        raise ValueError(f"journal {path}: its header is cut short") from error
+    if zlib.crc32(content[:end]) != crc:
+        raise ValueError(f"journal {path}: its header is damaged")
+    try:
+        header = _from_json(json.loads(content[_PREFIX.size : end]), version)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"journal {path}: its header cannot be understood ({error})") from error
+    return header, end + _CRC.size, version
+
+
+def _from_json(values: dict[str, Any], version: int) -> JournalHeader:
+    for since, added in _SINCE.items():
+        if version < since:
+            values = {**values, **added}
+    known = {field.name for field in fields(JournalHeader)}
+    if odd := sorted(known ^ values.keys()):
+        raise ValueError(f"it {'lacks' if odd[0] in known else 'has the unknown'} {odd[0]}")
+    if version < 3:
+        values["parameters"] = [{**parameter, "scaling": None} for parameter in values["parameters"]]
+    parameters = tuple(
+        JournalParameter(**{**parameter, "shape": tuple(parameter["shape"])})
+        for parameter in values.pop("parameters")
+    )
+    rule = UpdateRule.from_json(values.pop("optimizer"))
+    for name in ("candidate_tokens", "invocation_tokens"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    header = JournalHeader(**values, optimizer=rule, parameters=parameters)
+    for name in ("run_seed", "queries"):
+        if type(getattr(header, name)) is not int:
+            raise ValueError(f"{name} is {getattr(header, name)!r}")
+    if header.queries < 1:
+        raise ValueError(f"queries is {header.queries}")
+    return header
