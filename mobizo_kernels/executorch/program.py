@@ -142,8 +142,8 @@ class TrainingGraph(nn.Module):
         self.widening = Widening(model, list(layers))
         self.model = model
         self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
-        # A head as a module of this one, too, would have its B under two names, and so a graph no buffer to
-        # change.
+        # The model's own head is no module of this one: an adapter's B would have two names, and torch.export
+        # lets no method change such a buffer.
         self.rows: nn.Linear | None = None
         if candidate_tokens is not None:
             tokens = torch.tensor(list(candidate_tokens))
