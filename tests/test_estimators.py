@@ -78,7 +78,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="queries must be at least 1, got 0"):
         TwoSided(0, 1e-3)
     for eps in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match=f"eps must be positive and finite, got {eps}"):
+        with pytest.raises(ValueError, match=f"eps must be positive and finite in float32, got {eps}"):
             OneSided(1, eps)
     with pytest.raises(ValueError, match="normalize needs at least 2 queries"):
         OneSided(1, 1e-3, normalize=True)

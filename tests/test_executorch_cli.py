@@ -166,6 +166,8 @@ def test_a_run_that_exports_is_resumed(
         ({"eps": 0.0}, "eps must be positive"),
         ({"seed": 2**63}, "seed: expected a signed 64-bit integer"),
         ({"lr": -1.0}, "lr must be at least 0"),
+        ({"lr": 1e39}, "lr must be at least 0 and finite in float32"),
+        ({"steps": 2**31 - 1}, "steps: a data set file holds the batches of 16777216 steps of 4 rows, got"),
         ({"steps": STEPS, "journal": "{inputs}/journal"}, "journal: .* exists"),
         ({"queries": 3}, "queries: .*tiny.pte was exported for 2, got 3"),
         ({"batch_size": 2}, "batch_size: .* was exported for 4, got 2"),

@@ -112,11 +112,15 @@ def test_number_of_threads(threads: int, program: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be from 1 to 2147483647, got 0"),
+        ({"steps": 2**63 - 1}, "steps must be from 1 to 2147483647, got 9223372036854775807"),
         ({"eps": 0.0}, "eps must be positive"),
+        ({"eps": 1e-50}, "eps must be positive and finite in float32"),
+        ({"eps": 1e39}, "eps must be positive and finite in float32"),
         ({"eps": float("nan")}, "eps must be positive"),
-        ({"lr": -1.0}, "lr must be finite and at least 0"),
-        ({"lr": float("inf")}, "lr must be finite"),
+        ({"lr": -1.0}, "lr must be at least 0 and finite in float32"),
+        ({"lr": float("inf")}, "lr must be at least 0 and finite in float32"),
+        ({"lr": 1e39}, "lr must be at least 0 and finite in float32"),
         ({"lr_schedule": "step"}, "lr_schedule must be .*'step'"),
         ({"keep": "first"}, "keep must be best or last, got 'first'"),
         ({"keep": "best"}, "keep must be last if eval_every is 0"),

@@ -211,6 +211,16 @@ def test_cache_directory(variables: dict[str, str], expected: str, monkeypatch: 
     assert models.cache_directory() == Path(expected)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (1e30, "float16")])
+def test_a_weight_that_is_not_finite(value: float, dtype: str, tmp_path: Path) -> None:
+    directory, name = save_model(tmp_path / "model"), "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(directory / "model.safetensors")
+    weights[name][3, 4] = value
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"its weight '{name}' is not finite in {dtype}"):
+        load_model(str(directory), dtype)
+
+
 def test_smollm2_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path))
     monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda name: None)

@@ -247,6 +247,17 @@ def test_a_slope_beyond_float32_skips_the_update(
     assert_unchanged(model, before)
 
 
+def test_a_coefficient_beyond_float32_skips_the_update(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = wrapped(rng), tiny.batch(rng)
+    zo, before = ZerothOrder(model, queries=2, lr=1e38), snapshot(model)
+    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.tensor([3.0, 1.0, 0.0, 1.0]))
+    out = zo.step(batch)
+    assert out.skipped and out.projected_grads.isnan().all() and zo.skipped_steps == 1
+    assert_unchanged(model, before)
+
+
 def test_a_loss_that_runs_away_is_said_once(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -18,8 +20,16 @@ from mobizo_kernels.zo import ZerothOrder
     ("options", "message"),
     [
         ({"queries": 0}, "queries must be at least 1, got 0"),
-        ({"eps": -1.0}, "eps must be positive and finite, got -1.0"),
-        ({"lr": -0.1}, "lr must be at least 0, got -0.1"),
+        ({"queries": 2.0}, "queries must be an integer, got 2.0"),
+        ({"eps": -1.0}, "eps must be positive and finite in float32, got -1.0"),
+        ({"eps": 1e-50}, "eps must be positive and finite in float32, got 1e-50"),
+        ({"eps": 1e39}, r"eps must be positive and finite in float32, got 1e\+39"),
+        ({"eps": float("nan")}, "eps must be positive and finite in float32, got nan"),
+        ({"lr": -0.1}, "lr must be at least 0 and finite in float32, got -0.1"),
+        ({"lr": float("inf")}, "lr must be at least 0 and finite in float32, got inf"),
+        ({"lr": 1e39}, "lr must be at least 0 and finite in float32"),
+        ({"lr": float("nan")}, "lr must be at least 0 and finite in float32, got nan"),
+        ({"run_seed": 0.5}, "run_seed must be an integer, got 0.5"),
         ({"run_seed": 2**64}, "run_seed must fit 64 bits"),
         ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, got 'spsa'"),
         ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
@@ -27,7 +37,9 @@ from mobizo_kernels.zo import ZerothOrder
         ({"momentum": 0.5, "optimizer": "sign"}, "momentum must be 0 with optimizer 'sign', got 0.5"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, sign, got 'lion'"),
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
-        ({"adam_eps": 0.0}, "eps of adam must be positive and finite, got 0.0"),
+        ({"adam_eps": 0.0}, "eps of adam must be positive and finite in float32, got 0.0"),
+        ({"adam_eps": 1e-50}, "eps of adam must be positive and finite in float32, got 1e-50"),
+        ({"adam_eps": 1e39}, "eps of adam must be positive and finite in float32"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0, got -1.0"),
         ({"candidate_tokens": [1]}, "candidate_tokens must be at least 2"),
     ],
@@ -36,6 +48,27 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     model = wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match=message):
         ZerothOrder(model, **options)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39])
+def test_an_alpha_that_is_not_finite(alpha: float) -> None:
+    model = tiny.llama()
+    with pytest.raises(ValueError, match="LoraConfig: the alpha of .*q_proj must be finite in float32, got"):
+        wrap(model, LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"]))  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite() -> None:
+    model = tiny.llama()
+    model.model.layers[0].mlp.up_proj.weight.data[3, 4] = float("nan")
+    wrap(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="LlamaForCausalLM.*finite"):
+        ZerothOrder(model)
+
+
+def test_an_integer_of_numpy_is_one() -> None:
+    model = wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    zo = ZerothOrder(model, queries=np.int64(2), run_seed=np.uint64(2**63))  # type: ignore[arg-type]
+    assert json.dumps(zo.state_dict()["settings"])
 
 
 def test_nothing_to_tune() -> None:

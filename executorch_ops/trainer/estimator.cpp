@@ -27,7 +27,8 @@ Estimator::Estimator(const std::string& name, int64_t queries, double eps, bool 
     : two_sided_(name == "two_sided"), queries_(queries), eps_(eps), normalize_(normalize) {
   if (!two_sided_ && name != "one_sided") fail("estimator must be two_sided or one_sided, got '", name, "'");
   if (queries < 1) fail("queries must be at least 1, got ", queries);
-  if (!(eps > 0 && std::isfinite(eps))) fail("eps must be positive and finite, got ", eps);
+  const auto rounded = static_cast<float>(eps);
+  if (!(rounded > 0 && std::isfinite(rounded))) fail("eps must be positive and finite in float32, got ", eps);
   if (normalize && !two_sided_ && queries < 2)
     fail("normalize needs at least 2 queries with the one_sided estimator, got ", queries);
 }

@@ -1,6 +1,7 @@
 #include "schedule.h"
 
 #include <cmath>
+#include <limits>
 
 #include "errors.h"
 
@@ -13,8 +14,10 @@ Schedule::Schedule(const std::string& name, double lr, int64_t steps)
       lr_(lr),
       steps_(steps) {
   if (kind_ == Kind::kConstant && name != "constant") fail("lr_schedule must be constant, linear or cosine, got '", name, "'");
-  if (!(lr >= 0 && std::isfinite(lr))) fail("lr must be finite and at least 0, got ", lr);
-  if (steps < 1) fail("steps must be at least 1, got ", steps);
+  if (!(lr >= 0 && lr <= double{std::numeric_limits<float>::max()}))
+    fail("lr must be at least 0 and finite in float32, got ", lr);
+  constexpr int64_t kMostSteps = std::numeric_limits<int32_t>::max();
+  if (steps < 1 || steps > kMostSteps) fail("steps must be from 1 to ", kMostSteps, ", got ", steps);
 }
 
 double Schedule::lr(int64_t step) const {

@@ -14,7 +14,8 @@ double number(const Json& json, const char* name, bool in_range(double)) {
 }
 
 bool is_mean(double value) { return value >= 0 && value < 1; }
-bool is_positive(double value) { return value > 0; }
+// As the ops have it.
+bool is_positive(double value) { return static_cast<float>(value) > 0 && std::isfinite(static_cast<float>(value)); }
 bool is_not_negative(double value) { return value >= 0; }
 
 }  // namespace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
@@ -14,6 +15,8 @@ from typer import Argument, Option
 
 from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2, TASKS, InputError
 from mobizo_kernels.zo import UpdateRule
+
+_MOST = 2**31 - 1  # of anything that is counted: what both engines take
 
 # Which heading of the help an option stands under.
 _task = partial(Option, rich_help_panel="Model and data")
@@ -42,7 +45,17 @@ class QuestionSettings:
     max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
 
     def __post_init__(self) -> None:
-        """Fill in the prompt of a named task where none is given. Raises InputError if `data` is a file."""
+        """Fill in the prompt of a named task where none is given.
+
+        Raises:
+            InputError: a number is not finite or too large, or no prompt is given and `data` is a file.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name}: expected a finite number, got {value}")
+            if isinstance(value, int) and value > _MOST and field.name != "seed":
+                raise InputError(f"{field.name}: expected at most {_MOST}, got {value}")
         for name in ("template", "verbalizer"):
             if getattr(self, name):
                 continue

@@ -11,6 +11,7 @@ from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
+    InputError,
     TokenizedDataset,
     check_rows,
     load_config,
@@ -20,6 +21,8 @@ from mobizo_kernels.data import (
     write_dataset,
 )
 from mobizo_kernels.data.errors import blame_input
+
+_MOST_ROWS = 2**26  # of the order of training: four bytes each in the file
 
 
 def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
@@ -38,6 +41,11 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     if config is not None:
         check_rows(config, [*train, *validation, *test])
     batches = training_order(train, settings.batch_size, settings.seed)
+    if settings.steps > (most := _MOST_ROWS // settings.batch_size):
+        raise InputError(
+            f"steps: a data set file holds the batches of {most} steps of {settings.batch_size} rows, "
+            f"got {settings.steps}"
+        )
     return TokenizedDataset(
         train=train,
         validation=validation,

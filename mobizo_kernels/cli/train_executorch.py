@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 from mobizo_kernels.cli.export import adapted_model, export, native
@@ -96,8 +97,8 @@ def _check(settings: TrainSettings) -> None:
         update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:
         raise InputError(f"seed: expected a signed 64-bit integer, got {settings.seed}")
-    if settings.lr < 0:
-        raise InputError(f"settings: lr must be at least 0, got {settings.lr}")
+    if not 0 <= settings.lr <= torch.finfo(torch.float32).max:
+        raise InputError(f"settings: lr must be at least 0 and finite in float32, got {settings.lr}")
     if settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
 

@@ -60,8 +60,8 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
 
     Raises:
         InputError: the model cannot be found or read, or needs code of its own, which is never run; its files
-            lack weights that the architecture needs, or have them in other sizes, or quantised in an unknown
-            way; or its embedding lacks the pad token.
+            lack weights that the architecture needs, or have them in other sizes, not finite, or quantised in
+            an unknown way; or its embedding lacks the pad token.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -91,6 +91,9 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
     if quantization is not None and getattr(model, "hf_quantizer", None) is None:
         raise InputError(f"model {spec!r} is quantised as transformers cannot read it: {quantization}")
     check_pad_token(spec, model.config, tokenizer)
+    for name, weight in model.named_parameters() if quantization is None else ():
+        if not weight.isfinite().all():
+            raise InputError(f"model {spec!r}: its weight {name!r} is not finite in {dtype}")
     return model.eval(), tokenizer
 
 

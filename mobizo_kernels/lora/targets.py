@@ -176,6 +176,8 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
     rank, alpha = rank_and_alpha(config, name)
     if not (isinstance(rank, int) and 1 <= rank <= _MAX_RANK):
         raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {_MAX_RANK}, got {rank}")
+    if not abs(alpha) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"LoraConfig: the alpha of {name} must be finite in float32, got {alpha}")
     return Target(name, module, *features, rank, alpha)
 
 

@@ -31,8 +31,8 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own. Raises ValueError as the constructor does."""
         options = {**self.defaults, **param_group}
-        if not options["lr"] >= 0:
-            raise ValueError(f"lr must be at least 0, got {options['lr']}")
+        if not 0 <= options["lr"] <= torch.finfo(torch.float32).max:
+            raise ValueError(f"lr must be at least 0 and finite in float32, got {options['lr']}")
         self.rule_of(options)
         if options["distribution"] not in ("gaussian", "rademacher"):
             raise ValueError(f"distribution must be gaussian or rademacher, got {options['distribution']!r}")

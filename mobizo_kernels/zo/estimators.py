@@ -6,11 +6,13 @@ estimate.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
+
+from mobizo_kernels.zo.rules import is_positive_float32
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Estimator(ABC):
             a learning rate is a length along each direction.
 
     Raises:
-        ValueError: if `queries` is below 1, `eps` is not positive, or `normalize` has one loss only.
+        ValueError: if `queries` is no integer or below 1, `eps` is not positive and finite in float32, or
+            `normalize` has one loss only.
     """
 
     queries: int
@@ -33,10 +36,13 @@ class Estimator(ABC):
     normalize: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.queries, Integral):
+            raise ValueError(f"queries must be an integer, got {self.queries!r}")
         if self.queries < 1:
             raise ValueError(f"queries must be at least 1, got {self.queries}")
-        if not (self.eps > 0 and math.isfinite(self.eps)):
-            raise ValueError(f"eps must be positive and finite, got {self.eps}")
+        object.__setattr__(self, "queries", int(self.queries))  # also of numpy, which JSON does not know
+        if not is_positive_float32(self.eps):
+            raise ValueError(f"eps must be positive and finite in float32, got {self.eps}")
 
     @property
     def groups(self) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 OPTIMIZERS = ("sgd", "adam", "sign")
 
 
@@ -18,7 +20,7 @@ class UpdateRule:
         name: "sgd", "adam" (arXiv 1412.6980) or "sign" (signSGD, arXiv 1802.04434).
         momentum: of "sgd", in [0, 1).
         betas: of "adam", both in [0, 1): decay of the mean of the estimate and of that of its square.
-        eps: of "adam", above 0: what is added to the root of the mean square.
+        eps: of "adam", above 0 in float32: what is added to the root of the mean square.
         weight_decay: decoupled, as in AdamW (arXiv 1711.05101).
 
     Raises:
@@ -40,8 +42,8 @@ class UpdateRule:
             raise ValueError(f"momentum must be 0 with optimizer {self.name!r}, got {self.momentum}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if not (self.eps > 0 and math.isfinite(self.eps)):
-            raise ValueError(f"eps of adam must be positive and finite, got {self.eps}")
+        if not is_positive_float32(self.eps):
+            raise ValueError(f"eps of adam must be positive and finite in float32, got {self.eps}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
 
@@ -107,3 +109,8 @@ class UpdateRule:
     def decay(self, lr: float) -> float:
         """What an update multiplies the parameters by."""
         return 1.0 - lr * self.weight_decay
+
+
+def is_positive_float32(value: float) -> bool:
+    """Whether a number is above 0 and finite in float32, as kernels and files have it."""
+    return 0 < torch.tensor(value, dtype=torch.float32).item() < math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 
 _MASK = (1 << 64) - 1
@@ -36,7 +38,7 @@ def query_seeds(run_seed: int, step: int, queries: int) -> torch.Tensor:
         queries: q, directions in each step.
 
     Raises:
-        ValueError: if `run_seed` does not fit 64 bits, `step` is negative or `queries` is below 1.
+        ValueError: if `run_seed` is no integer of 64 bits, `step` is negative or `queries` is below 1.
     """
     check_run_seed(run_seed)
     if step < 0:
@@ -48,6 +50,8 @@ def query_seeds(run_seed: int, step: int, queries: int) -> torch.Tensor:
 
 
 def check_run_seed(run_seed: int) -> None:
-    """Raise ValueError unless `run_seed` fits 64 bits, signed or unsigned."""
+    """Raise ValueError unless `run_seed` is an integer that fits 64 bits, signed or unsigned."""
+    if not isinstance(run_seed, Integral):
+        raise ValueError(f"run_seed must be an integer, got {run_seed!r}")
     if not -(1 << 63) <= run_seed < 1 << 64:
         raise ValueError(f"run_seed must fit 64 bits, got {run_seed}")

@@ -38,7 +38,8 @@ class StepOutput:
         loss: of the model before the update, over the labelled tokens.
         losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
         projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
-        skipped: a loss, or a difference of two, was not finite, so nothing was updated.
+        skipped: a loss, a difference of two, or a coefficient of the update was not finite, so nothing was
+            updated.
         unsteady: the loss has run away, see :class:`Steadiness`: stop, and go back to an earlier adapter.
     """
 
@@ -141,8 +142,8 @@ class ZerothOrder:
         self.journal: JournalWriter | None = None
         # What decides, together with the step's number, on the directions and on what is made of them.
         self._settings: dict[str, Any] = {
-            "run_seed": run_seed,
-            "queries": queries,
+            "run_seed": int(run_seed),
+            "queries": self.estimator.queries,
             "eps": eps,
             "estimator": estimator,
             "normalize": normalize,
@@ -317,10 +318,12 @@ class ZerothOrder:
             losses, standing = self._sequential_losses(batch, seeds)
         projected_grads = self.estimator.projected_gradients(losses)
         loss = self.estimator.loss(losses)
-        if _all_finite(losses, projected_grads):
-            self._record(self.optimizer.record(projected_grads, loss))
+        record = self.optimizer.record(projected_grads, loss)
+        if _all_finite(losses, record.coeffs):
+            self._record(record)
             self.optimizer.step(seeds, projected_grads, standing)
         else:
+            projected_grads = torch.full_like(projected_grads, float("nan"))
             self._record(StepRecord.skipped(len(seeds), loss))
             self._take_off(seeds, standing)
         return losses, projected_grads

@@ -97,8 +97,13 @@ void schedule_cases(Report& report) {
   check_equal(report, "linear", text(lr("linear", 0), " ", lr("linear", 2), " ", lr("linear", 7)), "0.5 0.375 0.0625");
   check_equal(report, "cosine", text(lr("cosine", 0), " ", lr("cosine", 4)), "0.5 0.25");
   check_error(report, "another schedule", "lr_schedule must be", [] { Schedule("step", 0.5, 8); });
-  check_error(report, "negative lr", "lr must be finite", [] { Schedule("linear", -0.5, 8); });
-  check_error(report, "no steps", "steps must be at least 1, got 0", [] { Schedule("linear", 0.5, 0); });
+  check_error(report, "negative lr", "lr must be at least 0 and finite in float32", [] { Schedule("linear", -0.5, 8); });
+  check_error(report, "lr beyond float32", "lr must be at least 0 and finite in float32", [] { Schedule("linear", 1e39, 8); });
+  check_error(report, "more steps than any run has", "steps must be from 1 to 2147483647, got 2147483648",
+              [] { Schedule("linear", 0.5, int64_t{1} << 31); });
+  check_error(report, "eps that is 0 in float32", "eps must be positive and finite in float32",
+              [] { Estimator("two_sided", 2, 1e-50, false); });
+  check_error(report, "no steps", "steps must be from 1 to 2147483647, got 0", [] { Schedule("linear", 0.5, 0); });
 }
 
 void update_rule_cases(Report& report) {
