@@ -150,6 +150,39 @@ def test_adapter_of_another_model(inputs: Path, tmp_path: Path, capsys: pytest.C
     assert "lora_A.weight should be [4, 64] and is [4, 32]" in err
 
 
+@pytest.fixture(scope="module")
+def unequal(inputs: Path) -> str:
+    """Data whose first 14 rows in each split are of one label: 300 to 8."""
+    texts = [Example(f"The film is dull, part {n}.", "0") for n in range(300)]
+    texts += [Example(f"The film is warm, part {n}.", "1") for n in range(8)]
+    return f"--data={write_csv(inputs / 'unequal.csv', texts)}"
+
+
+def test_rows_to_tune_on_have_every_label(
+    unequal: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"--model={inputs / 'model'}"
+    for option, least in (("train-rows", 22), ("validation-rows", 16)):
+        message = f"expected at least {least}, to have rows of every label, got 14 without any of '1'"
+        for command in ("train", "tokenize"):
+            prompt = SHORT if command == "train" else PROMPT
+            out = f"--out={tmp_path / 'out'}"
+            assert run(command, model, *prompt, unequal, out, f"--{option}=14") == 2
+            assert f"mobizo: {option.replace('-', '_')}: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_rows_without_a_label_are_said(
+    unequal: str, inputs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("eval", f"--model={inputs / 'model'}", unequal, "--eval-rows=14", *PROMPT) == 0
+    assert (
+        "eval_rows: expected at least 16, to have rows of every label, got 14 without any of '1'"
+        in caplog.text
+    )
+    assert "balanced accuracy     -" in capsys.readouterr().out
+
+
 def test_missing_adapter(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"--model={inputs / 'model'}"
     options = [model, f"--data={inputs / 'data.csv'}", f"--adapter={tmp_path}", *PROMPT]

@@ -23,8 +23,10 @@ def test_by_hand() -> None:
     assert metrics.row_losses(SCORES, TARGETS) == pytest.approx(losses)
 
 
-def test_auc_needs_rows_of_every_label() -> None:
+def test_rows_of_every_label_are_needed() -> None:
     assert metrics.auc(SCORES[:3], TARGETS[:3]) is None
+    assert metrics.balanced_accuracy(SCORES[:3], TARGETS[:3]) is None
+    assert metrics.fit_bias(SCORES[:3], TARGETS[:3]) is None
     assert metrics.auc(np.zeros((4, 3)), np.array([0, 1, 1, 0])) is None
 
 

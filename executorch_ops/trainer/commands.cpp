@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 
 #include "adapter.h"
@@ -213,8 +214,11 @@ void evaluate_command(int argc, char** argv) {
   dataset.check(program.description());
   if (!adapter.empty()) load_adapter(adapter, program);
   const Evaluation evaluation = evaluate(program, chosen, rows);
-  std::printf("%lld rows: loss %.4f, accuracy %.2f %%, balanced accuracy %.2f %%\n", static_cast<long long>(evaluation.rows),
-              evaluation.loss, 100 * evaluation.accuracy, 100 * evaluation.balanced_accuracy);
+  std::printf("%lld rows: loss %.4f, accuracy %.2f %%", static_cast<long long>(evaluation.rows), evaluation.loss,
+              100 * evaluation.accuracy);
+  if (std::isfinite(evaluation.balanced_accuracy))  // some rows have no label
+    std::printf(", balanced accuracy %.2f %%", 100 * evaluation.balanced_accuracy);
+  std::printf("\n");
   print_json(json, Json::Object{{"split", split},
                                 {"rows", evaluation.rows},
                                 {"loss", evaluation.loss},

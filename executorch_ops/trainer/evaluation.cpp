@@ -28,7 +28,7 @@ struct RowResult {
   bool right = false;
 };
 
-double balanced_accuracy(const Split& split, const std::vector<RowResult>& results) {
+double balanced_accuracy(const Split& split, const std::vector<RowResult>& results, const Description& description) {
   std::map<int32_t, std::pair<int64_t, int64_t>> counts;  // right ones and all
   for (size_t row = 0; row < results.size(); ++row) {
     if (split.labels[row] < 0) return std::numeric_limits<double>::quiet_NaN();
@@ -36,6 +36,8 @@ double balanced_accuracy(const Split& split, const std::vector<RowResult>& resul
     right += results[row].right;
     ++all;
   }
+  if (description.candidate_tokens && counts.size() < description.candidate_tokens->size())
+    return std::numeric_limits<double>::quiet_NaN();
   double sum = 0;
   for (const auto& [label, count] : counts) sum += static_cast<double>(count.first) / static_cast<double>(count.second);
   return sum / static_cast<double>(counts.size());
@@ -79,7 +81,7 @@ Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool kee
   }
   evaluation.loss /= static_cast<double>(tokens);
   evaluation.accuracy = static_cast<double>(right) / static_cast<double>(rows);
-  evaluation.balanced_accuracy = balanced_accuracy(split, results);
+  evaluation.balanced_accuracy = balanced_accuracy(split, results, description);
   return evaluation;
 }
 

@@ -12,7 +12,8 @@ struct Evaluation {
   int64_t rows, classes;
   double loss;                     // mean cross-entropy over the tokens to be predicted
   double accuracy;                 // share of rows whose last token has the highest score
-  double balanced_accuracy;        // mean over the labels of the accuracy on the rows of each; NaN if a row has no label
+  double balanced_accuracy;        // mean over the labels of the accuracy on the rows of each; NaN if a row has no label, or a
+                                   // label that a candidate token stands for no row
   std::vector<double> row_losses;  // [rows], each the sum over its tokens to be predicted
   std::vector<float> scores;       // of the last token of each row, [rows, classes]; empty unless asked for
 };

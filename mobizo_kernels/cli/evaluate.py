@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,14 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
-from mobizo_kernels.cli.settings import EvalSettings, PromptSettings, TaskSettings, as_json
+from mobizo_kernels.cli.settings import (
+    EvalSettings,
+    PromptSettings,
+    TaskSettings,
+    TokenizeSettings,
+    TrainSettings,
+    as_json,
+)
 from mobizo_kernels.data import (
     CachingEncoder,
     EncodedExample,
@@ -33,6 +41,8 @@ from mobizo_kernels.data import (
 from mobizo_kernels.data.errors import blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.zo import LabelledLoss
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,44 @@ def load_texts(settings: PromptSettings) -> tuple[Splits, dict[str, str]]:
     return splits, verbalizer
 
 
+def tuning_rows(splits: Splits, settings: TokenizeSettings | TrainSettings) -> Splits:
+    """The rows of a run: as many of each split as `settings` ask for.
+
+    Raises:
+        InputError: a label is missing among those to train on, or among those to validate on, which decide
+            which adapter is kept.
+    """
+    train = splits.train[: settings.train_rows]
+    validation = splits.validation[: settings.validation_rows]
+    for name, part, rows in (
+        ("train_rows", splits.train, train),
+        ("validation_rows", splits.validation, validation),
+    ):
+        if lack := _lack(part, rows):
+            raise InputError(f"{name}: {lack}")
+    return Splits(train, validation, scored_rows(splits, settings))
+
+
+def scored_rows(splits: Splits, settings: PromptSettings) -> list[Example]:
+    """As many test rows as `settings` ask for; a warning if a label is missing among them."""
+    rows = splits.test[: settings.eval_rows]
+    if lack := _lack(splits.test, rows):
+        _log.warning("eval_rows: %s; there is no balanced accuracy or AUC of these", lack)
+    return rows
+
+
+def _lack(part: Sequence[Example], rows: Sequence[Example]) -> str:
+    """Which label of a split its first `rows` are without, as a sentence; empty if they have all."""
+    first = {example.label: index for index, example in reversed(list(enumerate(part)))}
+    missing = sorted(first.keys() - {example.label for example in rows})
+    if not missing:
+        return ""
+    return (
+        f"expected at least {max(first.values()) + 1}, to have rows of every label, got {len(rows)} without "
+        f"any of {', '.join(map(repr, missing))}"
+    )
+
+
 def label_scores(
     loss: LabelledLoss, examples: Sequence[EncodedExample], pad_token: int
 ) -> NDArray[np.float32]:
@@ -124,7 +172,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
             load_adapter(task.model, settings.adapter)
     with blame_input("model"):
         loss = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
-    examples = task.encode(task.splits.test[: settings.eval_rows])
+    examples = task.encode(scored_rows(task.splits, settings))
     reset_peak_rss()
     result = quality(label_scores(loss, examples, task.pad_token), label_targets(examples))
     return {

@@ -22,8 +22,10 @@ def accuracy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> floa
     return float(accuracy_score(targets, scores.argmax(axis=1)))
 
 
-def balanced_accuracy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
-    """Mean over the labels of the accuracy on the rows of each."""
+def balanced_accuracy(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float | None:
+    """Mean over the labels of the accuracy on the rows of each; None unless every label has rows."""
+    if not _complete(scores, targets):
+        return None
     return float(balanced_accuracy_score(targets, scores.argmax(axis=1)))
 
 
@@ -31,7 +33,7 @@ def auc(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> float | N
     """Area under the ROC curve of the score difference, the mean over all pairs of labels (as Hand and Till,
     2001, have it for many); None unless every label has rows.
     """
-    if len(np.unique(targets)) < scores.shape[1]:
+    if not _complete(scores, targets):
         return None
     areas = []
     for first, second in combinations(range(scores.shape[1]), 2):
@@ -49,15 +51,17 @@ def row_losses(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> ND
     return losses.numpy()
 
 
-def fit_bias(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.float64]:
+def fit_bias(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.float64] | None:
     """The bias [C] that, added to the scores, gives the best balanced accuracy on these rows.
 
     With two labels it is the best threshold on their score difference. With more, one bias at a time is set
-    to its best value given the others, a few times over. Every label needs a row.
+    to its best value given the others, a few times over. None unless every label has rows.
 
     Zero-shot with this bias is the baseline to compare tuning with: a model that likes one word too much
     gains by merely losing that preference.
     """
+    if not _complete(scores, targets):
+        return None
     scores = scores.astype(np.float64)
     labels = scores.shape[1]
     weights = 1.0 / np.bincount(targets, minlength=labels)[targets]
@@ -74,3 +78,8 @@ def fit_bias(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDAr
             edges = np.concatenate(([needed.min() - 1], needed[order], [needed.max() + 1]))
             bias[label] = (edges[best] + edges[best + 1]) / 2
     return bias
+
+
+def _complete(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> bool:
+    """Whether every label has rows."""
+    return len(np.unique(targets)) == scores.shape[1]

@@ -20,7 +20,7 @@ def plot_learning_curve(
     Args:
         path: of the picture.
         losses: of each step; None where it was not finite.
-        validation: points with step, loss and balanced_accuracy.
+        validation: points with step, loss and balanced_accuracy, the last two None where there is none.
         best_step: where the adapter was kept, marked in the picture.
     """
     # Figure alone, without pyplot, needs no display and leaves no state behind.
@@ -37,7 +37,8 @@ def plot_learning_curve(
     upper.set_ylabel("loss on the label words")
     upper.legend()
 
-    lower.plot(at, [100 * point["balanced_accuracy"] for point in validation], "o-", markersize=3)
+    accuracies = [point["balanced_accuracy"] for point in validation]
+    lower.plot(at, [np.nan if share is None else 100 * share for share in accuracies], "o-", markersize=3)
     lower.axvline(best_step, color="0.5", linestyle=":", label=f"kept: step {best_step}")
     lower.set_ylabel("balanced validation accuracy (%)")
     lower.set_xlabel("step")

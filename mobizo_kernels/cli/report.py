@@ -131,5 +131,5 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} ms"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -53,7 +53,8 @@ class Scored:
 
 
 def quality_before(test: Scored, known: Scored) -> dict[str, float | None]:
-    """How good the untuned model is on `test`, as it is and with the bias that `known` rows ask for.
+    """How good the untuned model is on `test`, as it is and with the bias that `known` rows ask for, if every
+    label is among them.
 
     Raises:
         InputError: a score is not finite.
@@ -63,7 +64,9 @@ def quality_before(test: Scored, known: Scored) -> dict[str, float | None]:
     return {
         "accuracy_before": found["accuracy"],
         "balanced_accuracy_before": found["balanced_accuracy"],
-        "calibrated_accuracy_before": metrics.accuracy(test.scores + bias, test.labels),
+        "calibrated_accuracy_before": (
+            None if bias is None else metrics.accuracy(test.scores + bias, test.labels)
+        ),
         "auc_before": found["auc"],
     }
 

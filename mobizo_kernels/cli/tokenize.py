@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from mobizo_kernels.cli.evaluate import load_texts
+from mobizo_kernels.cli.evaluate import load_texts, tuning_rows
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
@@ -30,14 +30,8 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     splits, verbalizer = load_texts(settings)
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
     encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
-    train, validation, test = (
-        encoder.encode(part[:rows])
-        for part, rows in (
-            (splits.train, settings.train_rows),
-            (splits.validation, settings.validation_rows),
-            (splits.test, settings.eval_rows),
-        )
-    )
+    rows = tuning_rows(splits, settings)
+    train, validation, test = map(encoder.encode, (rows.train, rows.validation, rows.test))
     if config is not None:
         check_rows(config, [*train, *validation, *test])
     batches = training_order(train, settings.batch_size, settings.seed)

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 from mobizo_kernels.cli import metrics
-from mobizo_kernels.cli.evaluate import label_scores, label_targets, load_task
+from mobizo_kernels.cli.evaluate import label_scores, label_targets, load_task, tuning_rows
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.results import (
     ADAPTER_DIRECTORY,
@@ -42,9 +42,8 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     task = load_task(settings)
     with blame_input("quantization"):
         quantize_base(task.model, settings.quantization)
-    examples = task.encode(task.splits.train[: settings.train_rows])
-    validation = task.encode(task.splits.validation[: settings.validation_rows])
-    test = task.encode(task.splits.test[: settings.eval_rows])
+    rows = tuning_rows(task.splits, settings)
+    examples, validation, test = map(task.encode, (rows.train, rows.validation, rows.test))
     batches = training_batches(examples, settings.batch_size, settings.seed)
     config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):

@@ -194,7 +194,7 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
                 {
                     "step": validation.step,
                     "loss": finite_or_none(validation.loss),
-                    "balanced_accuracy": validation.balanced_accuracy,
+                    "balanced_accuracy": finite_or_none(validation.balanced_accuracy),
                 }
             )
 

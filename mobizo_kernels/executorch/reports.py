@@ -37,7 +37,9 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation rows after `step` steps: mean cross-entropy, accuracy, and its mean over the labels."""
+    """The validation rows after `step` steps: mean cross-entropy, accuracy, and its mean over the labels, NaN
+    as in :class:`EvaluationResult`.
+    """
 
     step: int
     loss: float
@@ -74,7 +76,8 @@ class EvaluationResult:
         rows: how many.
         loss: mean cross-entropy over all tokens to predict.
         accuracy: share of rows whose last token is predicted.
-        balanced_accuracy: mean of the accuracy over the labels; NaN if rows have none.
+        balanced_accuracy: mean of the accuracy over the labels; NaN if rows have none, or a label of the
+            program has no rows.
         labels: int32 [rows], -1 for none.
         scores: logits at each row's last target, float32 [rows, C], of the C candidate tokens in their order,
             or of the vocabulary.
