@@ -53,7 +53,7 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39])
 def test_an_alpha_that_is_not_finite(alpha: float) -> None:
     model = tiny.llama()
-    with pytest.raises(ValueError, match="LoraConfig: the alpha of .*q_proj must be finite in float32, got"):
+    with pytest.raises(ValueError, match="LoraConfig.*alpha.* must be .*finite"):
         wrap(model, LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"]))  # type: ignore[arg-type]
 
 
