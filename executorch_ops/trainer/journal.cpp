@@ -18,25 +18,63 @@ constexpr std::string_view kMagic = "MOBIZOJN";
 constexpr uint32_t kVersion = 3;
 constexpr size_t kPreamble = 16, kCrc = 4;
 
-constexpr const char* kFields[] = {"run_seed",
-                                   "queries",
-                                   "eps",
-                                   "lr",
-                                   "lr_schedule",
-                                   "steps",
-                                   "normalize",
-                                   "distribution",
-                                   "estimator",
-                                   "optimizer",
-                                   "batch_size",
-                                   "data",
-                                   "candidate_tokens",
-                                   "base_fingerprint",
-                                   "base_dtype",
-                                   "parameters",
-                                   "invocation_tokens",
-                                   "lora_a",
-                                   "lora_b"};
+using Check = void (*)(const Json&);
+
+void whole(const Json& value) { value.as_int(); }
+void number(const Json& value) { value.as_double(); }
+void boolean(const Json& value) { value.as_bool(); }
+void text(const Json& value) { value.as_string(); }
+void wholes(const Json& value) { value.as_ints(); }
+template <Check check>
+void optional(const Json& value) {
+  if (!value.is_null()) check(value);
+}
+
+struct Field {
+  const char* name;
+  Check check;
+};
+
+// That `json` has exactly these members, each of its type. mobizo_kernels/zo/journal_header.py asks the same.
+template <size_t n>
+void check_fields(const Json& json, const Field (&fields)[n]) {
+  for (const Field& field : fields) blaming(field.name, [&] { field.check(json[field.name]); });
+  for (const auto& [name, value] : json.as_object())
+    if (std::none_of(fields, fields + n, [&, &name = name](const Field& field) { return name == field.name; }))
+      fail("the header has the unknown field ", name, " of a later version");
+  if (json.as_object().size() != n) fail("the header has a field of a later version");
+}
+
+void parameters(const Json& value) {
+  constexpr Field kFields[] = {{"name", text}, {"shape", wholes}, {"stream", whole}, {"scaling", optional<number>}};
+  for (const Json& parameter : value.as_array()) check_fields(parameter, kFields);
+}
+
+void optimizer(const Json& value) {
+  const Json expected = parse_update_rule(value).json();
+  for (const auto& [name, number] : value.as_object())
+    if (expected.find(name) == nullptr) fail("unknown ", name);
+}
+
+constexpr Field kFields[] = {{"run_seed", whole},
+                             {"queries", whole},
+                             {"eps", number},
+                             {"lr", number},
+                             {"lr_schedule", optional<text>},
+                             {"steps", optional<whole>},
+                             {"normalize", boolean},
+                             {"distribution", text},
+                             {"estimator", text},
+                             {"optimizer", optimizer},
+                             {"batch_size", optional<whole>},
+                             {"data", optional<text>},
+                             {"candidate_tokens", optional<wholes>},
+                             {"base_fingerprint", optional<text>},
+                             {"base_dtype", optional<text>},
+                             {"parameters", parameters},
+                             {"invocation_tokens", optional<wholes>},
+                             {"lora_a", optional<text>},
+                             {"lora_b", optional<text>}};
 // Those that version 2 did not have.
 constexpr const char* kNewFields[] = {"candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b"};
 
@@ -86,10 +124,7 @@ void read_header(std::string_view bytes, Journal& journal) {
   if (crc32(bytes.data(), end) != load<uint32_t>(&bytes[end])) fail("the header is damaged: its checksum is wrong");
   journal.header = parse_json(bytes.substr(kPreamble, length));
   if (journal.version < kVersion) journal.header = upgraded(journal.header, journal.version);
-  for (const char* name : kFields) journal.header[name];
-  for (const auto& [name, value] : journal.header.as_object())
-    if (std::find(std::begin(kFields), std::end(kFields), name) == std::end(kFields))
-      fail("the header has the unknown field ", name, " of a later version");
+  check_fields(journal.header, kFields);
   journal.rule = parse_update_rule(journal.header["optimizer"]);
   journal.queries = journal.header["queries"].as_int();
   journal.run_seed = journal.header["run_seed"].as_int();

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mobizo_kernels import _strict_json
 from mobizo_kernels.zo.rules import UpdateRule
 
 MAGIC = b"MOBIZOJN"
@@ -22,6 +23,19 @@ _SINCE: dict[int, dict[str, Any]] = {
     2: {"optimizer": UpdateRule().as_json()},
     3: dict.fromkeys(("candidate_tokens", "base_dtype", "invocation_tokens", "lora_a", "lora_b")),
 }
+
+_NONE = type(None)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "run_seed": (int,), "queries": (int,), "eps": (int, float), "lr": (int, float),
+    "lr_schedule": (str, _NONE), "steps": (int, _NONE), "normalize": (bool,), "distribution": (str,),
+    "estimator": (str,), "optimizer": (dict,), "batch_size": (int, _NONE), "data": (str, _NONE),
+    "candidate_tokens": (list, _NONE), "base_fingerprint": (str, _NONE), "base_dtype": (str, _NONE),
+    "parameters": (list,), "invocation_tokens": (list, _NONE), "lora_a": (str, _NONE), "lora_b": (str, _NONE),
+}  # fmt: skip
+_PARAMETER: dict[str, tuple[type, ...]] = {
+    "name": (str,), "shape": (list,), "stream": (int,), "scaling": (int, float, _NONE),
+}  # fmt: skip
+_MOST_QUERIES = 1 << 20
 
 PathLike = str | os.PathLike[str]
 
@@ -145,21 +159,25 @@ def parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:
     if zlib.crc32(content[:end]) != crc:
         raise ValueError(f"journal {path}: its header is damaged")
     try:
-        header = _from_json(json.loads(content[_PREFIX.size : end]), version)
+        header = _from_json(_strict_json.loads_as_native(content[_PREFIX.size : end]), version)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"journal {path}: its header cannot be understood ({error})") from error
     return header, end + _CRC.size, version
 
 
-def _from_json(values: dict[str, Any], version: int) -> JournalHeader:
+def _from_json(values: Any, version: int) -> JournalHeader:
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
     for since, added in _SINCE.items():
         if version < since:
+            if early := sorted(added.keys() & values.keys()):
+                raise ValueError(f"it has {early[0]}, of version {since}")
             values = {**values, **added}
-    known = {field.name for field in fields(JournalHeader)}
-    if odd := sorted(known ^ values.keys()):
-        raise ValueError(f"it {'lacks' if odd[0] in known else 'has the unknown'} {odd[0]}")
+    _check(values, _FIELDS)
     if version < 3:
-        values["parameters"] = [{**parameter, "scaling": None} for parameter in values["parameters"]]
+        values["parameters"] = [_with_scaling(parameter) for parameter in values["parameters"]]
+    for parameter in values["parameters"]:
+        _check(parameter, _PARAMETER)
     parameters = tuple(
         JournalParameter(**{**parameter, "shape": tuple(parameter["shape"])})
         for parameter in values.pop("parameters")
@@ -168,9 +186,25 @@ def _from_json(values: dict[str, Any], version: int) -> JournalHeader:
     for name in ("candidate_tokens", "invocation_tokens"):
         values[name] = None if values[name] is None else tuple(values[name])
     header = JournalHeader(**values, optimizer=rule, parameters=parameters)
-    for name in ("run_seed", "queries"):
-        if type(getattr(header, name)) is not int:
-            raise ValueError(f"{name} is {getattr(header, name)!r}")
-    if header.queries < 1:
+    if not 1 <= header.queries <= _MOST_QUERIES:
         raise ValueError(f"queries is {header.queries}")
     return header
+
+
+def _with_scaling(parameter: dict[str, Any]) -> dict[str, Any]:
+    if "scaling" in parameter:
+        raise ValueError("it has scaling, of version 3")
+    return {**parameter, "scaling": None}
+
+
+def _check(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> None:
+    """Raise ValueError unless there is exactly one value of each name, of one of its types; a list, but for
+    that of the parameters, holds whole numbers. executorch_ops/trainer/journal.cpp asks the same.
+    """
+    if odd := sorted(types.keys() ^ values.keys()):
+        raise ValueError(f"it {'lacks' if odd[0] in types else 'has the unknown'} {odd[0]}")
+    for name, allowed in types.items():
+        value = values[name]
+        numbers = value if isinstance(value, list) and name != "parameters" else []
+        if type(value) not in allowed or any(type(number) is not int for number in numbers):
+            raise ValueError(f"{name} is {value!r}")

@@ -77,7 +77,7 @@ class UpdateRule:
     def from_json(cls, values: Mapping[str, Any]) -> UpdateRule:
         """The rule whose :meth:`as_json` is `values`. Raises ValueError if there is none."""
         numbers = {name: value for name, value in values.items() if name != "name"}
-        if any(not isinstance(value, (int, float)) for value in numbers.values()):
+        if any(type(value) not in (int, float) for value in numbers.values()):
             raise ValueError(f"optimizer must have numbers for all but its name, got {dict(values)}")
         if values.get("name") == "adam" and {"beta1", "beta2"} <= numbers.keys():
             numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
