@@ -1,18 +1,24 @@
-"""Data sets that are damaged in their headers: the two readers, Python's and the native one, say the same."""
+"""Data sets and journals that are damaged in their headers: both readers, Python's and the native one, say
+the same.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from crash import start_runner
 from programs import tiny_dataset, tiny_program
 
 from mobizo_kernels.data import InputError, read_dataset
 from mobizo_kernels.executorch import Trainer
+from mobizo_kernels.zo import read_journal
 
 # What the native trainer says of a data set that is sound, but not for its program.
 OTHER_PROGRAM = ("must be those of the program", "is not in the vocabulary", "expected at most")
@@ -184,3 +190,56 @@ def test_a_byte_changed_anywhere(trainer: Trainer, tmp_path: Path, rng: torch.Ge
         python, native = verdicts(path, trainer)
         assert bool(python) == bool(native), (seed, python, native)
         assert python or read_dataset(path) == said
+
+
+def journal_verdicts(path: Path) -> tuple[str, str]:
+    """What is wrong with a journal by each reader, "" for nothing."""
+    python = ""
+    try:
+        read_journal(path)
+    except ValueError as error:
+        python = str(error)
+    process = start_runner(["info", path])
+    _, errors = process.communicate()
+    assert process.returncode in (0, 2), errors
+    return python, errors
+
+
+def test_headers_of_journals(trainer: Trainer, tmp_path: Path, rng: torch.Generator) -> None:
+    """Their checksum mended: it is all that stands between most damage and the readers."""
+    path = tmp_path / "journal"
+    dataset = tiny_dataset(tmp_path / "data.safetensors", rng)
+    trainer.train(dataset, steps=2, eval_every=0, keep="last", journal=path)
+    content = path.read_bytes()
+    (size,) = struct.unpack_from("<I", content, 12)
+    header, records = content[16 : 16 + size], content[20 + size :]
+    values = json.loads(header)
+    parameter = values["parameters"][0]
+    changed = [
+        header,
+        header.replace(b'"queries":2', b'"queries":true'),
+        header.replace(b'"queries":2', b'"queries":2.0'),
+        header.replace(b'"normalize":true', b'"normalize":1'),
+        header.replace(b'"lr":0.2', b'"lr":"0.2"'),
+        header.replace(b'"lr":0.2', b'"lr":1e999'),
+        header.replace(b'"lr":0.2', b'"lr":0.2,"lr":0.2'),
+        header.replace(b'"momentum":0.0', b'"momentum":false'),
+        header.replace(b'"momentum":0.0', b'"momentum":0.0,"nesterov":0'),
+        header.replace(b'"estimator":"', b'"estimator":"\xff'),
+        *(json.dumps({**values, name: [None]}).encode() for name in values),
+        *(json.dumps({**values, name: None}).encode() for name in values),
+        *(json.dumps({k: v for k, v in values.items() if k != name}).encode() for name in values),
+        *(
+            json.dumps({**values, "parameters": [{**parameter, name: {}}]}).encode()
+            for name in (*parameter, "more")
+        ),
+        *(damaged(header, seed) for seed in range(60)),
+    ]
+    taken = 0
+    for text in changed:
+        head = content[:12] + struct.pack("<I", len(text)) + text
+        path.write_bytes(head + struct.pack("<I", zlib.crc32(head)) + records)
+        python, native = journal_verdicts(path)
+        assert bool(python) == bool(native), (text, python, native)
+        taken += not python
+    assert 10 < taken < len(changed) // 2
