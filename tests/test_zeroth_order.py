@@ -357,6 +357,35 @@ def test_another_runs_state_is_refused(rng: torch.Generator) -> None:
     assert zo.optimizer.param_groups[0]["lr"] == 0.5 and zo.steps == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "lora_a"),
+        ({"lora_alpha": 7}, "scalings"),
+        ({"alora_invocation_tokens": [5]}, "invocation_tokens"),
+        ({"candidate_tokens": [3, 4]}, "candidate_tokens"),
+    ],
+    ids=["seed", "alpha", "tail", "candidates"],
+)
+def test_the_state_of_another_adapter_is_refused(
+    change: dict[str, Any], named: str, rng: torch.Generator
+) -> None:
+    def run(seed: int = 0, candidate_tokens: list[int] | None = None, **options: Any) -> ZerothOrder:
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+        return ZerothOrder(wrap(tiny.llama(), config, seed=seed), candidate_tokens=candidate_tokens)
+
+    zo = run()
+    zo.step(tiny.batch(rng))
+    state, other = zo.state_dict(), run(**change)
+    with pytest.raises(ValueError, match=f"^{named} is .* here, but the state was saved with "):
+        other.load_state_dict(state)
+    assert other.steps == 0
+    earlier = {**state, "settings": {k: v for k, v in state["settings"].items() if k != named}}
+    other.load_state_dict(earlier)  # of a version that did not know it
+    assert other.steps == 1
+
+
 def test_adapters_and_weights_have_the_same_names(rng: torch.Generator) -> None:
     names = {name for name, _ in tuned_parameters(wrapped(rng))}
     assert names < {name for name, _ in tiny.llama().named_parameters()}

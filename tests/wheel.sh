@@ -22,23 +22,27 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = email.message_from_bytes(wheel.read(name))
 for line in metadata.get_all("Requires-Dist"):
-    found = re.fullmatch(r"([\w-]+)[^;]*>=([\d.]+)[^;]*", line)
-    if found and found[1] != "torch":
+    found = re.match(r"([\w-]+)[^;]*>=([\d.]+)", line)
+    if found and found[1] != "torch" and ("extra ==" not in line or found[1] == "triton"):
         print(f"{found[1]}=={found[2]}.*")
 print("torch==2.13.0")
 PYTHON
 [ -x "$oldest/bin/python" ] || python -m venv "$oldest"
 pip() { "$oldest/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$base/oldest.txt" "$@"; }
-pip torch "$wheel" pytest hypothesis tokenizers
+pip torch "$wheel[gpu]" pytest hypothesis tokenizers
 pip --force-reinstall --no-deps "$wheel"
 
 # Away from the sources, which would hide the installed package.
 away=$(mktemp -d)
 trap 'rm -rf "$away"' EXIT
-cp -r tests "$away"
+cp -r tests benchmarks "$away"
 python="$PWD/$oldest/bin/python"
 cd "$away/tests"
 # PEFT 0.19 takes no layers_pattern alone, and under transformers 5.0 loads no adapter of a Mixtral: wrap() refuses both by name.
 "$python" -m pytest test_noise.py test_perturb.py test_inplace.py test_gradients.py test_metrics.py test_lora.py \
   --deselect "test_lora.py::test_forward_is_that_of_peft[layers-pattern]" \
   --deselect test_lora.py::test_attention_of_a_mixture_of_experts
+# The GPU kernels under the oldest Triton: what they compute, and that they compile without spills for one target.
+"$python" -m pytest triton_values/test_noise.py triton_values/test_zo_update.py triton_values/test_mp_lora_linear.py
+cd "$away"
+"$python" -m benchmarks.gpu_static_cost --targets sm_90 | tail -n 2

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora.fingerprint import adapter_fingerprints
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
@@ -289,21 +290,36 @@ class ZerothOrder:
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
             "steadiness": asdict(self.steadiness),
-            "settings": dict(self._settings),
+            "settings": self._identity(),
             "optimizer": self.optimizer.state_dict(),
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run that goes on has to agree with: the settings, and the adapter that they are of."""
+        candidates = self.loss.candidates
+        identity = {
+            **self._settings,
+            "candidate_tokens": None if candidates is None else candidates.tolist(),
+        }
+        if is_wrapped(self.model):
+            layers = adapter_layers(self.model)
+            identity["scalings"] = {name: layer.scaling for name, layer in layers.items()}
+            identity["invocation_tokens"] = list(adapter_of(self.model).config.alora_invocation_tokens or ())
+            identity["lora_a"] = adapter_fingerprints(self.model)[0]
+        return identity
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the run that made `state` stopped.
 
         Raises:
-            ValueError: if the settings of that run are not those of this one; nothing is changed then.
+            ValueError: if the settings of that run, its candidate tokens, or scalings, invocation tokens or
+                LoRA-A of its adapter are not those of this one; nothing is changed then.
         """
-        for name, value in self._settings.items():
-            if state["settings"][name] != value:
-                raise ValueError(
-                    f"{name} is {value!r} here, but the state was saved with {state['settings'][name]!r}"
-                )
+        saved = state["settings"]
+        for name, value in self._identity().items():
+            # States of earlier versions say nothing of the adapter.
+            if saved.get(name, value) != value:
+                raise ValueError(f"{name} is {value!r} here, but the state was saved with {saved[name]!r}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
         self.steadiness = Steadiness(**state["steadiness"])
