@@ -71,7 +71,8 @@ def check_apart(
     `name_of` an index of `written + read` is called for the message.
     """
     tensors = [*written, *read]
-    order = sorted((tensor.data_ptr(), index) for index, tensor in enumerate(tensors) if tensor.numel() > 0)
+    in_memory = [index for index, tensor in enumerate(tensors) if tensor.numel() > 0 and not tensor.is_meta]
+    order = sorted((tensors[index].data_ptr(), index) for index in in_memory)
     for place, (begin, index) in enumerate(order):
         end = begin + _bytes_spanned(tensors[index])
         for other_begin, other in order[place + 1 :]:
