@@ -45,6 +45,32 @@ def test_a_journal_has_one_writer(tmp_path: Path, rng: torch.Generator) -> None:
         assert journal.steps == 1
 
 
+def test_a_forked_child_lets_go(tmp_path: Path, rng: torch.Generator) -> None:
+    """As the workers of a DataLoader, which may outlive the run that made them."""
+    path = tmp_path / "journal"
+    zo = ZerothOrder(wrapped(), **OPTIONS, journal=path)
+    zo.step(tiny.batch(rng))
+    assert zo.journal is not None
+    ready, told = os.pipe()
+    waiting, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.write(told, b"x")
+        os.read(waiting, 1)  # until the parent closes its end
+        os._exit(0 if zo.journal._file.closed else 1)
+    try:
+        os.read(ready, 1)
+        with pytest.raises(BlockingIOError):  # the run still holds it
+            ZerothOrder(wrapped(), **OPTIONS, journal=path, resume=True)
+        zo.journal.close()
+        with ZerothOrder(wrapped(), **OPTIONS, journal=path, resume=True).journal as journal:  # type: ignore[union-attr]
+            assert journal.steps == 1
+    finally:
+        os.close(end)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def begin(path: Path, header: JournalHeader, record: StepRecord, start: Any) -> None:
     start.wait()
     try:

@@ -189,6 +189,11 @@ BREAKAGES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "cannot be read as a PEFT adapter: damaged, or changed since it was written",
     ),
+    "deep": (
+        lambda d: (d / "adapter_config.json").write_text("[" * 100_000),
+        ValueError,
+        "cannot be read as a PEFT adapter",
+    ),
     "not-json": (
         lambda d: (d / "adapter_config.json").write_text("{"),
         ValueError,

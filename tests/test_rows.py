@@ -255,3 +255,11 @@ def test_what_the_self_check_finds() -> None:
         model.model.layers[0].mlp = Beside(model.model.layers[0].mlp, kind)
         with pytest.raises(ValueError, match=f"LlamaForCausalLM (has )?{message}"):
             LabelledLoss(model)
+
+
+def test_one_row_of_positions_for_all(rng: torch.Generator) -> None:
+    model, batch = tiny.llama(), tiny.batch(rng, lengths=(9, 9, 9))
+    positions = torch.arange(batch["input_ids"].shape[1])[None] + 3
+    every = {**batch, "position_ids": positions.expand_as(batch["input_ids"])}
+    one = LabelledLoss(model)({**batch, "position_ids": positions})
+    assert one.equal(LabelledLoss(model)(every))

@@ -197,7 +197,7 @@ def _read(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         config = PeftConfig.from_pretrained(str(directory))
         check_undamaged(directory / WEIGHTS_FILE)
         tensors = load_file(directory / WEIGHTS_FILE)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"load_adapter: {directory} cannot be read as a PEFT adapter: {error}") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"load_adapter: expected a LoRA adapter in {directory}, got {config.peft_type}")

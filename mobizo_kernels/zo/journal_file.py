@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+import weakref
 from io import FileIO
 from pathlib import Path
 
@@ -26,12 +27,26 @@ class JournalLost(OSError):
     result: object = None
 
 
+# A lock is shared with forked processes, such as the workers of a DataLoader: they would hold the journal for
+# as long as they live, also if the run that made them was killed. So they let it go at once.
+_held: weakref.WeakSet[JournalFile] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for journal in list(_held):
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class JournalFile:
     """An open journal, locked. Made by :meth:`create` or :meth:`open`."""
 
     def __init__(self, file: FileIO, path: Path) -> None:
         self.path, self._file = path, file
         self._place = path.absolute()  # whatever directory the process goes to
+        _held.add(self)
 
     @classmethod
     def create(cls, path: Path, content: bytes) -> JournalFile:

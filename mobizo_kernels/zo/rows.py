@@ -109,6 +109,8 @@ class RowReader:
         for name, value in batch.items():
             if value is None or name in ("input_ids", "labels", "attention_mask", *_PACKING):
                 continue
+            if name == "position_ids" and isinstance(value, torch.Tensor) and value.shape == ids[:1].shape:
+                value = value.expand_as(ids)  # one row for all, as decoders take it
             if name == "position_ids" and name not in self._names:
                 if not _count_from_zero(_per_token(name, value, ids), mask):
                     raise ValueError(f"batch: {self._model} takes no position_ids but 0, 1, 2, ...")
