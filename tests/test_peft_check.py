@@ -31,7 +31,7 @@ from mobizo_kernels.lora import (
     is_wrapped,
     load_adapter,
     peft_from_device,
-    peft_io,
+    peft_save,
     save_adapter,
     save_device_adapter,
     unwrap,
@@ -148,7 +148,7 @@ def test_the_check_changes_nothing(rng: torch.Generator) -> None:
     model.enable_input_require_grads = lambda: pytest.fail("the model itself was given to PEFT")
     modules, state, random = list(model.modules()), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     hooks = [len(module._forward_hooks) for module in modules]
-    peft_io.check_saves(model)
+    peft_save.check_saves(model)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module is before for module, before in zip(model.modules(), modules, strict=True))
     assert [len(module._forward_hooks) for module in modules] == hooks

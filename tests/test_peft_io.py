@@ -23,7 +23,7 @@ from mobizo_kernels.lora import (
     is_wrapped,
     load_adapter,
     patterns,
-    peft_io,
+    peft_save,
     save_adapter,
     wrap,
 )
@@ -131,7 +131,7 @@ def test_a_failed_save_leaves_what_was_there(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    owners: list[tuple[object, str]] = [(peft_io, "save"), (Path, "write_bytes"), (Path, "write_text")]
+    owners: list[tuple[object, str]] = [(peft_save, "save"), (Path, "write_bytes"), (Path, "write_text")]
     for owner, name in owners:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(owner, name, fail)

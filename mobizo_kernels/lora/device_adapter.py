@@ -18,17 +18,17 @@ from torch import nn
 from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
 from mobizo_kernels._safetensors import Tensor, read_safetensors, with_checksum
+from mobizo_kernels.lora.adapter import Model
 from mobizo_kernels.lora.fingerprint import model_fingerprint
-from mobizo_kernels.lora.peft_io import (
+from mobizo_kernels.lora.peft_load import load_adapter
+from mobizo_kernels.lora.peft_save import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     adapter_config,
     adapter_tensors,
     check_saves,
     files_of_adapter,
-    load_adapter,
 )
-from mobizo_kernels.lora.wrapping import Model
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from mobizo_kernels.lora.adapter import adapter_layers
 from mobizo_kernels.lora.linear import MPLoRALinear
 from mobizo_kernels.lora.targets import plain_name
-from mobizo_kernels.lora.wrapping import adapter_layers
 
 _CHUNK = 1 << 20  # values widened to float32 at a time
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mobizo_kernels.lora.peft_save import save_adapter
 from mobizo_kernels.lora.targets import plain_name
 
 _METHOD = "save_pretrained"
@@ -53,8 +54,6 @@ class _AdapterSaver:
             push_to_hub: has to be False; `model.push_to_hub(...)` works.
             _: what transformers' own method takes and an adapter has no use for.
         """
-        from mobizo_kernels.lora.peft_io import save_adapter  # which knows wrapped models, as this does not
-
         if push_to_hub:
             raise ValueError("save_pretrained of a wrapped model needs push_to_hub=False: use push_to_hub()")
         if state_dict is not None:

@@ -6,8 +6,6 @@ import copy
 import re
 import warnings
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
@@ -15,35 +13,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.lora.activation import install_activation
+from mobizo_kernels.lora.adapter import ATTRIBUTE, Adapter, Model, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
 from mobizo_kernels.lora.peft_check import check_embeddings, check_no_peft, check_peft_loads, vocabulary_of
 from mobizo_kernels.lora.saving import install_saving, remove_saving
-from mobizo_kernels.lora.targets import Target, check_options, find_targets, plain_name
+from mobizo_kernels.lora.targets import Target, check_options, find_targets
 from mobizo_kernels.ops import parameter_stream
 
-Model = TypeVar("Model", bound=nn.Module)
-
-_ATTRIBUTE = "mobizo_adapter"
 _MERGED = "mobizo_merged"
-
-
-@dataclass
-class Adapter:
-    """What `wrap` leaves on a model, as an attribute of it.
-
-    Attributes:
-        config: its LoraConfig, with `target_modules` written out.
-        directions: shared by the layers.
-        frozen: the parameters that required a gradient before; `unwrap` lets them require it again.
-        hooks: handles of what makes the adapters act from the invocation tokens on.
-        vocabulary: tokens that the model had embeddings for, None if it is not one of transformers.
-    """
-
-    config: LoraConfig
-    directions: Directions
-    frozen: list[nn.Parameter]
-    hooks: list[Any]
-    vocabulary: int | None
 
 
 def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
@@ -128,29 +105,8 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
     for hook in adapter.hooks:
         hook.remove()
     remove_saving(model)
-    delattr(model, _ATTRIBUTE)
+    delattr(model, ATTRIBUTE)
     return model
-
-
-def is_wrapped(model: nn.Module) -> bool:
-    """Whether the model holds adapters of :func:`wrap`."""
-    return hasattr(model, _ATTRIBUTE)
-
-
-def adapter_of(model: nn.Module) -> Adapter:
-    """What :func:`wrap` left on the model. Raises ValueError if the model is not wrapped."""
-    if not is_wrapped(model):
-        raise ValueError(
-            f"{type(model).__name__} is not wrapped; call wrap(model, peft.LoraConfig(...)) first"
-        )
-    adapter: Adapter = getattr(model, _ATTRIBUTE)
-    return adapter
-
-
-def adapter_layers(model: nn.Module) -> dict[str, MPLoRALinear]:
-    """The adapted linears by their paths in the un-wrapped model; empty if the model is not wrapped."""
-    modules = model.named_modules()
-    return {plain_name(name): module for name, module in modules if isinstance(module, MPLoRALinear)}
 
 
 def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict[str, MPLoRALinear]:
@@ -176,7 +132,7 @@ def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict
         model.set_submodule(name, layer)
     install_saving(model)
     hooks = install_activation(model, config, directions)
-    setattr(model, _ATTRIBUTE, Adapter(config, directions, frozen, hooks, vocabulary_of(model)))
+    setattr(model, ATTRIBUTE, Adapter(config, directions, frozen, hooks, vocabulary_of(model)))
     return layers
 
 
