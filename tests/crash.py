@@ -143,6 +143,7 @@ def tiny_task(folder: Path) -> dict[str, Any]:
         "validation_rows": 8,
         "eval_every": 2,
         "threads": 1,
+        "stop_unsteady": False,  # all runs make all steps
     }
 
 
