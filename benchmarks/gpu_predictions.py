@@ -88,16 +88,17 @@ def choice(
         {},
         {
             "fused: predicted us": 1e6 * predicted[0],
-            "measured us": 1e6 * (fused - linear),
+            "fused: measured us": 1e6 * (fused - linear),
             "apart: predicted us": 1e6 * predicted[1],
-            "measured, us": 1e6 * (apart - linear),
+            "apart: measured us": 1e6 * (apart - linear),
             "chosen": "fused" if taken else "apart",
             "faster": "fused" if fused < apart else "apart",
         },
     )
     rows, groups, features, width, rank = shape
     operations = 2 * rows * features * width
-    adapter = 2 * rows * depth_of(rank) * (features * -(-width // 256) + 6 * width)
+    _, column_tiles = mp_lora_linear.fused_tiles(rows, groups, width)
+    adapter = 2 * rows * depth_of(rank) * (features * column_tiles + 6 * width)
     lead = (noiseless / linear) - (operations + adapter) / operations
     what = f"lead of the library's product, {rows} rows, {features} to {width}, G = {groups}"
     assume(report, what, mp_lora_linear.LEAD_OF_LIBRARY, lead)

@@ -146,3 +146,12 @@ def test_a_stage_that_is_cut_off_anywhere(
         assert (
             (tmp_path / "gpu_steps.png").exists() == ("gpu_steps.png" in page) == ("step" in report["tables"])
         )
+
+
+def test_the_fused_kernel_is_among_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.gpu_check import FUSED_SHAPE
+    from mobizo_kernels.triton.mp_lora_linear import fuses
+
+    rows, in_features, out_features, rank, groups = FUSED_SHAPE
+    assert fuses(rows, groups, in_features, out_features, rank)

@@ -114,12 +114,17 @@ def _block_out(row_tiles: int, out_features: int) -> int:
     return 256 if row_tiles * triton.cdiv(out_features, 256) >= FEWEST_PROGRAMS else 128
 
 
+def fused_tiles(rows: int, groups: int, out_features: int) -> tuple[int, int]:
+    """Tiles of (b): of all groups' rows, and of columns."""
+    row_tiles = groups * triton.cdiv(rows // groups, BLOCK_ROWS)
+    return row_tiles, triton.cdiv(out_features, _block_out(row_tiles, out_features))
+
+
 def added_operations(
     rows: int, groups: int, in_features: int, out_features: int, rank: int
 ) -> tuple[float, float]:
     """What (b) and (a) add to the bare linear by the model, in operations of the matrix units."""
-    row_tiles = groups * triton.cdiv(rows // groups, BLOCK_ROWS)
-    column_tiles = triton.cdiv(out_features, _block_out(row_tiles, out_features))
+    row_tiles, column_tiles = fused_tiles(rows, groups, out_features)
     linear = 2 * rows * in_features * out_features
     padded = 2 * row_tiles * BLOCK_ROWS * in_features * out_features
     shrink = 2 * rows * in_features * depth_of(rank) * column_tiles
@@ -138,8 +143,7 @@ def fuses(rows: int, groups: int, in_features: int, out_features: int, rank: int
     """
     if rank > LARGEST_FUSED_RANK or rows < groups:
         return False
-    row_tiles = groups * triton.cdiv(rows // groups, BLOCK_ROWS)
-    column_tiles = triton.cdiv(out_features, _block_out(row_tiles, out_features))
+    row_tiles, column_tiles = fused_tiles(rows, groups, out_features)
     if row_tiles * column_tiles < FEWEST_PROGRAMS:
         return False
     fused, apart = added_operations(rows, groups, in_features, out_features, rank)
