@@ -204,8 +204,9 @@ def _measured(name: str, settings: GpuStepSettings, seconds: float) -> tuple[Tim
     """
     try:
         return _timed(_made(name, settings), settings.device, seconds)
-    except RuntimeError as error:  # out of memory, or not to be captured or compiled
-        print(f"{name}, {settings.form}: {str(error).splitlines()[0]}", flush=True)
+    except Exception as error:  # out of memory, a library that does not load, not to be captured or compiled
+        first_line = (str(error).splitlines() or [""])[0]
+        print(f"{name}, {settings.form}: {type(error).__name__}: {first_line}", flush=True)
         return None
     finally:
         torch.compiler.reset()
