@@ -53,7 +53,7 @@ TINY = Extent(1 << 12, (2,), (1, 4), {"TinyLlama-1.1B": ((64, 48),), "Llama-2-7B
 
 
 def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
-    """Table `noise`: one tensor far larger than any cache, and what a value takes where no memory does."""
+    """Table `noise`: one tensor far larger than any cache."""
     device, values = watch.device, extent.values
     seed = torch.ones((), dtype=torch.int64, device=device)
     table = report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's")
@@ -73,12 +73,6 @@ def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
         )
         work = gpu_roofline.noise(values, dtype_name(dtype), distribution)
         gpu_predictions.compare(report, work, timings["noise"].p50)
-    values //= 32  # 4 MB of bfloat16, which any last-level cache holds
-    out = torch.empty(values, dtype=torch.bfloat16, device=device)
-    seconds = watch.time({"noise": [partial(_noise_into, out, seed, "gaussian")]})["noise"].p50
-    rate = values * gpu_roofline.INSTRUCTIONS["gaussian"] / seconds
-    what = "instructions a second, Gaussian noise in the cache"
-    gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.instructions, rate)
 
 
 def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
@@ -117,6 +111,11 @@ def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
             rate = 2 * values * dtype.itemsize / timings["copy"].p50
             what = "bytes a second, of a copy in float32"
             gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.bandwidth, rate)
+        if dtype == torch.float32 and distribution == "gaussian" and count > 1:
+            # Noise takes three times as long as memory here, and the launch no time to speak of.
+            rate = count * values * gpu_roofline.INSTRUCTIONS[distribution] / timings["perturb_"].p50
+            what = f"instructions a second, perturb_ by {count} Gaussian directions"
+            gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.instructions, rate)
 
 
 def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
