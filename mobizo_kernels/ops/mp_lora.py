@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mobizo_kernels.ops._checks import (
+from mobizo_kernels.ops.checks import (
     MAX_RANK,
     check,
     check_device,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops._checks import check, check_distribution, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops.checks import check, check_distribution, check_storage_dtype, dtype_name, shape_of
 
 
 def noise(

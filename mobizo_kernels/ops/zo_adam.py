@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops._checks import check_length, check_one_float, check_param, check_state
+from mobizo_kernels.ops.checks import check_length, check_one_float, check_param, check_state
 
 
 def zo_adam(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobizo_kernels.ops._checks import check_one_float, check_param
+from mobizo_kernels.ops.checks import check_one_float, check_param
 
 
 def zo_update(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mobizo_kernels.ops._checks import check, shape_of
+from mobizo_kernels.ops.checks import check, shape_of
 
 
 def _extents(tensor: torch.Tensor) -> list[tuple[int, int]]:

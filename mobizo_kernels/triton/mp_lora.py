@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobizo_kernels.ops._checks import (
+from mobizo_kernels.ops.checks import (
     check_device,
     check_dtype_of_x,
     check_no_gradient,

@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.language.target_info import cuda_capability_geq
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mobizo_kernels.ops._checks import check, check_device, check_dtype_of_x, check_shape, shape_of
+from mobizo_kernels.ops.checks import check, check_device, check_dtype_of_x, check_shape, shape_of
 from mobizo_kernels.ops.mp_lora import check_adapter
 from mobizo_kernels.triton.matrix import (
     depth_of,

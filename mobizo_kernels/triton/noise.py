@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import (
+from mobizo_kernels.ops.checks import (
     check,
     check_device,
     check_no_gradient,

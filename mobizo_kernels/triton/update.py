@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import check_one_float, check_param, check_state
+from mobizo_kernels.ops.checks import check_one_float, check_param, check_state
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
 from mobizo_kernels.triton.tensors import (

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops._checks import check_one_float
+from mobizo_kernels.ops.checks import check_one_float
 from mobizo_kernels.triton.foreach import step_of_each, table_row, tensor_in
 from mobizo_kernels.triton.update import (
     add_directions,
