@@ -18,7 +18,8 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def check(op: str, condition: bool | torch.SymBool, message: str) -> None:
-    torch._check(condition, lambda: f"mobizo::{op}: {message}")
+    if condition is not True:  # which would make torch._check the larger part of a launch
+        torch._check(condition, lambda: f"mobizo::{op}: {message}")
 
 
 def check_storage_dtype(op: str, name: str, tensor: torch.Tensor) -> None:
