@@ -139,8 +139,9 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
 
     def prepare(self, group: dict[str, Any]) -> None:
         """Give the parameters of a group the state that an update needs: zeros, where they have none yet."""
+        names = self.rule_of(group).state
         for param in group["params"]:
-            for name in self.rule_of(group).state:
+            for name in names:
                 if name not in self.state[param]:
                     self.state[param][name] = torch.zeros(
                         param.shape, dtype=torch.float32, device=param.device

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -48,12 +49,7 @@ class GraphedSteps:
         self._loss, self._estimator, self._optimizer = loss, estimator, optimizer
         self._distribution = distribution
         self._device = device = loss.model.device
-        self._seeds = torch.zeros(estimator.queries, dtype=torch.int64, device=device)
-        self._group_seeds = torch.zeros(estimator.groups, dtype=torch.int64, device=device)
         self._coeffs = estimator.coeffs().to(device)
-        # For each group of parameters: the factor from slopes to coefficients, and the rate of the update.
-        self._scales = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
-        self._rates = torch.zeros(len(optimizer.param_groups), dtype=torch.float32, device=device)
         self._steps: OrderedDict[Hashable, _StaticStep] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -79,16 +75,14 @@ class GraphedSteps:
         for group in self._optimizer.param_groups:
             self._optimizer.prepare(group)
         labelled = self._loss.labelled(batch)
-        key = self._key(labelled)
+        key, inputs = self._key(labelled), self._inputs(labelled, seeds)
         step = self._steps.get(key)
         if step is None:
-            step = self._steps[key] = _StaticStep(labelled, self._estimator)
+            step = self._steps[key] = _StaticStep(labelled, inputs, self._estimator, self._device)
             if len(self._steps) > MOST_GRAPHS:
                 self._steps.popitem(last=False)
-        else:
-            step.load(labelled)
         self._steps.move_to_end(key)
-        self._load(seeds)
+        step.load(inputs)
         if step.fresh:
             self._run(step)
             step.fresh = False
@@ -112,15 +106,19 @@ class GraphedSteps:
         rules = tuple(self._optimizer.rule_of(group) for group in groups)
         return shapes, places, rules, self._loss.model.training
 
-    def _load(self, seeds: torch.Tensor) -> None:
-        """Write what the next step differs by."""
+    def _inputs(self, batch: LabelledBatch, seeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What steps on batches of one shape differ by, on the host."""
         optimizer, groups = self._optimizer, self._optimizer.param_groups
         scales = [optimizer.rule_of(group).coefficient(group["lr"], len(seeds)) for group in groups]
         rates = [optimizer.rate(group) for group in groups]
-        self._seeds.copy_(seeds)
-        self._group_seeds.copy_(self._estimator.seeds(seeds))
-        self._scales.copy_(torch.tensor(scales, dtype=torch.float64, device="cpu"))
-        self._rates.copy_(torch.tensor(rates, dtype=torch.float32, device="cpu"))
+        return {
+            **batch.tensors(),
+            "seeds": seeds,
+            "group_seeds": self._estimator.seeds(seeds),
+            # For each group of parameters: the factor from slopes to coefficients, and the update's rate.
+            "scales": torch.tensor(scales, dtype=torch.float64, device="cpu"),
+            "rates": torch.tensor(rates, dtype=torch.float32, device="cpu"),
+        }
 
     def _tensors(self, group: dict[str, Any]) -> list[torch.Tensor]:
         """What a step of the optimizer changes of a group: parameters and their state."""
@@ -133,7 +131,7 @@ class GraphedSteps:
         estimator, directions = self._estimator, adapter_of(self._loss.model).directions
         plain = "position_ids" not in step.batch.inputs
         with (
-            directions.use(self._group_seeds, self._coeffs, self._distribution),
+            directions.use(step.inputs["group_seeds"], self._coeffs, self._distribution),
             one_text_per_row() if plain else contextlib.nullcontext(),
         ):
             losses = self._loss.of_labelled(step.batch, estimator.groups)
@@ -144,8 +142,8 @@ class GraphedSteps:
             # State moves without a slope, too: it is put back if a loss was not finite.
             changed = self._tensors(group) if self._optimizer.rule_of(group).state else []
             before = [tensor.clone() for tensor in changed]
-            coeffs = (self._scales[i] * slopes).float()
-            self._optimizer.update(group, self._seeds, coeffs, self._rates[i : i + 1])
+            coeffs = (step.inputs["scales"][i] * slopes).float()
+            self._optimizer.update(group, step.inputs["seeds"], coeffs, step.inputs["rates"][i : i + 1])
             for tensor, old in zip(changed, before, strict=True):
                 tensor.copy_(torch.where(finite, tensor, old))
         step.result.copy_(torch.cat([losses, projected_grads]))
@@ -172,23 +170,57 @@ class _StaticStep:
     """A batch that stays where it is, and losses [G] and projected gradients [q] in one tensor after it.
 
     Attributes:
+        inputs: what a step reads, by name, on the device.
+        batch: made of them.
         fresh: no step was made yet.
         replay: makes the captured step, once there is one.
     """
 
-    def __init__(self, batch: LabelledBatch, estimator: Estimator) -> None:
-        self.batch = batch.clone()
-        self.result = torch.empty(
-            estimator.groups + estimator.queries, dtype=torch.float32, device=batch.rows.device
-        )
+    def __init__(
+        self,
+        batch: LabelledBatch,
+        inputs: Mapping[str, torch.Tensor],
+        estimator: Estimator,
+        device: torch.device,
+    ) -> None:
+        ends = list(accumulate(_aligned(tensor.nbytes) for tensor in inputs.values()))
+        size, on_gpu = ends[-1], device.type == "cuda"
+        # All inputs in one copy, from memory that the GPU reads by itself: each copy costs a launch.
+        self._host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_gpu)
+        self._device = torch.empty(size, dtype=torch.uint8, device=device)
+        self._written = _views(self._host, inputs, [0, *ends])
+        self._copied = torch.cuda.Event() if on_gpu else None
+        self.inputs = _views(self._device, inputs, [0, *ends])
+        self.batch = batch.made_of(self.inputs)
+        self.result = torch.empty(estimator.groups + estimator.queries, dtype=torch.float32, device=device)
         self.fresh = True
         self.replay: Callable[[], None] | None = None
 
-    def load(self, batch: LabelledBatch) -> None:
-        """Take the values of a batch of the same shape."""
-        values = batch.tensors()
-        for name, tensor in self.batch.tensors().items():
-            tensor.copy_(values[name])
+    def load(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Take the values of inputs of the same shapes."""
+        if self._copied is not None:
+            self._copied.synchronize()  # a step that failed may not have waited for its inputs
+        for name, tensor in inputs.items():
+            self._written[name].copy_(tensor)
+        self._device.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+def _aligned(size: int) -> int:
+    """Bytes of a place that ends where any tensor may begin."""
+    return -(-size // 16) * 16
+
+
+def _views(
+    memory: torch.Tensor, tensors: Mapping[str, torch.Tensor], begins: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Tensors of the same names, shapes and types, each in its place in `memory`, uint8."""
+    places = zip(begins, tensors.items(), strict=False)
+    return {
+        name: memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for begin, (name, tensor) in places
+    }
 
 
 def check_capturable(model: nn.Module, optimizer: ZOOptimizer) -> None:

@@ -16,7 +16,7 @@ from mobizo_kernels.zo.rows import Rows
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """A batch on the model's device, and what is to be predicted where in it.
+    """A batch, and what is to be predicted where in it.
 
     Attributes:
         inputs: what the decoder takes, each [B, T'], T' being the columns up to the last prediction.
@@ -49,24 +49,28 @@ class LabelledBatch:
                     found[f"{part}.seen"] = block.seen
         return found
 
-    def clone(self) -> LabelledBatch:
-        """The same in memory of its own."""
+    def made_of(self, tensors: Mapping[str, torch.Tensor]) -> LabelledBatch:
+        """The same batch of other tensors, which are named as :meth:`tensors` does."""
 
-        def copied(block: TokenBlock | None) -> TokenBlock | None:
-            if block is None:
+        def block(part: str, old: TokenBlock | None) -> TokenBlock | None:
+            if old is None:
                 return None
-            inputs = {name: tensor.clone() for name, tensor in block.inputs.items()}
-            return TokenBlock(inputs, None if block.seen is None else block.seen.clone())
+            inputs = {name: tensors[f"{part}.{name}"] for name in old.inputs}
+            return TokenBlock(inputs, None if old.seen is None else tensors[f"{part}.seen"])
 
-        inputs = {name: tensor.clone() for name, tensor in self.inputs.items()}
         return LabelledBatch(
-            inputs, self.rows.clone(), self.columns.clone(), self.targets.clone(),
-            copied(self.block), copied(self.prefix), self.keys,
+            {name: tensors[f"inputs.{name}"] for name in self.inputs},
+            tensors["rows"], tensors["columns"], tensors["targets"],
+            block("block", self.block), block("prefix", self.prefix), self.keys,
         )  # fmt: skip
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The same on a device."""
+        return self.made_of({name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class BatchReader:
-    """Makes labelled batches of a model, on its device.
+    """Makes labelled batches of a model, on the host.
 
     Args:
         model: a causal LM of transformers; wrapped, for :meth:`divided`.
@@ -82,9 +86,7 @@ class BatchReader:
             rows: of the batch.
             targets: class of the softmax at each prediction, int64 [n].
         """
-        device = self._model.device
-        inputs = {name: tensor.to(device) for name, tensor in rows.inputs.items()}
-        return LabelledBatch(inputs, rows.rows.to(device), rows.columns.to(device), targets.to(device))
+        return LabelledBatch(rows.inputs, rows.rows, rows.columns, targets)
 
     def divided(self, rows: Rows, targets: torch.Tensor, states: str | None = None) -> LabelledBatch:
         """With Activated LoRA, the groups run the tokens from the invocation on, and those before run once.
@@ -98,10 +100,7 @@ class BatchReader:
             ValueError: if a row lacks the invocation tokens, or has a label before them.
         """
         block, prefix, columns, keys = self._split(rows, states)
-        device = self._model.device
-        return LabelledBatch(
-            {}, rows.rows.to(device), columns.to(device), targets.to(device), block, prefix, keys
-        )
+        return LabelledBatch({}, rows.rows, columns, targets, block, prefix, keys)
 
     def _split(
         self, batch: Rows, states: str | None
@@ -148,12 +147,9 @@ class BatchReader:
         self, inputs: dict[str, torch.Tensor], columns: torch.Tensor, seen: torch.Tensor | None = None
     ) -> TokenBlock:
         """The tokens of `inputs` at columns [B, n]; those that are not seen, bool [B, n], are padding."""
-        device = self._model.device
         index = columns.clamp(0, inputs["input_ids"].shape[1] - 1)
-        return TokenBlock(
-            {name: tensor.gather(1, index).to(device) for name, tensor in inputs.items()},
-            None if seen is None or bool(seen.all()) else seen.to(device),
-        )
+        gathered = {name: tensor.gather(1, index) for name, tensor in inputs.items()}
+        return TokenBlock(gathered, None if seen is None or bool(seen.all()) else seen)
 
 
 def _key(inputs: Mapping[str, torch.Tensor], what: str) -> bytes:

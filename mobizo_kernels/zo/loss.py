@@ -105,6 +105,9 @@ class LabelledLoss:
         Args:
             batch: B rows, as above.
 
+        Returns:
+            The batch, on the host still.
+
         Raises:
             ValueError: as for a call.
         """
@@ -136,9 +139,10 @@ class LabelledLoss:
 
     @torch.no_grad()
     def of_labelled(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
-        """The loss of every group, float32 [groups], of a batch from :meth:`labelled`. Its own operations
-        read nothing back to the host, so they can be captured in a CUDA graph.
+        """The loss of every group, float32 [groups], of a batch from :meth:`labelled`. If that is on the
+        model's device, nothing is copied to or from the host, and a CUDA graph can capture all of it.
         """
+        batch = batch.to(self.model.device)
         hidden = self._hidden(batch, groups)
         total = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         # A chunk takes the same tokens of every group, so an adapted LM head finds its groups in it.
@@ -170,6 +174,7 @@ class LabelledLoss:
 
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""
+        batch = batch.to(self.model.device)
         if batch.block is None:
             inputs = {name: torch.cat([tensor] * groups) for name, tensor in batch.inputs.items()}
             hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
