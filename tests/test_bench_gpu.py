@@ -24,6 +24,20 @@ PARTS = {
     ],
 }  # fmt: skip
 
+# Launches what the sweep calls the package's own tiles, and the first of those it tries, for a GPU that is
+# not here: each compiles.
+SWEPT = """
+import torch
+from benchmarks import gpu_sweep, gpu_targets
+
+gpu_targets.install("sm_90")
+for name, sweeps in gpu_sweep.SWEEPS.items():
+    for sweep in sweeps():
+        for configuration in (sweep.chosen, sweep.configurations[0]):
+            sweep.launch(sweep.operands(torch.device("cpu")), configuration)
+        assert sweep.chosen in sweep.configurations, sweep
+"""
+
 # Runs a stage once for each of its parts, in a process of its own in which that part is endless, all others
 # add a row at once, and the clock stands until the endless part has begun.
 CUT_OFF = """
@@ -155,3 +169,8 @@ def test_the_fused_kernel_is_among_what_is_checked(monkeypatch: pytest.MonkeyPat
 
     rows, in_features, out_features, rank, groups = FUSED_SHAPE
     assert fuses(rows, groups, in_features, out_features, rank)
+
+
+def test_the_sweep_launches_the_package_s_own_tiles() -> None:
+    done = run([sys.executable, "-c", SWEPT])
+    assert done.returncode == 0, done.stdout

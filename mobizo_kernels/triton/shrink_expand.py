@@ -200,7 +200,7 @@ def expand_parts(rows: int, groups: int, out_features: int, rank: int) -> int:
 
 # Tiles are looked up: on the host, functions of Triton's compile time take longer than a launch.
 @lru_cache(maxsize=1024)
-def _shrink_tiles(rows: int, in_features: int, rank: int, is_split: bool) -> tuple[int, int, int, int, int]:
+def shrink_tiles(rows: int, in_features: int, rank: int, is_split: bool) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile, parts of the columns, chunks of the ranks, and padded ranks of them all."""
     block_in = (64 if is_split else 128) // (2 if width_of(rank) > 16 else 1)
     splits, chunks = shrink_splits(rows, in_features, rank), chunks_of(rank)
@@ -208,7 +208,7 @@ def _shrink_tiles(rows: int, in_features: int, rank: int, is_split: bool) -> tup
 
 
 @lru_cache(maxsize=1024)
-def _expand_tiles(rows: int, groups: int, out_features: int, rank: int) -> tuple[int, int, int, int, int]:
+def expand_tiles(rows: int, groups: int, out_features: int, rank: int) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile, parts of the `rows` of a group, programs, and tiles in flight."""
     block_out, parts = _block_out(rank), expand_parts(rows, groups, out_features, rank)
     programs = triton.cdiv(out_features, block_out) * triton.cdiv(groups, 2) * parts
@@ -222,7 +222,7 @@ def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     rank, in_features = lora_a.shape
     rows = math.prod(x.shape[:-1])
     is_split = x.dtype == torch.float32 or (x.dtype == torch.float16 and lora_a.dtype != torch.float16)
-    block_rows, block_in, splits, chunks, padded = _shrink_tiles(rows, in_features, rank, is_split)
+    block_rows, block_in, splits, chunks, padded = shrink_tiles(rows, in_features, rank, is_split)
     shrunk = torch.empty((splits, rows, padded), dtype=torch.float32, device=x.device)
     shrink_kernel[(triton.cdiv(rows, block_rows) * chunks, splits)](
         x,
@@ -258,7 +258,7 @@ def expand(
     out_features, rank = lora_b.shape
     groups = seeds.numel()
     rows = shrunk.shape[1] // groups
-    block_rows, block_out, parts, programs, stages = _expand_tiles(rows, groups, out_features, rank)
+    block_rows, block_out, parts, programs, stages = expand_tiles(rows, groups, out_features, rank)
     expand_kernel[(programs,)](
         base,
         shrunk,
