@@ -8,7 +8,7 @@ import pytest
 from tiny import SIZES
 from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, MambaConfig, PretrainedConfig
 
-from mobizo_kernels.data import EncodedExample, InputError, check_max_length, check_rows
+from mobizo_kernels.data import InputError, check_max_length, check_rows
 from mobizo_kernels.data.limits import positions
 
 YARN: dict[str, Any] = {
@@ -35,8 +35,8 @@ def test_positions(config: PretrainedConfig, expected: int | None) -> None:
     assert positions(config) == expected
 
 
-def row(length: int, token: int = 1) -> EncodedExample:
-    return EncodedExample([*[1] * (length - 1), token], 0)
+def row(length: int, token: int = 1) -> list[int]:
+    return [*[1] * (length - 1), token]
 
 
 def test_longest_row() -> None:

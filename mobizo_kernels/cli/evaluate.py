@@ -57,7 +57,7 @@ class Task:
     def encode(self, rows: Sequence[Example]) -> list[EncodedExample]:
         """Rows in tokens. Raises InputError if they cannot be encoded, or the model has no room for them."""
         examples = self.encoder.encode(rows)
-        check_rows(self.model.config, examples)
+        check_rows(self.model.config, [example.input_ids for example in examples])
         return examples
 
 

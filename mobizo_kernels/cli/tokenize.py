@@ -33,7 +33,7 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     rows = tuning_rows(splits, settings)
     train, validation, test = map(encoder.encode, (rows.train, rows.validation, rows.test))
     if config is not None:
-        check_rows(config, [*train, *validation, *test])
+        check_rows(config, [example.input_ids for example in (*train, *validation, *test)])
     batches = training_order(train, settings.batch_size, settings.seed)
     if settings.steps > (most := _MOST_ROWS // settings.batch_size):
         raise InputError(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from mobizo_kernels.data.errors import InputError
-from mobizo_kernels.data.prompts import EncodedExample
 
 
 def positions(config: PretrainedConfig) -> int | None:
@@ -30,16 +29,18 @@ def check_max_length(config: PretrainedConfig, max_length: int) -> None:
         raise InputError(f"max_length: expected at most {most}, the positions of the model, got {max_length}")
 
 
-def check_rows(config: PretrainedConfig, examples: Sequence[EncodedExample]) -> None:
-    """Raise InputError if a row has a token beyond the model's embedding, or more tokens than it can read."""
+def check_rows(config: PretrainedConfig, rows: Sequence[Sequence[int]]) -> None:
+    """Raise InputError if one of the `rows` of token ids has a token beyond the model's embedding, or more
+    tokens than the model can read.
+    """
     most = positions(config)
-    longest = max((len(example.input_ids) for example in examples), default=0)
+    longest = max(map(len, rows), default=0)
     if most is not None and longest > most:
         raise InputError(
             f"max_length: expected at most {most}, the positions of the model, got a row of {longest} tokens"
         )
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max((max(example.input_ids) for example in examples), default=0)
+    largest = max(map(max, rows), default=0)
     if vocabulary is not None and largest >= vocabulary:
         raise InputError(
             f"model: its tokenizer gives the token {largest}, and its embedding has {vocabulary} rows"
