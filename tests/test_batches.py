@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mobizo_kernels.data import EncodedExample, InputError, collate, evaluation_batches, training_batches
+from mobizo_kernels.data import EncodedExample, collate, evaluation_batches, training_batches
+from mobizo_kernels.errors import InputError
 
 
 def examples(*sizes: int, longest: int = 40) -> list[EncodedExample]:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_texts import reviews, write_csv
 
-from mobizo_kernels.data import Example, InputError, Splits, load_splits
+from mobizo_kernels.data import Example, Splits, load_splits
 from mobizo_kernels.data.datasets import split
+from mobizo_kernels.errors import InputError
 
 
 def examples(**sizes: int) -> list[Example]:

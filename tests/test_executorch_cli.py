@@ -19,7 +19,7 @@ from mobizo_kernels.cli import demo, main
 from mobizo_kernels.cli.report import demo_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.data import InputError
+from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.zo import read_journal
 

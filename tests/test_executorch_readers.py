@@ -16,7 +16,8 @@ import torch
 from crash import start_runner
 from programs import tiny_dataset, tiny_program
 
-from mobizo_kernels.data import InputError, read_dataset
+from mobizo_kernels.data import read_dataset
+from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer
 from mobizo_kernels.zo import read_journal
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobizo_kernels import _strict_json
-from mobizo_kernels.data import Example, InputError
+from mobizo_kernels.data import Example
 from mobizo_kernels.data.files import read_file
+from mobizo_kernels.errors import InputError
 
 
 def read(path: Path, content: str | bytes, *columns: str) -> list[Example]:

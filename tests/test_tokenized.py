@@ -24,7 +24,6 @@ from transformers import AutoTokenizer
 from mobizo_kernels.cli import main
 from mobizo_kernels.data import (
     EncodedExample,
-    InputError,
     PromptEncoder,
     TokenizedDataset,
     collate,
@@ -37,6 +36,7 @@ from mobizo_kernels.data import (
     training_order,
     write_dataset,
 )
+from mobizo_kernels.errors import InputError
 
 DTYPES = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 METADATA = {

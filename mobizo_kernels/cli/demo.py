@@ -20,7 +20,7 @@ from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_executorch import DATASET_FILE
 from mobizo_kernels.data import EncodedExample, collate, load_model, read_dataset
-from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.errors import blame_input
 
 ENGINES = ("executorch", "eager")
 PLANS = {

@@ -27,7 +27,6 @@ from mobizo_kernels.data import (
     CachingEncoder,
     EncodedExample,
     Example,
-    InputError,
     PromptEncoder,
     Splits,
     check_rows,
@@ -38,7 +37,7 @@ from mobizo_kernels.data import (
     parse_verbalizer,
     template_columns,
 )
-from mobizo_kernels.data.errors import blame_input, listed
+from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.zo import LabelledLoss
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mobizo_kernels._files import same_file
-from mobizo_kernels.data import InputError
+from mobizo_kernels.errors import InputError
 
 
 def check_distinct(outputs: Mapping[str, Iterable[Path]], inputs: Mapping[str, str | Path | None]) -> None:

@@ -38,7 +38,7 @@ from mobizo_kernels.cli.settings import (
 )
 from mobizo_kernels.cli.tokenize import tokenize
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.data import InputError
+from mobizo_kernels.errors import InputError
 
 app = typer.Typer(
     help="Fine-tune language models with forward passes only.",

@@ -11,7 +11,7 @@ from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
-from mobizo_kernels.data import InputError
+from mobizo_kernels.errors import InputError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.cli.settings import StepSettings
-from mobizo_kernels.data import InputError, PromptEncoder
+from mobizo_kernels.data import PromptEncoder
+from mobizo_kernels.errors import InputError
 
 
 def lora_config(settings: StepSettings, model: PreTrainedModel, encoder: PromptEncoder) -> LoraConfig:

@@ -11,7 +11,6 @@ from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
-    InputError,
     TokenizedDataset,
     check_rows,
     load_config,
@@ -20,7 +19,7 @@ from mobizo_kernels.data import (
     training_order,
     write_dataset,
 )
-from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.errors import InputError, blame_input
 
 _MOST_ROWS = 2**26  # of the order of training: four bytes each in the file
 

@@ -9,7 +9,7 @@ from mobizo_kernels.cli.results import check_output, remove_dead_results, result
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
-from mobizo_kernels.data import InputError
+from mobizo_kernels.errors import InputError
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from mobizo_kernels.cli.results import (
 )
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.targets import lora_config
-from mobizo_kernels.data import EncodedExample, InputError, collate, examples_fingerprint, training_batches
-from mobizo_kernels.data.errors import blame_input
+from mobizo_kernels.data import EncodedExample, collate, examples_fingerprint, training_batches
+from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
 from mobizo_kernels.lora.quantization import quantize_base
 from mobizo_kernels.sharing import StateStore

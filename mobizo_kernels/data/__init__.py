@@ -2,7 +2,6 @@
 
 from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
 from mobizo_kernels.data.datasets import Example, Splits
-from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 from mobizo_kernels.data.limits import check_max_length, check_rows
 from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_config, load_model, load_tokenizer
@@ -24,7 +23,6 @@ __all__ = [
     "CachingEncoder",
     "EncodedExample",
     "Example",
-    "InputError",
     "PromptEncoder",
     "Splits",
     "TokenizedDataset",

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.prompts import EncodedExample
+from mobizo_kernels.errors import InputError
 
 IGNORED_LABEL = -100  # the label of a token without a loss, as in transformers
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mobizo_kernels.data.errors import InputError, listed, shortened
+from mobizo_kernels.errors import InputError, listed, shortened
 
 # One split for every run and every seed: runs can be compared, and no run trains on a test row of another.
 _SPLIT_SALT = b"mobizo split 1"

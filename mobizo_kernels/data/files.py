@@ -15,7 +15,7 @@ from typing import Any
 
 from mobizo_kernels import _strict_json
 from mobizo_kernels.data.datasets import Example
-from mobizo_kernels.data.errors import InputError, first_line, listed, refuse_half_characters, shortened
+from mobizo_kernels.errors import InputError, first_line, listed, refuse_half_characters, shortened
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from mobizo_kernels.data.errors import InputError
+from mobizo_kernels.errors import InputError
 
 
 def positions(config: PretrainedConfig) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from mobizo_kernels.data.errors import InputError
+from mobizo_kernels.errors import InputError
 
 
 def package_file(package: str, name: str, install: str) -> Path:

