@@ -15,7 +15,7 @@ from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, 
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
-from mobizo_kernels.zo import UpdateRule
+from mobizo_kernels.optim import UpdateRule
 
 EPS, LR = 1e-2, 1e-3
 DUAL_STATE = ("lora_plus", "lora_minus")

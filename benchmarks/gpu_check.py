@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mobizo_kernels as mobizo
 from mobizo_kernels import ops, reference
-from mobizo_kernels.zo import query_seeds, tuned_parameters
+from mobizo_kernels.optim import query_seeds
+from mobizo_kernels.zo import tuned_parameters
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("gaussian", "rademacher")

@@ -22,7 +22,7 @@ import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, TokenizedDataset, write_dataset
 from mobizo_kernels.executorch import Trainer, export_training_program
 from mobizo_kernels.lora import adapter_layers
-from mobizo_kernels.zo import UpdateRule
+from mobizo_kernels.optim import UpdateRule
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 

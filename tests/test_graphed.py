@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from mobizo_kernels import reference
 from mobizo_kernels.lora import adapter_layers, wrap
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import ZerothOrder, graphed, query_seeds, tuned_parameters
+from mobizo_kernels.optim import query_seeds
+from mobizo_kernels.zo import ZerothOrder, graphed, tuned_parameters
 from mobizo_kernels.zo.graphed import GraphedSteps
 
 Batch = dict[str, torch.Tensor]

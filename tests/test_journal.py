@@ -28,15 +28,8 @@ from journals import (
 from mobizo_kernels import reference
 from mobizo_kernels.lora import adapter_layers, model_fingerprint
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import (
-    JournalHeader,
-    JournalWriter,
-    StepRecord,
-    ZerothOrder,
-    query_seeds,
-    read_journal,
-    tuned_adapters,
-)
+from mobizo_kernels.optim import StepRecord, query_seeds
+from mobizo_kernels.zo import JournalHeader, JournalWriter, ZerothOrder, read_journal, tuned_adapters
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

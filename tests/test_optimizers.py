@@ -14,14 +14,14 @@ from helpers import DISTRIBUTIONS, DTYPES, assert_same_bits, name_of
 
 from mobizo_kernels import reference
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import (
+from mobizo_kernels.optim import (
     ZOSGD,
     StepRecord,
     UpdateRule,
     ZOAdam,
     ZOOptimizer,
     ZOSign,
-    base_optimizer,
+    base,
     make_optimizer,
 )
 
@@ -71,7 +71,7 @@ def test_step_is_one_pass(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch)
     def counted(params: list[torch.Tensor], *args: Any) -> None:
         calls.append(len(params))
 
-    monkeypatch.setattr(base_optimizer, "foreach_perturb_", counted)
+    monkeypatch.setattr(base, "foreach_perturb_", counted)
     seeds, grads = gradient(rng)
     ZOSGD(parameters(rng).items()).step(seeds, grads, standing=torch.tensor([0.0, 0.0, 0.5]))
     assert calls == [len(SHAPES)]

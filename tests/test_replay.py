@@ -26,7 +26,8 @@ from peft import LoraConfig
 
 from mobizo_kernels import reference
 from mobizo_kernels.lora import adapter_layers, wrap
-from mobizo_kernels.zo import ZerothOrder, query_seeds, replay
+from mobizo_kernels.optim import query_seeds
+from mobizo_kernels.zo import ZerothOrder, replay
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 

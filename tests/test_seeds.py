@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobizo_kernels import reference
-from mobizo_kernels.zo import query_seed, query_seeds
+from mobizo_kernels.optim import query_seed, query_seeds
 
 
 def test_known_answers() -> None:

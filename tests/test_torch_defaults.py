@@ -25,8 +25,9 @@ from mobizo_kernels.lora import (
     unwrap,
     wrap,
 )
+from mobizo_kernels.optim import Records, StepRecord, query_seeds
 from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import Records, StepRecord, ZerothOrder, query_seeds, replay
+from mobizo_kernels.zo import ZerothOrder, replay
 from mobizo_kernels.zo.graphed import GraphedSteps
 
 INVOCATION = [7, 8]

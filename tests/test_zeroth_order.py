@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from mobizo_kernels import reference
 from mobizo_kernels.lora import adapter_layers, adapter_of, unwrap, wrap
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.zo import ZerothOrder, base_optimizer, query_seeds, tuned_parameters
+from mobizo_kernels.optim import base, query_seeds
+from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 from mobizo_kernels.zo.zeroth_order import StepOutput
 
 ESTIMATORS = ("two_sided", "one_sided")
@@ -172,7 +173,7 @@ def test_passes_and_forwards(
     def counted(params: list[torch.Tensor], seeds: torch.Tensor, *args: Any) -> None:
         passes.append(len(seeds))
 
-    monkeypatch.setattr(base_optimizer, "foreach_perturb_", counted)
+    monkeypatch.setattr(base, "foreach_perturb_", counted)
     model.model.register_forward_hook(lambda *args: forwards.append(args[2].last_hidden_state.shape[0]))
     zo.step(batch)
     groups = zo.estimator.groups

@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2, TASKS
 from mobizo_kernels.errors import InputError
-from mobizo_kernels.zo import UpdateRule
+from mobizo_kernels.optim import UpdateRule
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
 

@@ -33,7 +33,8 @@ from mobizo_kernels.lora import (
     model_fingerprint,
     wrap,
 )
-from mobizo_kernels.zo import LabelledLoss, UpdateRule, make_estimator
+from mobizo_kernels.optim import UpdateRule
+from mobizo_kernels.zo import LabelledLoss, make_estimator
 
 FORMAT = 1
 DESCRIPTION = "mobizo_description"
@@ -86,8 +87,8 @@ def export_training_program(
             get rank 8 and alpha 16.
         estimator: "two_sided" or "one_sided".
         distribution: of the directions, "gaussian" or "rademacher".
-        optimizer: "sgd", "adam" or "sign", see :class:`mobizo_kernels.zo.ZOSGD` and its like. What it keeps
-            of LoRA-B lies in buffers of the program.
+        optimizer: "sgd", "adam" or "sign", see :class:`mobizo_kernels.optim.ZOSGD` and its like. What it
+            keeps of LoRA-B lies in buffers of the program.
         momentum: of "sgd", in [0, 1).
         betas: of "adam".
         adam_eps: of "adam".

@@ -219,7 +219,8 @@ class Trainer:
             coeffs: float32 [G], its signed size.
             update_seeds: int64 [q], of the update; None for no update, which changes nothing.
             update_coeffs: float32 [q]: projected gradients times -lr / q for "sgd", times 1 / q for others.
-            update_lr: rate of an update by "adam", see :meth:`mobizo_kernels.zo.UpdateRule.rate`, or "sign".
+            update_lr: rate of an update by "adam", see :meth:`mobizo_kernels.optim.UpdateRule.rate`, or
+                "sign".
             update_decay: factor on B, if the program has weight decay.
 
         Returns:

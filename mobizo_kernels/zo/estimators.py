@@ -12,7 +12,7 @@ from numbers import Integral
 
 import torch
 
-from mobizo_kernels.zo.rules import is_positive_float32
+from mobizo_kernels.optim.update_rule import is_positive_float32
 
 
 @dataclass(frozen=True)

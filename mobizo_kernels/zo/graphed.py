@@ -18,7 +18,7 @@ from torch import nn
 from transformers import masking_utils
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
-from mobizo_kernels.zo.base_optimizer import ZOOptimizer
+from mobizo_kernels.optim.base import ZOOptimizer
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.labelled import LabelledBatch
 from mobizo_kernels.zo.loss import LabelledLoss

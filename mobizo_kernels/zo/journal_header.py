@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mobizo_kernels import _strict_json
-from mobizo_kernels.zo.rules import UpdateRule
+from mobizo_kernels.optim.update_rule import UpdateRule
 
 MAGIC = b"MOBIZOJN"
 VERSION = 3

@@ -15,12 +15,12 @@ from mobizo_kernels.lora import (
     base_dtype,
     model_fingerprint,
 )
-from mobizo_kernels.zo.base_optimizer import ZOOptimizer
+from mobizo_kernels.optim.base import ZOOptimizer
+from mobizo_kernels.optim.optimizers import make_optimizer
+from mobizo_kernels.optim.records import Records
+from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.zo.journal import read_journal
 from mobizo_kernels.zo.journal_header import JournalHeader, JournalParameter, PathLike, difference
-from mobizo_kernels.zo.optimizers import make_optimizer
-from mobizo_kernels.zo.records import Records
-from mobizo_kernels.zo.seeds import query_seeds
 
 _OTHERS = {
     "lora_a": "is of another LoRA-A, as another seed of wrap draws it",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from mobizo_kernels.ops import foreach_zo_adam_, foreach_zo_momentum_, foreach_zo_sign_
-from mobizo_kernels.zo.base_optimizer import NamedParameters, ZOOptimizer
-from mobizo_kernels.zo.rules import UpdateRule
+from mobizo_kernels.optim.base import NamedParameters, ZOOptimizer
+from mobizo_kernels.optim.update_rule import UpdateRule
 
 
 class ZOSGD(ZOOptimizer):

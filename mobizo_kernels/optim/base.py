@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mobizo_kernels.ops import foreach_perturb_, parameter_stream
-from mobizo_kernels.zo.records import StepRecord
-from mobizo_kernels.zo.rules import UpdateRule
+from mobizo_kernels.optim.records import StepRecord
+from mobizo_kernels.optim.update_rule import UpdateRule
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
 
