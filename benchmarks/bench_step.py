@@ -35,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.harness import Report, count, parser, time_variants
 from benchmarks.steps import STEPS, StepSettings
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
-from mobizo_kernels.data import DTYPES, SMOLLM2
+from mobizo_kernels.models import DTYPES, SMOLLM2
 
 SMALLEST_MAPPED = "65536"  # bytes; what the C library maps, it returns to the system when it is freed
 QUICK = {"queries": 1, "batch_size": 1, "length": 8}

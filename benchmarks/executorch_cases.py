@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mobizo_kernels.data import SMOLLM2
+from mobizo_kernels.models import SMOLLM2
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZATIONS = ("none", "int8", "int4")

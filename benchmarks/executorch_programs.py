@@ -29,8 +29,8 @@ from benchmarks.executorch_peers import (
     lower,
 )
 from mobizo_kernels._files import written_whole
-from mobizo_kernels.data import SMOLLM2, load_model
 from mobizo_kernels.executorch.export import export_training_program
+from mobizo_kernels.models import SMOLLM2, load_model
 from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.rows import IGNORED
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from mobizo_kernels.lora.quantization import quantize_base
+from mobizo_kernels.models import quantize_base
 
 SIZES = {
     "TinyLlama-1.1B": {

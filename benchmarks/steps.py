@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
-from mobizo_kernels.data import load_model
+from mobizo_kernels.models import load_model
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.rows import IGNORED
 

@@ -19,7 +19,7 @@ from benchmarks.harness import Report, count, parser
 from benchmarks.study_runs import Material, Recipe, first_order_twin, label_loss, material, wrapped_model
 from mobizo_kernels.data import collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.lora.quantization import quantize_base
+from mobizo_kernels.models import quantize_base
 from mobizo_kernels.ops import noise
 from mobizo_kernels.zo import LabelledLoss
 

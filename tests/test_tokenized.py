@@ -29,7 +29,6 @@ from mobizo_kernels.data import (
     collate,
     examples_fingerprint,
     load_splits,
-    load_tokenizer,
     read_dataset,
     tokenizer_fingerprint,
     training_batches,
@@ -37,6 +36,7 @@ from mobizo_kernels.data import (
     write_dataset,
 )
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models import load_tokenizer
 
 DTYPES = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 METADATA = {

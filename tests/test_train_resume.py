@@ -18,9 +18,9 @@ from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from mobizo_kernels.cli import train_eager
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.data import load_model
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.lora import adapter_layers, load_adapter
+from mobizo_kernels.models import load_model
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo import JournalWriter, read_journal, replay
 

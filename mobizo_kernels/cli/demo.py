@@ -19,8 +19,9 @@ from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, METRICS_FILE
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_executorch import DATASET_FILE
-from mobizo_kernels.data import EncodedExample, collate, load_model, read_dataset
+from mobizo_kernels.data import EncodedExample, collate, read_dataset
 from mobizo_kernels.errors import blame_input
+from mobizo_kernels.models import load_model
 
 ENGINES = ("executorch", "eager")
 PLANS = {

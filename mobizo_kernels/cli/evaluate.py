@@ -29,16 +29,15 @@ from mobizo_kernels.data import (
     Example,
     PromptEncoder,
     Splits,
-    check_rows,
     collate,
     evaluation_batches,
-    load_model,
     load_splits,
     parse_verbalizer,
     template_columns,
 )
 from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
+from mobizo_kernels.models import check_rows, load_model
 from mobizo_kernels.zo import LabelledLoss
 
 _log = logging.getLogger(__name__)

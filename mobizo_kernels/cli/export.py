@@ -18,9 +18,10 @@ from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import ExportSettings, as_json
 from mobizo_kernels.cli.targets import lora_config
-from mobizo_kernels.data import PromptEncoder, check_max_length, load_model, load_tokenizer, parse_verbalizer
+from mobizo_kernels.data import PromptEncoder, parse_verbalizer
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import load_adapter, wrap
+from mobizo_kernels.models import check_max_length, load_model, load_tokenizer
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
-from mobizo_kernels.data import ROTTEN_TOMATOES, SMOLLM2, TASKS
+from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models import SMOLLM2
 from mobizo_kernels.optim import UpdateRule
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take

@@ -12,14 +12,12 @@ from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
     TokenizedDataset,
-    check_rows,
-    load_config,
-    load_tokenizer,
     tokenizer_fingerprint,
     training_order,
     write_dataset,
 )
 from mobizo_kernels.errors import InputError, blame_input
+from mobizo_kernels.models import check_rows, load_config, load_tokenizer
 
 _MOST_ROWS = 2**26  # of the order of training: four bytes each in the file
 

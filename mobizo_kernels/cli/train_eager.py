@@ -30,7 +30,7 @@ from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, collate, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
-from mobizo_kernels.lora.quantization import quantize_base
+from mobizo_kernels.models import quantize_base
 from mobizo_kernels.optim import Records
 from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo import JournalLost, LabelledLoss, Selection, StepOutput, ZerothOrder

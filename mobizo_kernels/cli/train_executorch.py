@@ -23,9 +23,10 @@ from mobizo_kernels.cli.results import (
 )
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
-from mobizo_kernels.data import PromptEncoder, load_tokenizer, parse_verbalizer, write_dataset
+from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
+from mobizo_kernels.models import load_tokenizer
 from mobizo_kernels.zo import JournalLost, make_estimator, read_journal
 
 if TYPE_CHECKING:

@@ -1,10 +1,8 @@
-"""Models, labelled texts and prompts for the command line: everything between a name and a batch."""
+"""Labelled texts and prompts: everything between a file and a batch of tokens."""
 
 from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
 from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
-from mobizo_kernels.data.limits import check_max_length, check_rows
-from mobizo_kernels.data.models import DTYPES, SMOLLM2, load_config, load_model, load_tokenizer
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
 from mobizo_kernels.data.token_cache import CachingEncoder
@@ -16,9 +14,7 @@ from mobizo_kernels.data.tokenized import (
 )
 
 __all__ = [
-    "DTYPES",
     "ROTTEN_TOMATOES",
-    "SMOLLM2",
     "TASKS",
     "CachingEncoder",
     "EncodedExample",
@@ -26,15 +22,10 @@ __all__ = [
     "PromptEncoder",
     "Splits",
     "TokenizedDataset",
-    "check_max_length",
-    "check_rows",
     "collate",
     "evaluation_batches",
     "examples_fingerprint",
-    "load_config",
-    "load_model",
     "load_splits",
-    "load_tokenizer",
     "parse_verbalizer",
     "read_dataset",
     "template_columns",

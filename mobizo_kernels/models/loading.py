@@ -30,9 +30,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mobizo_kernels.data.limits import check_pad_token
-from mobizo_kernels.data.packages import package_file
 from mobizo_kernels.errors import InputError, first_line, shortened
+from mobizo_kernels.models.limits import check_pad_token
+from mobizo_kernels.models.packages import package_file
 
 SMOLLM2 = "smollm2"
 DTYPES: dict[str, torch.dtype] = {

