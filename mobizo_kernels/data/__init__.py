@@ -2,7 +2,6 @@
 
 from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
 from mobizo_kernels.data.datasets import Example, Splits
-from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
 from mobizo_kernels.data.token_cache import CachingEncoder
@@ -12,6 +11,7 @@ from mobizo_kernels.data.tokenized import (
     read_dataset,
     write_dataset,
 )
+from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_fingerprint
 
 __all__ = [
     "ROTTEN_TOMATOES",

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mobizo_kernels import _strict_json
 from mobizo_kernels.data.datasets import Example
-from mobizo_kernels.data.fingerprint import tokenizer_fingerprint
+from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_fingerprint
 from mobizo_kernels.errors import InputError, blame_input, first_line, refuse_half_characters, shortened
 
 Part = tuple[str, str | None]

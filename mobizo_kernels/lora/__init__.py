@@ -2,13 +2,13 @@
 
 from mobizo_kernels.lora.activation import invocation_starts
 from mobizo_kernels.lora.adapter import Adapter, adapter_layers, adapter_of, is_wrapped
-from mobizo_kernels.lora.device_adapter import device_from_peft, peft_from_device, save_device_adapter
-from mobizo_kernels.lora.fingerprint import adapter_fingerprints, base_dtype, model_fingerprint
 from mobizo_kernels.lora.layers import layers_from_first_adapted
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
+from mobizo_kernels.lora.native_adapter import device_from_peft, peft_from_device, save_device_adapter
 from mobizo_kernels.lora.peft_load import load_adapter
 from mobizo_kernels.lora.peft_save import adapter_config, save_adapter
 from mobizo_kernels.lora.targets import plain_name
+from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints, base_dtype, model_fingerprint
 from mobizo_kernels.lora.wrapping import unwrap, wrap
 
 __all__ = [

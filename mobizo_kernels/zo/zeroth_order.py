@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
-from mobizo_kernels.lora.fingerprint import adapter_fingerprints
+from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
 from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed

@@ -19,7 +19,6 @@ from mobizo_kernels import _strict_json
 from mobizo_kernels._files import sorted_metadata, written_whole
 from mobizo_kernels._safetensors import Tensor, read_safetensors, with_checksum
 from mobizo_kernels.lora.adapter import Model
-from mobizo_kernels.lora.fingerprint import model_fingerprint
 from mobizo_kernels.lora.peft_load import load_adapter
 from mobizo_kernels.lora.peft_save import (
     CONFIG_FILE,
@@ -29,6 +28,7 @@ from mobizo_kernels.lora.peft_save import (
     check_saves,
     files_of_adapter,
 )
+from mobizo_kernels.lora.weights_fingerprint import model_fingerprint
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
