@@ -20,9 +20,9 @@ from benchmarks.steps import with_folded_head
 from mobizo_kernels import wrap
 from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.evaluate import label_scores, label_targets
-from mobizo_kernels.cli.targets import layer_range, linear_names
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.lora.targets import layer_range, linear_names
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
 from mobizo_kernels.sharing import StateStore

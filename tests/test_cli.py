@@ -15,9 +15,9 @@ import mobizo_kernels
 from mobizo_kernels.cli import demo, main
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.settings import TrainSettings, as_json
-from mobizo_kernels.cli.targets import layer_range
 from mobizo_kernels.data import Example
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.lora.targets import layer_range
 
 PROMPT = [f"--template={TEMPLATE}", f"--verbalizer={json.dumps(WORDS)}"]
 SHORT = [

@@ -14,8 +14,10 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from mobizo_kernels.errors import InputError
 from mobizo_kernels.lora.linear import device_of
 
 # The options of LoraConfig that are honoured, and those that say nothing about the computation. Any other
@@ -122,6 +124,40 @@ def rank_and_alpha(config: LoraConfig, name: str) -> tuple[int, float]:
         ranks.get(get_pattern_key(list(ranks), name), config.r),
         alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha),
     )
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """The names of a decoder's linears, the LM head left out: PEFT takes "all-linear" for all layers only."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        }
+    )
+
+
+def layer_range(text: str, layers: int) -> list[int]:
+    """The layers meant by "FIRST:LAST" (from 0, both included), "top-N" or "top-N%" (one at least), of a
+    model that has `layers` of them.
+
+    Raises:
+        InputError: none of these forms, or beyond the model.
+    """
+    try:
+        if text.startswith("top-"):
+            number = text.removeprefix("top-")
+            share = number.endswith("%")
+            count = max(1, round(layers * int(number[:-1]) / 100)) if share else int(number)
+            first, last = layers - count, layers - 1
+        else:
+            first, last = map(int, text.split(":"))
+    except ValueError:
+        raise InputError(f"layers: expected FIRST:LAST, top-N or top-N%, got {text!r}") from None
+    if not 0 <= first <= last < layers:
+        raise InputError(f"layers: expected layers of the model, within 0:{layers - 1}, got {text!r}")
+    return list(range(first, last + 1))
 
 
 def _check_types(config: LoraConfig) -> None:
