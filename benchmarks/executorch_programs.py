@@ -30,9 +30,8 @@ from benchmarks.executorch_peers import (
 )
 from mobizo_kernels._files import written_whole
 from mobizo_kernels.executorch.export import export_training_program
+from mobizo_kernels.loss import IGNORED, LabelledLoss
 from mobizo_kernels.models import SMOLLM2, load_model
-from mobizo_kernels.zo.loss import LabelledLoss
-from mobizo_kernels.zo.rows import IGNORED
 
 RANK, TARGETS = 8, ("q_proj", "v_proj")
 CANDIDATES = (5, 9)

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
+from mobizo_kernels.loss import IGNORED
+from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
-from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo.rows import IGNORED
 
 EPS, LR = 1e-2, 1e-5
 

@@ -19,9 +19,9 @@ from benchmarks.harness import Report, count, parser
 from benchmarks.study_runs import Material, Recipe, first_order_twin, label_loss, material, wrapped_model
 from mobizo_kernels.data import collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.ops import noise
-from mobizo_kernels.zo import LabelledLoss
 
 EPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BASES = ("float32", "bfloat16", "int8", "int4")

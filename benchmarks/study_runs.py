@@ -23,10 +23,11 @@ from mobizo_kernels.cli.evaluate import label_scores, label_targets
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.lora.targets import layer_range, linear_names
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
-from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import LabelledLoss, Selection, ZerothOrder, tuned_parameters
+from mobizo_kernels.zo import Selection, ZerothOrder, tuned_parameters
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from mobizo_kernels.executorch import Trainer
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
 from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim.seeds import query_seeds
-from mobizo_kernels.zo import LabelledLoss, make_estimator
+from mobizo_kernels.zo import make_estimator
 
 SIZES = {**tiny.SIZES, "num_hidden_layers": 1}
 GROUPED = {**SIZES, "num_key_value_heads": 2}

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels import wrap
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
 
 INVOCATION = [7, 8]
 SIZES = {**tiny.SIZES, "num_key_value_heads": 2, "head_dim": 8}

@@ -20,7 +20,7 @@ from mobizo_kernels.executorch import export
 from mobizo_kernels.executorch.program import TrainStep
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
 
 # All kinds of weights, and what only a whole program shows; the others are slow tests.
 USUAL = {

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, wrap
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
 
 KV: dict[str, Any] = {**tiny.SIZES, "num_key_value_heads": 2}
 CONFIGS: dict[str, PretrainedConfig] = {

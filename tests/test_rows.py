@@ -25,7 +25,7 @@ from transformers import (
 
 from mobizo_kernels import ZerothOrder, wrap
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32, torch.bfloat16])

@@ -26,8 +26,8 @@ from transformers import (
 
 from mobizo_kernels import wrap
 from mobizo_kernels.lora import adapter_layers, adapter_of
-from mobizo_kernels.sharing import StateStore
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.sharing import StateStore
 
 INVOCATION = [7, 8]
 SIZES = {**tiny.SIZES, "num_hidden_layers": 4}

@@ -25,8 +25,8 @@ from mobizo_kernels.lora import (
     unwrap,
     wrap,
 )
+from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim import Records, StepRecord, query_seeds
-from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo import ZerothOrder, replay
 from mobizo_kernels.zo.graphed import GraphedSteps
 

@@ -37,8 +37,8 @@ from mobizo_kernels.data import (
 )
 from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
+from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import check_rows, load_model
-from mobizo_kernels.zo import LabelledLoss
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.executorch.architecture import cannot_be_exported
 from mobizo_kernels.executorch.program import Evaluate, TrainingGraph, TrainStep
 from mobizo_kernels.lora import adapter_of, invocation_starts
-from mobizo_kernels.zo import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss
 
 _LENGTH = 12  # most tokens of a row of a step
 _DEEPER = 4  # times the tolerance of losses: that of logits after many tokens

@@ -33,8 +33,9 @@ from mobizo_kernels.lora import (
     model_fingerprint,
     wrap,
 )
+from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim import UpdateRule
-from mobizo_kernels.zo import LabelledLoss, make_estimator
+from mobizo_kernels.zo import make_estimator
 
 FORMAT = 1
 DESCRIPTION = "mobizo_description"

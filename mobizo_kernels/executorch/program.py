@@ -14,9 +14,9 @@ from mobizo_kernels import ops
 from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
 from mobizo_kernels.executorch.widening import Widening
 from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.loss import IGNORED
+from mobizo_kernels.loss.label_head import after_head
 from mobizo_kernels.optim import UpdateRule
-from mobizo_kernels.zo.label_head import after_head
-from mobizo_kernels.zo.rows import IGNORED
 
 _LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
 

@@ -1,7 +1,7 @@
 """Activated LoRA (arXiv 2504.12397): adapters that act from the invocation tokens on, and nowhere before.
 
 The keys and values of the tokens before are then those of the base model. A model that is called as usual
-gets its adapters masked here; `mobizo_kernels.sharing` makes use of the shared part.
+gets its adapters masked here; `mobizo_kernels.loss.sharing` makes use of the shared part.
 """
 
 from __future__ import annotations

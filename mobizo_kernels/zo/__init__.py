@@ -1,10 +1,9 @@
-"""Zeroth-order optimization: estimators, the loss of groups, the step, and the journal."""
+"""Zeroth-order optimization: estimators, the step, and the journal."""
 
 from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_estimator
 from mobizo_kernels.zo.journal import JournalWriter, read_journal
 from mobizo_kernels.zo.journal_file import JournalLost
 from mobizo_kernels.zo.journal_header import JournalHeader, JournalParameter
-from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.parameters import tuned_parameters
 from mobizo_kernels.zo.replay import replay, tuned_adapters
 from mobizo_kernels.zo.selection import Selection
@@ -17,7 +16,6 @@ __all__ = [
     "JournalLost",
     "JournalParameter",
     "JournalWriter",
-    "LabelledLoss",
     "OneSided",
     "Selection",
     "Steadiness",

@@ -18,10 +18,9 @@ from torch import nn
 from transformers import masking_utils
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.loss import LabelledBatch, LabelledLoss
 from mobizo_kernels.optim.base import ZOOptimizer
 from mobizo_kernels.zo.estimators import Estimator
-from mobizo_kernels.zo.labelled import LabelledBatch
-from mobizo_kernels.zo.loss import LabelledLoss
 
 MOST_GRAPHS = 32
 """Graphs kept at a time, one for each shape of a batch; the one unused for longest goes first."""

@@ -13,16 +13,16 @@ from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
-from mobizo_kernels.sharing import StateStore
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.journal import JournalWriter
 from mobizo_kernels.zo.journal_header import JournalHeader, PathLike
-from mobizo_kernels.zo.loss import LabelledLoss
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 from mobizo_kernels.zo.replay import model_fields, redo_steps
 from mobizo_kernels.zo.steadiness import Steadiness

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
-from mobizo_kernels.sharing import SharedDecoder, StateStore
-from mobizo_kernels.zo.label_head import LabelHead
-from mobizo_kernels.zo.labelled import BatchReader, LabelledBatch
-from mobizo_kernels.zo.rows import IGNORED, RowReader, Rows
-from mobizo_kernels.zo.self_check import (
+from mobizo_kernels.loss.agreement import (
     check_logits,
     checked_causal_lm,
     difference,
     evaluating,
     tells_texts_apart,
 )
+from mobizo_kernels.loss.label_head import LabelHead
+from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
+from mobizo_kernels.loss.rows import IGNORED, RowReader, Rows
+from mobizo_kernels.loss.sharing import SharedDecoder, StateStore
 
 
 class LabelledLoss:

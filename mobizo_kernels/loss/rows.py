@@ -59,7 +59,7 @@ class RowReader:
         self._pad = getattr(model.config.get_text_config(), "pad_token_id", None)
 
     def __call__(self, batch: Mapping[str, Any], never: list[int] | None = None) -> Rows:
-        """The rows of a batch, see :class:`mobizo_kernels.zo.LabelledLoss`.
+        """The rows of a batch, see :class:`mobizo_kernels.loss.LabelledLoss`.
 
         Args:
             batch: B rows.

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
-from mobizo_kernels.zo.rows import RowReader, Rows
+from mobizo_kernels.loss.rows import RowReader, Rows
 
 
 def checked_causal_lm(model: nn.Module) -> PreTrainedModel:

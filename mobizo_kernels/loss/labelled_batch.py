@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_of, invocation_starts
-from mobizo_kernels.sharing import TokenBlock
-from mobizo_kernels.zo.rows import Rows
+from mobizo_kernels.loss.rows import Rows
+from mobizo_kernels.loss.sharing import TokenBlock
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mobizo_kernels.sharing.states import KeysAndValues
+from mobizo_kernels.loss.sharing.states import KeysAndValues
 
 NAME = "mobizo_shared"
 

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, layers_from_first_adapted
-from mobizo_kernels.sharing.attention import AttentionPass, attending
-from mobizo_kernels.sharing.states import BaseStates, KeysAndValues, RowStates, StateStore
+from mobizo_kernels.loss.sharing.attention import AttentionPass, attending
+from mobizo_kernels.loss.sharing.states import BaseStates, KeysAndValues, RowStates, StateStore
 
 
 @dataclass(frozen=True)
