@@ -29,7 +29,7 @@ from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 import mobizo_kernels
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.zo.journal import read_journal
+from mobizo_kernels.journal import read_journal
 
 RUNNER = Path(mobizo_kernels.__file__).parent / "executorch" / "mobizo_runner"
 

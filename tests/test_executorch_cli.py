@@ -21,7 +21,7 @@ from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer, read_description
-from mobizo_kernels.zo import read_journal
+from mobizo_kernels.journal import read_journal
 
 STEPS = 7
 QUERIES = 2

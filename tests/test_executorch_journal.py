@@ -17,7 +17,7 @@ from programs import CANDIDATES, Unchanged, assert_same_adapter, eager_twin, tin
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.executorch import StepReport, Trainer
-from mobizo_kernels.zo import JournalLost, read_journal, replay
+from mobizo_kernels.journal import JournalLost, read_journal, replay
 
 STEPS: dict[str, Any] = {"steps": 8, "eval_every": 3}
 RECORD = 28 + 4 * 2

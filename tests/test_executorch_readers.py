@@ -19,7 +19,7 @@ from programs import tiny_dataset, tiny_program
 from mobizo_kernels.data import read_dataset
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer
-from mobizo_kernels.zo import read_journal
+from mobizo_kernels.journal import read_journal
 
 # What the native trainer says of a data set that is sound, but not for its program.
 OTHER_PROGRAM = ("must be those of the program", "is not in the vocabulary", "expected at most")

@@ -14,8 +14,7 @@ from helpers import full_disk
 from programs import Unchanged, assert_same_adapter, eager_twin, tiny_dataset, tiny_program
 
 from mobizo_kernels.executorch import StepReport, Trainer
-from mobizo_kernels.zo import replay
-from mobizo_kernels.zo.journal import read_journal
+from mobizo_kernels.journal import read_journal, replay
 
 STEPS: dict[str, Any] = {"steps": 9, "eval_every": 2}
 RECORD = 28 + 4 * 2  # bytes of a step with two queries

@@ -26,8 +26,8 @@ from programs import (
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import collate
 from mobizo_kernels.executorch import Trainer, read_description
+from mobizo_kernels.journal import JournalWriter, read_journal, replay
 from mobizo_kernels.optim import StepRecord, query_seeds
-from mobizo_kernels.zo import JournalWriter, read_journal, replay
 
 QUERIES = DEFAULTS["queries"]
 INSIDE = ("momentum and decay", "adam", "sign")

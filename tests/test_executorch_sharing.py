@@ -33,10 +33,11 @@ import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, collate, read_dataset
 from mobizo_kernels.executorch import StepReport, Trainer, export, read_description
 from mobizo_kernels.executorch.program import Evaluate, TrainStep
+from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim.seeds import query_seeds
-from mobizo_kernels.zo import make_estimator, replay
+from mobizo_kernels.zo import make_estimator
 
 INVOCATION = [7, 8]
 ACTIVATED: dict[str, Any] = {"layers_to_transform": [1, 2], "alora_invocation_tokens": INVOCATION}

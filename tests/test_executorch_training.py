@@ -32,11 +32,10 @@ from safetensors.torch import save_file
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import collate, read_dataset
 from mobizo_kernels.executorch import StepReport, Trainer
+from mobizo_kernels.journal import read_journal, replay
 from mobizo_kernels.lora import adapter_layers
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim.seeds import query_seeds
-from mobizo_kernels.zo import replay
-from mobizo_kernels.zo.journal import read_journal
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 QUERIES = DEFAULTS["queries"]

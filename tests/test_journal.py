@@ -26,10 +26,11 @@ from journals import (
 )
 
 from mobizo_kernels import reference
+from mobizo_kernels.journal import JournalHeader, JournalWriter, read_journal, tuned_adapters
 from mobizo_kernels.lora import adapter_layers, model_fingerprint
 from mobizo_kernels.ops import parameter_stream
 from mobizo_kernels.optim import StepRecord, query_seeds
-from mobizo_kernels.zo import JournalHeader, JournalWriter, ZerothOrder, read_journal, tuned_adapters
+from mobizo_kernels.zo import ZerothOrder
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

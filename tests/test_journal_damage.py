@@ -12,7 +12,8 @@ import torch
 from helpers import full_disk
 from journals import OPTIONS, RECORD, adapters, assert_same_adapters, parse, train, wrapped
 
-from mobizo_kernels.zo import JournalWriter, ZerothOrder, read_journal, replay
+from mobizo_kernels.journal import JournalWriter, read_journal, replay
+from mobizo_kernels.zo import ZerothOrder
 
 
 def test_every_truncation(tmp_path: Path, rng: torch.Generator) -> None:

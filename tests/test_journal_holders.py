@@ -16,8 +16,9 @@ import tiny
 import torch
 from journals import OPTIONS, RECORD, adapters, assert_same_adapters, train, wrapped
 
+from mobizo_kernels.journal import JournalHeader, JournalLost, JournalWriter, read_journal, replay
 from mobizo_kernels.optim import StepRecord
-from mobizo_kernels.zo import JournalHeader, JournalLost, JournalWriter, ZerothOrder, read_journal, replay
+from mobizo_kernels.zo import ZerothOrder
 
 
 def test_a_journal_has_one_writer(tmp_path: Path, rng: torch.Generator) -> None:

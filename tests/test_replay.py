@@ -25,9 +25,10 @@ from journals import (
 from peft import LoraConfig
 
 from mobizo_kernels import reference
+from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, wrap
 from mobizo_kernels.optim import query_seeds
-from mobizo_kernels.zo import ZerothOrder, replay
+from mobizo_kernels.zo import ZerothOrder
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 

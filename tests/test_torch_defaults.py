@@ -16,6 +16,7 @@ from torch import nn
 
 from mobizo_kernels import reference
 from mobizo_kernels.data import EncodedExample, collate
+from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import (
     adapter_layers,
     adapter_of,
@@ -27,7 +28,7 @@ from mobizo_kernels.lora import (
 )
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim import Records, StepRecord, query_seeds
-from mobizo_kernels.zo import ZerothOrder, replay
+from mobizo_kernels.zo import ZerothOrder
 from mobizo_kernels.zo.graphed import GraphedSteps
 
 INVOCATION = [7, 8]

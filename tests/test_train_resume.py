@@ -19,10 +19,10 @@ from mobizo_kernels.cli import train_eager
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.journal import JournalWriter, read_journal, replay
 from mobizo_kernels.lora import adapter_layers, load_adapter
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
-from mobizo_kernels.zo import JournalWriter, read_journal, replay
 
 STEPS = 7
 RECORD = 28 + 4 * 2

@@ -35,7 +35,7 @@ struct Field {
   Check check;
 };
 
-// That `json` has exactly these members, each of its type. mobizo_kernels/zo/journal_header.py asks the same.
+// That `json` has exactly these members, each of its type. mobizo_kernels/journal/header.py asks the same.
 template <size_t n>
 void check_fields(const Json& json, const Field (&fields)[n]) {
   for (const Field& field : fields) blaming(field.name, [&] { field.check(json[field.name]); });

@@ -29,12 +29,13 @@ from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, collate, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
+from mobizo_kernels.journal import JournalLost
 from mobizo_kernels.lora import adapter_layers, save_adapter, wrap
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.optim import Records
-from mobizo_kernels.zo import JournalLost, Selection, StepOutput, ZerothOrder
+from mobizo_kernels.zo import Selection, StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:

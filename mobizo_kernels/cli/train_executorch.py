@@ -25,9 +25,10 @@ from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_ru
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
+from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.models import load_tokenizer
-from mobizo_kernels.zo import JournalLost, make_estimator, read_journal
+from mobizo_kernels.zo import make_estimator
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import StepReport, Trainer, Validation

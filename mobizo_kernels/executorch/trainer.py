@@ -114,7 +114,7 @@ class Trainer:
         lost = result.pop("lost")
         made = TrainResult(**{**result, "evaluations": [Validation(**v) for v in result["evaluations"]]})
         if lost:
-            from mobizo_kernels.zo import JournalLost  # PEFT takes seconds to import
+            from mobizo_kernels.journal import JournalLost  # PEFT takes seconds to import
 
             error = JournalLost(lost)
             error.result = made

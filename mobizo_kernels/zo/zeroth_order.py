@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mobizo_kernels.journal import JournalWriter
+from mobizo_kernels.journal.header import JournalHeader, PathLike
+from mobizo_kernels.journal.replay import model_fields, redo_steps
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
 from mobizo_kernels.loss import LabelledLoss
@@ -21,10 +24,7 @@ from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
-from mobizo_kernels.zo.journal import JournalWriter
-from mobizo_kernels.zo.journal_header import JournalHeader, PathLike
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
-from mobizo_kernels.zo.replay import model_fields, redo_steps
 from mobizo_kernels.zo.steadiness import Steadiness
 
 _log = logging.getLogger(__name__)
@@ -170,7 +170,8 @@ class ZerothOrder:
         sync_every: int = 1,
     ) -> Records:
         """Record every step from now on in `path`, before it is applied: replaying the file gives this run's
-        adapter bit for bit (:func:`mobizo_kernels.zo.replay`), and a run that was cut off can go on from it.
+        adapter bit for bit (:func:`mobizo_kernels.journal.replay`), and a run that was cut off can go on from
+        it.
 
         Args:
             path: of the journal; must not exist unless `resume`.

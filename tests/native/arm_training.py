@@ -25,8 +25,8 @@ from programs import (  # noqa: E402
     tiny_llama,
 )
 
+from mobizo_kernels.journal import replay  # noqa: E402
 from mobizo_kernels.lora import adapter_layers  # noqa: E402
-from mobizo_kernels.zo import replay  # noqa: E402
 
 LAYERS, STEPS = 2, 6
 LOSS_TOLERANCE = 1e-5

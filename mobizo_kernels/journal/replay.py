@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mobizo_kernels.journal.header import JournalHeader, JournalParameter, PathLike, difference
+from mobizo_kernels.journal.journal import read_journal
 from mobizo_kernels.lora import (
     adapter_fingerprints,
     adapter_layers,
@@ -19,8 +21,6 @@ from mobizo_kernels.optim.base import ZOOptimizer
 from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records
 from mobizo_kernels.optim.seeds import query_seeds
-from mobizo_kernels.zo.journal import read_journal
-from mobizo_kernels.zo.journal_header import JournalHeader, JournalParameter, PathLike, difference
 
 _OTHERS = {
     "lora_a": "is of another LoRA-A, as another seed of wrap draws it",

@@ -13,9 +13,9 @@ from types import TracebackType
 
 import torch
 
+from mobizo_kernels.journal.file import JournalFile, JournalLost
+from mobizo_kernels.journal.header import VERSION, JournalHeader, PathLike, parse_header
 from mobizo_kernels.optim.records import Records, StepRecord, parse_records, to_bytes
-from mobizo_kernels.zo.journal_file import JournalFile, JournalLost
-from mobizo_kernels.zo.journal_header import VERSION, JournalHeader, PathLike, parse_header
 
 
 class JournalWriter:
