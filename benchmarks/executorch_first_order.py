@@ -3,8 +3,9 @@
 `torch.export.experimental._export_forward_backward` makes the graph; SGD on the parameters is the driver's.
 As the graph comes, each backward product with a weight goes through a transposed copy of it that is made in
 every step, and the backward of norms, softmax and SiLU has operations that XNNPACK has no kernels for.
-`better_form` says the same in others: it is to the backward what mobizo_kernels/executorch/forms.py is to the
-forward, and no part of ExecuTorch. Its price: the file and the packed weights hold every weight twice.
+`better_form` says the same in others: it is to the backward what
+mobizo_kernels/executorch/xnnpack_rewrites.py is to the forward, and no part of ExecuTorch. Its price: the
+file and the packed weights hold every weight twice.
 """
 
 from __future__ import annotations

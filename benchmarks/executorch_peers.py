@@ -11,10 +11,11 @@ from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels.executorch.forms import GroupedAttention, product_rotation, replace_norms
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
+from mobizo_kernels.executorch.rotation import product_rotation
+from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_norms
 from mobizo_kernels.optim import UpdateRule
 
 EPS, LR = 1e-2, 1e-3

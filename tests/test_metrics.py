@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobizo_kernels.cli import metrics
+from mobizo_kernels.training import metrics
 
 SCORES = np.array([[2.0, 1.0], [0.5, 1.0], [3.0, 0.0], [0.0, 0.1], [1.0, -1.0]], dtype=np.float32)
 TARGETS = np.array([0, 0, 0, 1, 1])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mobizo_kernels.zo import Selection
+from mobizo_kernels.training import Selection
 
 
 def test_a_lower_loss_is_kept_and_the_first(rng: torch.Generator) -> None:

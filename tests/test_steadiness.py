@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from mobizo_kernels.zo.steadiness import WINDOW, Steadiness
+from mobizo_kernels.training.divergence import WINDOW, Steadiness
 
 
 def unsteady_at(losses: Iterable[float]) -> int | None:

@@ -19,7 +19,7 @@ from mobizo_kernels.cli.report import training_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_eager import learning_rate_schedule
-from mobizo_kernels.zo import selection, steadiness
+from mobizo_kernels.training import divergence, selection
 
 KEYS = {
     "accuracy_before", "balanced_accuracy_before", "calibrated_accuracy_before", "auc_before",
@@ -183,7 +183,7 @@ def test_a_longer_run_does_not_end_worse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At a rate that is too high for a long run: the best is kept, and where all is lost no step is made."""
-    monkeypatch.setattr(steadiness, "RISE", rise)  # a model as small as this cannot be wrong by much more
+    monkeypatch.setattr(divergence, "RISE", rise)  # a model as small as this cannot be wrong by much more
     kept = []
     options = {**task, **RECIPE, "lr": lr, "eval_every": 5, "eval_rows": 8}
     for planned in (10, 20, 40):

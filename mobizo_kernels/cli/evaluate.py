@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.settings import (
     EvalSettings,
@@ -39,6 +38,7 @@ from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import check_rows, load_model
+from mobizo_kernels.training import metrics
 
 _log = logging.getLogger(__name__)
 

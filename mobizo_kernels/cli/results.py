@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from mobizo_kernels._files import remove_dead_scratch, scratch_directory
-from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import quality
 from mobizo_kernels.cli.memory import peak_rss_mb
@@ -24,6 +23,7 @@ from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.errors import InputError, first_line
 from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE
+from mobizo_kernels.training import metrics
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"

@@ -14,7 +14,6 @@ import torch
 from torch.optim import lr_scheduler
 from tqdm import tqdm
 
-from mobizo_kernels.cli import metrics
 from mobizo_kernels.cli.evaluate import label_scores, label_targets, load_task, tuning_rows
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.results import (
@@ -35,7 +34,8 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.optim import Records
-from mobizo_kernels.zo import Selection, StepOutput, ZerothOrder
+from mobizo_kernels.training import Selection, metrics
+from mobizo_kernels.zo import StepOutput, ZerothOrder
 
 
 def train_eager(settings: TrainSettings) -> dict[str, Any]:

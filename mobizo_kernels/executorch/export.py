@@ -20,11 +20,11 @@ from mobizo_kernels.data import tokenizer_fingerprint
 from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
 from mobizo_kernels.executorch.experts import replace_experts
-from mobizo_kernels.executorch.forms import GroupedAttention, replace_gelus, replace_norms
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
+from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
 from mobizo_kernels.lora import (
     adapter_config,
     adapter_layers,

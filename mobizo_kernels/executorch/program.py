@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels import ops
-from mobizo_kernels.executorch.forms import BLOCKED, GroupedAttention
 from mobizo_kernels.executorch.widening import Widening
+from mobizo_kernels.executorch.xnnpack_rewrites import BLOCKED, GroupedAttention
 from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.loss import IGNORED
 from mobizo_kernels.loss.label_head import after_head

@@ -22,10 +22,10 @@ from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
+from mobizo_kernels.training.divergence import Steadiness
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
-from mobizo_kernels.zo.steadiness import Steadiness
 
 _log = logging.getLogger(__name__)
 
