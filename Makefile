@@ -1,13 +1,5 @@
 # Every target sets up what it needs: a fresh machine with Python >= 3.10, pip and a C++ compiler is enough.
-#
-#   make demo     tune a real 135M-parameter model by forward passes only, and show what it learned
-#   make test     the test suite
-#   make bench    the benchmarks of docs/benchmarks.md (an idle machine, please)
-#   make lint     ruff, mypy, clang-format
-#   make native   the kernels in a program of their own
-#   make arm      that program and the native trainer, cross-built for aarch64 and run under qemu
-#   make wheel    a wheel by Clang: what its binaries tell, and how it does with the oldest versions allowed
-#   make install  .venv with the package, its extras, and the demo's model and data
+# What stands behind ## is what `make help` says of a target.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,9 +9,13 @@ CONSTRAINTS := .ci/constraints.txt
 NATIVE := $(shell find csrc executorch_ops -type f)
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
 
-.PHONY: install demo test bench lint native arm wheel clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench lint native arm wheel clean
 
-install: $(VENV)/.installed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## .venv with the package, its extras, and the model and data of the demo
 
 # The pinned tools that build the package live in .venv too, so that a rebuild does not set up torch again.
 $(VENV)/.tools: $(CONSTRAINTS) pyproject.toml
@@ -34,30 +30,30 @@ $(VENV)/.installed: $(VENV)/.tools $(NATIVE) pyproject.toml setup.py
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,gpu,test,lint]'
 	touch $@
 
-demo: install
+demo: install  ## tune a real 135M-parameter model by forward passes only, and show what it learned
 	$(BIN)/mobizo demo
 
-test: install
+test: install  ## the test suite
 	$(BIN)/pytest tests
 
-bench: install
+bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
 	for name in noise perturb zo_optimizers mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
-lint: install
+lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
-native: install
+native: install  ## the kernels in a program of their own
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh
 
-arm: install
+arm: install  ## that program and the native trainer, cross-built for aarch64 and run under qemu
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh --aarch64
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/arm_training.sh
 
-wheel: install
+wheel: install  ## a wheel by Clang: what its binaries tell, and how it does with the oldest versions allowed
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/wheel.sh
 
-clean:
+clean:  ## remove .venv and whatever was built
 	rm -rf $(VENV) build demo
