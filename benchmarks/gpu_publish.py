@@ -28,8 +28,9 @@ def results(run: dict[str, Any], path: str) -> list[str]:
     """Markdown: the machine, what was not reached, the goals, and every table of a run."""
     machine = run["machine"]
     facts = ", ".join(f"{name} {machine[name]}" for name in ("driver", "runtime", "torch", "triton", "date"))
+    quick = ", quick: small sizes, models of 4 layers" if run["settings"]["quick"] else ""
     lines = [
-        f"### {machine['device']}, stage {run['settings']['stage'] or 'ops and steps'}",
+        f"### {machine['device']}, stage {run['settings']['stage'] or 'ops and steps'}{quick}",
         f"{facts}; `{path}`. Comparisons: {run['comparisons']}, of which wrong: {len(run['wrong'])}.",
     ]
     lines += [f"\nWrong: {what}." for what in run["wrong"]]
@@ -51,8 +52,9 @@ def results(run: dict[str, Any], path: str) -> list[str]:
 
 
 def picture(runs: list[dict[str, Any]], path: Path) -> bool:
-    """Time of a step over the bare forward: the first case of every run that has one. Whether any has."""
-    told = [(run["machine"]["device"], _ratios(run["tables"].get("step", []))) for run in runs]
+    """Time of a step over the bare forward: the first case of every whole run that has one. Whether any has."""
+    whole = [run for run in runs if not run["settings"]["quick"]]
+    told = [(run["machine"]["device"], _ratios(run["tables"].get("step", []))) for run in whole]
     told = [(device, ratios) for device, ratios in told if ratios]
     if not told:
         return False

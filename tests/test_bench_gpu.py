@@ -92,9 +92,10 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def on_a_gpu(file: Path) -> None:
-    """Let the JSON file say that its run had one, for tables are made of no other."""
+    """Let the JSON file say that its run had one, and was whole: tables and pictures are made of no other."""
     report = json.loads(file.read_text())
     report["machine"] |= {"driver": "1.2", "runtime": "CUDA 13.0", "device": "Some GPU"}
+    report["settings"]["quick"] = False
     file.write_text(json.dumps(report))
 
 
