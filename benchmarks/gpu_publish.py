@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.gpu_report import DONE
 
 MARKER = "<!-- results -->"
 PICTURE = "gpu_steps.png"
+PAGE_WIDTH = 100
 
 
 def results(run: dict[str, Any], path: str) -> list[str]:
@@ -31,12 +33,17 @@ def results(run: dict[str, Any], path: str) -> list[str]:
     quick = ", quick: small sizes, models of 4 layers" if run["settings"]["quick"] else ""
     lines = [
         f"### {machine['device']}, stage {run['settings']['stage'] or 'ops and steps'}{quick}",
-        f"{facts}; `{path}`. Comparisons: {run['comparisons']}, of which wrong: {len(run['wrong'])}.",
+        textwrap.fill(
+            f"{facts}; `{path}`. Comparisons: {run['comparisons']}, of which wrong: {len(run['wrong'])}.",
+            PAGE_WIDTH,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
     ]
     lines += [f"\nWrong: {what}." for what in run["wrong"]]
     unfinished = [f"{part} ({how})" for part, how in run["parts"].items() if how != DONE]
     if unfinished:
-        lines += ["", f"Not measured in full: {', '.join(unfinished)}."]
+        lines += ["", textwrap.fill(f"Not measured in full: {', '.join(unfinished)}.", PAGE_WIDTH)]
     if run["goals"]:
         lines += ["", "| goal | wanted | measured | |", "|---|---|---|---|"]
     for goal in run["goals"]:
@@ -52,7 +59,7 @@ def results(run: dict[str, Any], path: str) -> list[str]:
 
 
 def picture(runs: list[dict[str, Any]], path: Path) -> bool:
-    """Time of a step over the bare forward: the first case of every whole run that has one. Whether any has."""
+    """Time of a step over the bare forward: the first case of every whole run with one. Whether any has."""
     whole = [run for run in runs if not run["settings"]["quick"]]
     told = [(run["machine"]["device"], _ratios(run["tables"].get("step", []))) for run in whole]
     told = [(device, ratios) for device, ratios in told if ratios]
