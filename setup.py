@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
-OLDEST_TORCH = (2, 10)  # the first with every part of the stable ABI that csrc/aten uses
+OLDEST_TORCH = (2, 10)  # the first with every part of the stable ABI that csrc/torch uses
 TORCH_EXTENSION = "mobizo_kernels._C"
 TRAINER_EXTENSION = "mobizo_kernels.executorch._trainer"
 TRAINER_FILES = ("libmobizo_executorch.so", "mobizo_runner", "_built_for")  # beside it

@@ -1,7 +1,7 @@
 """Safetensors files that the native trainer reads, too, read as it reads them.
 
-executorch_ops/trainer/safetensors.cpp takes and refuses the same files: what the safetensors library lets
-pass, such as a name that comes twice, would be one thing here and another there.
+executorch_ops/trainer/files/safetensors.cpp takes and refuses the same files: what the safetensors library
+lets pass, such as a name that comes twice, would be one thing here and another there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiled module: executorch_ops/trainer/python.cpp."""
+"""The compiled module: executorch_ops/trainer/app/python.cpp."""
 
 from collections.abc import Callable
 from pathlib import Path

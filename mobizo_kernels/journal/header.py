@@ -199,7 +199,7 @@ def _with_scaling(parameter: dict[str, Any]) -> dict[str, Any]:
 
 def _check(values: dict[str, Any], types: dict[str, tuple[type, ...]]) -> None:
     """Raise ValueError unless there is exactly one value of each name, of one of its types; a list, but for
-    that of the parameters, holds whole numbers. executorch_ops/trainer/journal.cpp asks the same.
+    that of the parameters, holds whole numbers. executorch_ops/trainer/files/journal.cpp asks the same.
     """
     if odd := sorted(types.keys() ^ values.keys()):
         raise ValueError(f"it {'lacks' if odd[0] in types else 'has the unknown'} {odd[0]}")

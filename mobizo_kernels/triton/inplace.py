@@ -1,5 +1,5 @@
 """What torch and its users expect of an op that changes its arguments: no memory under two names, every
-change made known. csrc/aten/inplace.cpp is the same on the CPU."""
+change made known. csrc/torch/inplace.cpp is the same on the CPU."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 // Data sets: batches against a plain construction, and rows that do not fit.
 #pragma once
 
-#include "../../executorch_ops/trainer/dataset.h"
+#include "../../executorch_ops/trainer/program/dataset.h"
 #include "trainer_harness.h"
 
 namespace mobizo::trainer {

@@ -10,8 +10,8 @@
 #include <iterator>
 #include <limits>
 
-#include "../../executorch_ops/trainer/crc32.h"
-#include "../../executorch_ops/trainer/journal.h"
+#include "../../executorch_ops/trainer/files/crc32.h"
+#include "../../executorch_ops/trainer/files/journal.h"
 #include "trainer_harness.h"
 
 namespace mobizo::trainer {

@@ -1,7 +1,7 @@
 // JSON: what is read, what is written, what is refused.
 #pragma once
 
-#include "../../executorch_ops/trainer/json.h"
+#include "../../executorch_ops/trainer/files/json.h"
 #include "trainer_harness.h"
 
 namespace mobizo::trainer {

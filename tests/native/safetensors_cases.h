@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../../executorch_ops/trainer/safetensors.h"
+#include "../../executorch_ops/trainer/files/safetensors.h"
 #include "trainer_harness.h"
 
 namespace mobizo::trainer {

@@ -10,8 +10,8 @@
 #include <functional>
 #include <string>
 
-#include "../../executorch_ops/trainer/errors.h"
-#include "../../executorch_ops/trainer/file.h"
+#include "../../executorch_ops/trainer/files/errors.h"
+#include "../../executorch_ops/trainer/files/file.h"
 #include "harness.h"
 
 namespace mobizo::trainer {

@@ -5,13 +5,13 @@
 // Prints one line for each failed check, and the count. Exit status 0 if nothing failed.
 #include <cmath>
 
-#include "../../executorch_ops/trainer/blake2b.h"
-#include "../../executorch_ops/trainer/estimator.h"
-#include "../../executorch_ops/trainer/schedule.h"
-#include "../../executorch_ops/trainer/seeds.h"
-#include "../../executorch_ops/trainer/selection.h"
-#include "../../executorch_ops/trainer/steadiness.h"
-#include "../../executorch_ops/trainer/update_rule.h"
+#include "../../executorch_ops/trainer/files/blake2b.h"
+#include "../../executorch_ops/trainer/files/update_rule.h"
+#include "../../executorch_ops/trainer/loop/estimator.h"
+#include "../../executorch_ops/trainer/loop/schedule.h"
+#include "../../executorch_ops/trainer/loop/seeds.h"
+#include "../../executorch_ops/trainer/loop/selection.h"
+#include "../../executorch_ops/trainer/loop/steadiness.h"
 #include "dataset_cases.h"
 #include "journal_cases.h"
 #include "json_cases.h"

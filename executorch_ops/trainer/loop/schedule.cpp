@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "errors.h"
+#include "../files/errors.h"
 
 namespace mobizo::trainer {
 

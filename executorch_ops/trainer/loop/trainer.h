@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "evaluation.h"
-#include "journal.h"
+#include "../files/journal.h"
+#include "../program/evaluation.h"
 
 namespace mobizo::trainer {
 

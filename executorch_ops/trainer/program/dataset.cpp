@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <set>
 
-#include "checksum.h"
-#include "errors.h"
-#include "safetensors.h"
+#include "../files/checksum.h"
+#include "../files/errors.h"
+#include "../files/safetensors.h"
 
 namespace mobizo::trainer {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <executorch/runtime/core/exec_aten/util/scalar_type_util.h>
 
-#include "errors.h"
-#include "safetensors.h"
+#include "../files/errors.h"
+#include "../files/safetensors.h"
 
 namespace mobizo::trainer {
 namespace {

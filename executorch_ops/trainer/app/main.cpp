@@ -6,9 +6,9 @@
 #include <cstring>
 #include <exception>
 
+#include "../files/errors.h"
+#include "../files/journal.h"
 #include "commands.h"
-#include "errors.h"
-#include "journal.h"
 
 namespace {
 

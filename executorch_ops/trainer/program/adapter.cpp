@@ -3,9 +3,9 @@
 #include <cstring>
 #include <set>
 
-#include "errors.h"
-#include "json.h"
-#include "safetensors.h"
+#include "../files/errors.h"
+#include "../files/json.h"
+#include "../files/safetensors.h"
 
 namespace mobizo::trainer {
 namespace {

@@ -8,10 +8,10 @@
 #include <atomic>
 #include <filesystem>
 
-#include "adapter.h"
-#include "errors.h"
-#include "safetensors.h"
-#include "trainer.h"
+#include "../files/errors.h"
+#include "../files/safetensors.h"
+#include "../loop/trainer.h"
+#include "../program/adapter.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;

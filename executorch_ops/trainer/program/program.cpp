@@ -8,10 +8,10 @@
 #include <new>
 #include <utility>
 
-#include "checksum.h"
-#include "errors.h"
+#include "../files/checksum.h"
+#include "../files/errors.h"
+#include "../files/safetensors.h"
 #include "runtime.h"
-#include "safetensors.h"
 #include "signature.h"
 
 namespace mobizo::trainer {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "errors.h"
+#include "../files/errors.h"
 
 namespace mobizo::trainer {
 namespace {

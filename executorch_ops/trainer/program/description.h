@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "json.h"
-#include "update_rule.h"
+#include "../files/json.h"
+#include "../files/update_rule.h"
 
 namespace mobizo::trainer {
 

@@ -1,7 +1,7 @@
 #include "run_header.h"
 
-#include "blake2b.h"
-#include "errors.h"
+#include "../files/blake2b.h"
+#include "../files/errors.h"
 
 namespace mobizo::trainer {
 namespace {

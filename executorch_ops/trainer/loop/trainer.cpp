@@ -6,7 +6,7 @@
 #include <memory>
 #include <utility>
 
-#include "errors.h"
+#include "../files/errors.h"
 #include "estimator.h"
 #include "run_header.h"
 #include "schedule.h"

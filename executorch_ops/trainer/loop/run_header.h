@@ -1,9 +1,9 @@
 // What the header of a journal says of a run: everything that decides on its outcome.
 #pragma once
 
-#include "dataset.h"
-#include "journal.h"
-#include "program.h"
+#include "../files/journal.h"
+#include "../program/dataset.h"
+#include "../program/program.h"
 #include "trainer.h"
 
 namespace mobizo::trainer {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <set>
 
-#include "errors.h"
+#include "../files/errors.h"
 
 namespace mobizo::trainer {
 namespace {

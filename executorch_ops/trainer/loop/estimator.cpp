@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "errors.h"
+#include "../files/errors.h"
 
 namespace mobizo::trainer {
 namespace {

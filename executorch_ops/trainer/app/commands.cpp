@@ -8,11 +8,11 @@
 #include <cmath>
 #include <cstdio>
 
-#include "adapter.h"
-#include "errors.h"
+#include "../files/errors.h"
+#include "../files/safetensors.h"
+#include "../loop/trainer.h"
+#include "../program/adapter.h"
 #include "options.h"
-#include "safetensors.h"
-#include "trainer.h"
 
 namespace mobizo::trainer {
 namespace {

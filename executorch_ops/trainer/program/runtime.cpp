@@ -7,7 +7,7 @@
 
 #include <mutex>
 
-#include "errors.h"
+#include "../files/errors.h"
 
 // The header is not part of the SDK, the symbols are.
 namespace executorch::extension::threadpool {
