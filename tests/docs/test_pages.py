@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import runpy
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ PAGES = sorted(
     path.relative_to(ROOT)
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
 )
+FOLDERS = ("benchmarks", "csrc", "docs", "executorch_ops", "mobizo_kernels")
 RUNNABLE = ("README.md", "docs/usage.md")
 WIDTH = 100
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -48,6 +51,21 @@ def test_links(page: Path) -> None:
         assert there.exists(), f"{page}: no {target}"
         if anchor:
             assert anchor in anchors(there.relative_to(ROOT)), f"{page}: {target} has no heading {anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_what_is_named_is_there(page: Path) -> None:
+    """Files of the tree and names of the package in `code`, and modules that are run."""
+    names = set(re.findall(r"`([^`\s]+)`", prose(page)))
+    paths = {name for name in names if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]+", name)}
+    for module in re.findall(r"python -m (benchmarks\.\w+)", (ROOT / page).read_text(encoding="utf-8")):
+        paths.add(module.replace(".", "/") + ".py")
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    for name in names:
+        if re.fullmatch(r"mobizo_kernels(\.\w+)+", name) and (
+            find_spec("executorch") or "executorch" not in name
+        ):
+            pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
