@@ -35,14 +35,15 @@ pip --force-reinstall --no-deps "$wheel"
 # Away from the sources, which would hide the installed package.
 away=$(mktemp -d)
 trap 'rm -rf "$away"' EXIT
-cp -r tests benchmarks "$away"
+cp -r tests benchmarks pyproject.toml "$away"
 python="$PWD/$oldest/bin/python"
-cd "$away/tests"
-# PEFT 0.19 takes no layers_pattern alone, and under transformers 5.0 loads no adapter of a Mixtral: wrap() refuses both by name.
-"$python" -m pytest test_noise.py test_perturb.py test_inplace.py test_gradients.py test_metrics.py test_lora.py \
-  --deselect "test_lora.py::test_forward_is_that_of_peft[layers-pattern]" \
-  --deselect test_lora.py::test_attention_of_a_mixture_of_experts
-# The GPU kernels under the oldest Triton: what they compute, and that they compile without spills for one target.
-"$python" -m pytest triton_values/test_noise.py triton_values/test_zo_update.py triton_values/test_mp_lora_linear.py
 cd "$away"
+# PEFT 0.19 takes no layers_pattern alone, and under transformers 5.0 loads no adapter of a Mixtral: wrap() refuses both by name.
+"$python" -m pytest tests/ops/test_noise.py tests/ops/test_perturb.py tests/ops/test_inplace.py tests/ops/test_gradients.py \
+  tests/training/test_metrics.py tests/lora/test_wrapping.py \
+  --deselect "tests/lora/test_wrapping.py::test_forward_is_that_of_peft[layers-pattern]" \
+  --deselect tests/lora/test_wrapping.py::test_attention_of_a_mixture_of_experts
+# The GPU kernels under the oldest Triton: what they compute, and that they compile without spills for one target.
+"$python" -m pytest tests/triton_values/test_noise.py tests/triton_values/test_zo_update.py \
+  tests/triton_values/test_mp_lora_linear.py
 "$python" -m benchmarks.gpu_static_cost --targets sm_90 | tail -n 2

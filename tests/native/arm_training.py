@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from programs import (  # noqa: E402
     DEFAULTS,
@@ -31,7 +31,7 @@ from mobizo_kernels.lora import adapter_layers  # noqa: E402
 LAYERS, STEPS = 2, 6
 LOSS_TOLERANCE = 1e-5
 CPUS = ("max,sme=off", "cortex-a76")  # plain max has SME, with which XNNPACK is slow under emulation
-KNOWN_ANSWERS = Path(__file__).parents[1] / "data" / "noise_vectors.json"
+KNOWN_ANSWERS = Path(__file__).parents[1] / "support" / "noise_vectors.json"
 
 
 @dataclass(frozen=True)

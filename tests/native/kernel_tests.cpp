@@ -1,6 +1,6 @@
 // The kernels of every instruction set against the known answers of the noise contract and against plain loops.
 //
-//   kernel_tests tests/data/noise_vectors.json
+//   kernel_tests tests/support/noise_vectors.json
 //
 // Prints one line for each failed check, a digest of everything that noise, perturb and the optimizers wrote (the same on every
 // platform), and the count. Exit status 0 if nothing failed.
@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
   using namespace mobizo;
   std::ifstream file(argc == 2 ? argv[1] : "");
   if (!file) {
-    std::fprintf(stderr, "usage: kernel_tests tests/data/noise_vectors.json\n");
+    std::fprintf(stderr, "usage: kernel_tests tests/support/noise_vectors.json\n");
     return 2;
   }
   const std::string json{std::istreambuf_iterator<char>(file), {}};

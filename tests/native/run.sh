@@ -23,7 +23,7 @@ digest=""
 run() {  # run NAME COMMAND...: the test program's output, and the same digest as in every run before
   echo "== $1"
   local output status=0
-  output=$("${@:2}" tests/data/noise_vectors.json) || status=$?
+  output=$("${@:2}" tests/support/noise_vectors.json) || status=$?
   echo "$output"
   [ "$status" = 0 ] || exit "$status"
   local found

@@ -1,6 +1,6 @@
 // The native trainer without a program: its files, its arithmetic, its errors.
 //
-//   trainer_tests tests/data/noise_vectors.json
+//   trainer_tests tests/support/noise_vectors.json
 //
 // Prints one line for each failed check, and the count. Exit status 0 if nothing failed.
 #include <cmath>
@@ -128,7 +128,7 @@ void update_rule_cases(Report& report) {
   refused(R"({"name": "sign"})", "weight_decay");
 }
 
-// As tests/test_steadiness.py has it, shortly.
+// As tests/training/test_steadiness.py has it, shortly.
 void steadiness_cases(Report& report) {
   const auto unsteady_at = [](const std::vector<float>& losses) {
     Steadiness steadiness;
@@ -152,7 +152,7 @@ void steadiness_cases(Report& report) {
   check_equal(report, "no losses", text(unsteady_at(std::vector<float>(40, NAN))), "19");
 }
 
-// As tests/test_selection.py has it, shortly.
+// As tests/training/test_selection.py has it, shortly.
 void selection_cases(Report& report) {
   const auto kept = [](const std::vector<std::vector<double>>& validations) {
     Selection selection;
@@ -173,7 +173,7 @@ void selection_cases(Report& report) {
 int main(int argc, char** argv) {
   using namespace mobizo;
   if (argc != 2) {
-    std::fprintf(stderr, "usage: trainer_tests tests/data/noise_vectors.json\n");
+    std::fprintf(stderr, "usage: trainer_tests tests/support/noise_vectors.json\n");
     return 2;
   }
   Report report;

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import DISTRIBUTIONS, DTYPES, gamma, name_of, poisoned, storage_error
-from test_mp_lora import Problem, assert_close, problem
+from mp_lora_problems import Problem, assert_close, problem
 
 from mobizo_kernels.triton.mp_lora_linear import fused, fuses
 

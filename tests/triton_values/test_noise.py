@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
@@ -21,7 +22,6 @@ from helpers import (
     poisoned,
     signed,
 )
-from memory import assert_guarded, guarded, moved
 
 from mobizo_kernels import reference
 from mobizo_kernels.triton.matrix import chunks_of, noise_of_b, width_of

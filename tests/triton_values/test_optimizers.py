@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
@@ -17,7 +18,6 @@ from helpers import (
     name_of,
     poisoned,
 )
-from memory import assert_guarded, guarded, moved
 
 from mobizo_kernels import reference
 

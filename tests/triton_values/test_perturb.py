@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
@@ -18,7 +19,6 @@ from helpers import (
     name_of,
     poisoned,
 )
-from memory import assert_guarded, guarded, moved
 
 from mobizo_kernels import reference
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import PROMPT, contents, run, train
 from helpers import full_disk
-from test_cli import PROMPT, contents, inputs, run, train
 
 from mobizo_kernels.cli import main, runner
 from mobizo_kernels.cli.processes import in_fresh_process
-
-__all__ = ["inputs"]  # the fixture
 
 
 @pytest.mark.parametrize("arguments", [["env"], ["env", "--json"], ["--help"], ["train", "--help"]])

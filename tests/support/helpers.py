@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("gaussian", "rademacher")
 SEEDS = (0, 7, -1, 2**63 - 1, -(2**63), -6148914691236517206)
 
-KNOWN_ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "data/noise_vectors.json").read_text())
+KNOWN_ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "noise_vectors.json").read_text())
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 

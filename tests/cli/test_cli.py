@@ -9,61 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
+from commands import PROMPT, SHORT, contents, run, train
+from tiny_texts import write_csv
 
 import mobizo_kernels
-from mobizo_kernels.cli import demo, main
+from mobizo_kernels.cli import demo
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.data import Example
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.lora.targets import layer_range
-
-PROMPT = [f"--template={TEMPLATE}", f"--verbalizer={json.dumps(WORDS)}"]
-SHORT = [
-    *PROMPT,
-    "--steps=2",
-    "--queries=2",
-    "--batch-size=4",
-    "--eval-rows=8",
-    "--validation-rows=8",
-    "--dtype=float32",
-]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and several data files, most of them bad."""
-    directory = tmp_path_factory.mktemp("inputs")
-    save_model(directory / "model")
-    save_model(directory / "wider", hidden_size=64)
-    save_model(directory / "few_positions", max_position_embeddings=8)
-    save_model(directory / "small_vocabulary", vocab_size=280)
-    write_csv(directory / "data.csv", reviews())
-    write_csv(directory / "empty_text.csv", [*reviews(), Example(" ", "1")])
-    write_csv(directory / "third_label.csv", [*reviews(), *(Example(f"middling {n}", "2") for n in range(9))])
-    return directory
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main.run(arguments)
-    return int(exit_info.value.code or 0)
-
-
-def contents(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def train(inputs: Path, out: Path, *options: str) -> int:
-    return run(
-        "train",
-        f"--model={inputs / 'model'}",
-        f"--data={inputs / 'data.csv'}",
-        f"--out={out}",
-        *SHORT,
-        *options,
-    )
 
 
 @pytest.mark.parametrize(

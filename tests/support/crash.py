@@ -1,7 +1,7 @@
 """Kills runs, resumes them each time, and compares what comes out: of mobizo_runner at random moments, of
 `mobizo train` in torch in the third time that it goes through its rows.
 
-    python tests/crash.py --kills 50
+    python tests/support/crash.py --kills 50
 
 Every adapter has to be, to the byte, that of a run that was never interrupted. Prints what happened; exit
 code 0 if all were.
