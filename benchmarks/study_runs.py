@@ -18,7 +18,6 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.steps import with_folded_head
 from mobizo_kernels import wrap
-from mobizo_kernels.cli.evaluate import label_scores, label_targets
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.lora.targets import layer_range, linear_names
@@ -26,7 +25,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
-from mobizo_kernels.training import Selection, metrics
+from mobizo_kernels.training import Selection, label_scores, label_targets, metrics
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
@@ -28,8 +25,6 @@ from mobizo_kernels.data import (
     Example,
     PromptEncoder,
     Splits,
-    collate,
-    evaluation_batches,
     load_splits,
     parse_verbalizer,
     template_columns,
@@ -38,7 +33,7 @@ from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import check_rows, load_model
-from mobizo_kernels.training import metrics
+from mobizo_kernels.training import label_scores, label_targets, quality
 
 _log = logging.getLogger(__name__)
 
@@ -124,35 +119,6 @@ def _lack(part: Sequence[Example], rows: Sequence[Example]) -> str:
         f"expected at least {max(first.values()) + 1}, to have rows of every label, got {len(rows)} without "
         f"any of {', '.join(map(repr, missing))}"
     )
-
-
-def label_scores(
-    loss: LabelledLoss, examples: Sequence[EncodedExample], pad_token: int
-) -> NDArray[np.float32]:
-    """The logits of the label words behind each prompt, [examples, labels]; the answers are not looked at."""
-    batches = evaluation_batches(examples)
-    parts = [loss.logits(collate([examples[row] for row in rows], pad_token)).cpu() for rows in batches]
-    return torch.cat(parts).numpy()[np.argsort(list(itertools.chain.from_iterable(batches)))]
-
-
-def label_targets(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:
-    """The index of each example's label, [examples]."""
-    return np.array([example.label for example in examples], dtype=np.int64)
-
-
-def quality(scores: NDArray[np.float32], targets: NDArray[np.integer]) -> dict[str, float | None]:
-    """accuracy, balanced_accuracy and auc of scores on held-out rows.
-
-    Raises:
-        InputError: a score is not finite.
-    """
-    if not np.isfinite(scores).all():
-        raise InputError("model: its scores are not finite; a --dtype of wider range may help")
-    return {
-        "accuracy": metrics.accuracy(scores, targets),
-        "balanced_accuracy": metrics.balanced_accuracy(scores, targets),
-        "auc": metrics.auc(scores, targets),
-    }
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:

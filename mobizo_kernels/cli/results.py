@@ -3,71 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from mobizo_kernels._files import remove_dead_scratch, scratch_directory
 from mobizo_kernels.cli.environment import environment
-from mobizo_kernels.cli.evaluate import quality
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.errors import InputError, first_line
 from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE
-from mobizo_kernels.training import metrics
+from mobizo_kernels.training import Curve, Scored, quality
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
 PLOT_FILE = "learning_curve.png"
-
-
-@dataclass
-class Curve:
-    """What was seen on the way. A loss is None if it was not finite."""
-
-    losses: list[float | None] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
-    validation: list[dict[str, float | None]] = field(default_factory=list)
-    best_step: int = 0
-    skipped_steps: int = 0
-    stopped: bool = False
-    lost: str = ""  # what befell the journal, so that the run ended
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Held-out rows with the logits of the label words, float32 [n, C], and the labels, int [n]."""
-
-    scores: NDArray[np.float32]
-    labels: NDArray[np.integer]
-
-
-def quality_before(test: Scored, known: Scored) -> dict[str, float | None]:
-    """How good the untuned model is on `test`, as it is and with the bias that `known` rows ask for, if every
-    label is among them.
-
-    Raises:
-        InputError: a score is not finite.
-    """
-    found = quality(test.scores, test.labels)
-    bias = metrics.fit_bias(known.scores, known.labels)
-    return {
-        "accuracy_before": found["accuracy"],
-        "balanced_accuracy_before": found["balanced_accuracy"],
-        "calibrated_accuracy_before": (
-            None if bias is None else metrics.accuracy(test.scores + bias, test.labels)
-        ),
-        "auc_before": found["auc"],
-    }
 
 
 def write_results(
@@ -148,11 +103,6 @@ def _write(
             f"journal: {curve.lost}; stopped after {len(curve.losses)} steps, the results so far are in {out}"
         )
     return summary
-
-
-def finite_or_none(value: float) -> float | None:
-    """What JSON can hold."""
-    return value if math.isfinite(value) else None
 
 
 def result_files(directory: Path) -> list[Path]:

@@ -13,14 +13,7 @@ from tqdm import tqdm
 from mobizo_kernels.cli.export import adapted_model, export, native
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.processes import in_fresh_process
-from mobizo_kernels.cli.results import (
-    ADAPTER_DIRECTORY,
-    Curve,
-    Scored,
-    finite_or_none,
-    quality_before,
-    write_results,
-)
+from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
@@ -28,6 +21,7 @@ from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.models import load_tokenizer
+from mobizo_kernels.training import Curve, Scored, finite_or_none, quality_before
 from mobizo_kernels.zo import make_estimator
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ class StepReport:
         lr: learning rate.
         seconds: that the step took.
         skipped: a loss was not finite, so nothing is updated.
-        unsteady: the loss has run away, see :class:`mobizo_kernels.training.Steadiness`.
+        unsteady: the loss has run away, see :class:`mobizo_kernels.training.DivergenceGuard`.
     """
 
     step: int

@@ -81,7 +81,7 @@ class Trainer:
             keep: "best" for the latest adapter that does not validate significantly worse than the best (see
                 :class:`mobizo_kernels.training.Selection`), or "last".
             stop_unsteady: end the run when its loss has run away, see
-                :class:`mobizo_kernels.training.Steadiness`.
+                :class:`mobizo_kernels.training.DivergenceGuard`.
             on_step: called after each step that is made, not after those repeated from a journal.
             on_evaluation: called after each validation. What either raises ends the run; the adapter is then
                 that of the last step made.

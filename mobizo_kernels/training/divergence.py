@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ RISE = 1.5
 
 
 @dataclass
-class Steadiness:
+class DivergenceGuard:
     """The mean of a run's recent losses, and how far it is above its lowest value.
 
     The mean is exponential, over about `WINDOW` steps. A run is unsteady when the mean is more than a tenth
@@ -48,9 +49,10 @@ class Steadiness:
         """Take the loss of a step; whether the run is unsteady now.
 
         Args:
-            loss: float32 as a journal has it, of the model before the step's update.
+            loss: of the model before the step's update; it is rounded to float32, as a journal has it.
             applied: the step was not skipped.
         """
+        loss = ctypes.c_float(loss).value
         self.skipped = 0 if applied else self.skipped + 1
         if math.isfinite(loss):
             self._take(loss)
@@ -62,6 +64,9 @@ class Steadiness:
         if self.first_validation is None:
             self.first_validation = loss
         return not loss <= RISE * self.first_validation
+
+    def __str__(self) -> str:
+        return f"its mean is {self.mean:.4g} and was {self.lowest:.4g}; {self.skipped} steps in a row skipped"
 
     def _take(self, loss: float) -> None:
         self.steps += 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +21,9 @@ from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
-from mobizo_kernels.training.divergence import Steadiness
 from mobizo_kernels.zo.estimators import make_estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,6 @@ class StepOutput:
         projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
         skipped: a loss, a difference of two, or a coefficient of the update was not finite, so nothing was
             updated.
-        unsteady: the loss has run away, see :class:`Steadiness`: stop, and go back to an earlier adapter.
     """
 
     step: int
@@ -49,7 +44,6 @@ class StepOutput:
     losses: torch.Tensor
     projected_grads: torch.Tensor
     skipped: bool
-    unsteady: bool
 
 
 class ZerothOrder:
@@ -95,7 +89,6 @@ class ZerothOrder:
         optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
         steps: number of steps made or repeated.
         skipped_steps: number of those without an update because a loss was not finite.
-        steadiness: the :class:`Steadiness` of the losses of all steps, repeated ones included.
         journal: the open :class:`JournalWriter`, or None.
 
     Raises:
@@ -139,7 +132,6 @@ class ZerothOrder:
         self.model = model
         self.steps = 0
         self.skipped_steps = 0
-        self.steadiness = Steadiness()
         self.journal: JournalWriter | None = None
         # What decides, together with the step's number, on the directions and on what is made of them.
         self._settings: dict[str, Any] = {
@@ -151,7 +143,6 @@ class ZerothOrder:
             "distribution": distribution,
             "optimizer": rule.as_json(),
         }
-        self._warned = False
         self._graphed: GraphedSteps | None = None
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
@@ -229,22 +220,15 @@ class ZerothOrder:
         self.journal = JournalWriter.create(path, header, sync_every=sync_every)
         return Records.none(header.queries)
 
-    def redo(self, records: Records) -> bool:
+    def redo(self, records: Records) -> None:
         """Take recorded steps, without any forward; plain SGD takes all of them in one pass.
 
         Args:
             records: of the next steps, as :meth:`open_journal` returns them.
-
-        Returns:
-            Whether the run was unsteady after the last of them, see :class:`Steadiness`.
         """
         redo_steps(self.optimizer, self._settings["run_seed"], self.steps, records)
         self.steps += len(records)
-        unsteady = False
-        for record in records:
-            self.skipped_steps += not record.applied
-            unsteady = self.steadiness.observe(record.loss, record.applied)
-        return unsteady
+        self.skipped_steps += int((~records.applied).sum())
 
     @torch.no_grad()
     def step(self, batch: Mapping[str, torch.Tensor]) -> StepOutput:
@@ -273,15 +257,7 @@ class ZerothOrder:
         if skipped:
             projected_grads = torch.full_like(projected_grads, float("nan"))
             self.skipped_steps += 1
-        loss = self.estimator.loss(losses)
-        unsteady = self.steadiness.observe(_float32(loss), not skipped)
-        if unsteady and not self._warned:
-            _log.warning(
-                "the loss runs away at step %d: its mean is %.4g and was %.4g; %d steps in a row skipped",
-                self.steps, self.steadiness.mean, self.steadiness.lowest, self.steadiness.skipped,
-            )  # fmt: skip
-        self._warned |= unsteady
-        output = StepOutput(self.steps, loss, losses, projected_grads, skipped, unsteady)
+        output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
         self.steps += 1
         return output
 
@@ -290,7 +266,6 @@ class ZerothOrder:
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
-            "steadiness": asdict(self.steadiness),
             "settings": self._identity(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -323,7 +298,6 @@ class ZerothOrder:
                 raise ValueError(f"{name} is {value!r} here, but the state was saved with {saved[name]!r}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
-        self.steadiness = Steadiness(**state["steadiness"])
 
     def _step(
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
@@ -389,8 +363,3 @@ def _all_finite(*tensors: torch.Tensor) -> bool:
 def _zeros(count: int) -> torch.Tensor:
     """float32 [count] on the CPU, whatever torch's defaults are."""
     return torch.zeros(count, dtype=torch.float32, device="cpu")
-
-
-def _float32(value: float) -> float:
-    """As a journal has it."""
-    return torch.tensor(value, dtype=torch.float32, device="cpu").item()

@@ -9,7 +9,6 @@ from typing import Any
 
 import peft
 import pytest
-import torch
 from matplotlib.image import imread
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
@@ -18,7 +17,6 @@ from mobizo_kernels.cli import main
 from mobizo_kernels.cli.report import training_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.cli.train_eager import learning_rate_schedule
 from mobizo_kernels.training import divergence, selection
 
 KEYS = {
@@ -196,21 +194,6 @@ def test_a_longer_run_does_not_end_worse(
     settings = TrainSettings(**options, out=tmp_path / "on", steps=10, stop_unsteady=False)
     assert train(settings)["steps"] == 10
     assert kept == sorted(kept, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.853553, 0.5, 0.146447])],
-)
-def test_learning_rate_schedule(schedule: Any, expected: list[float], tmp_path: Path) -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    scheduler = learning_rate_schedule(optimizer, TrainSettings(out=tmp_path, steps=4, lr_schedule=schedule))
-    rates = []
-    for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx(expected, abs=1e-6)
 
 
 @needs_smollm2

@@ -7,11 +7,11 @@
 
 #include "../../executorch_ops/trainer/files/blake2b.h"
 #include "../../executorch_ops/trainer/files/update_rule.h"
+#include "../../executorch_ops/trainer/loop/divergence.h"
 #include "../../executorch_ops/trainer/loop/estimator.h"
 #include "../../executorch_ops/trainer/loop/schedule.h"
 #include "../../executorch_ops/trainer/loop/seeds.h"
 #include "../../executorch_ops/trainer/loop/selection.h"
-#include "../../executorch_ops/trainer/loop/steadiness.h"
 #include "dataset_cases.h"
 #include "journal_cases.h"
 #include "json_cases.h"
@@ -128,12 +128,12 @@ void update_rule_cases(Report& report) {
   refused(R"({"name": "sign"})", "weight_decay");
 }
 
-// As tests/training/test_steadiness.py has it, shortly.
-void steadiness_cases(Report& report) {
+// As tests/training/test_divergence.py has it, shortly.
+void divergence_cases(Report& report) {
   const auto unsteady_at = [](const std::vector<float>& losses) {
-    Steadiness steadiness;
+    DivergenceGuard guard;
     for (size_t step = 0; step < losses.size(); ++step)
-      if (steadiness.observe(losses[step], std::isfinite(losses[step]))) return static_cast<int64_t>(step);
+      if (guard.observe(losses[step], std::isfinite(losses[step]))) return static_cast<int64_t>(step);
     return int64_t{-1};
   };
   std::vector<float> losses, rising;
@@ -145,7 +145,7 @@ void steadiness_cases(Report& report) {
   for (int step = 0; step < 60; ++step) rising.push_back(3);
   // The mean rises by a twentieth of the way at each step; three deviations of 0.2 above 0.6 is a quarter of the way.
   check_equal(report, "losses that run away", text(unsteady_at(rising)), "65");
-  Steadiness validated;
+  DivergenceGuard validated;
   std::string unsteady;
   for (const double loss : {0.6, 0.5, 0.89, 0.91, 0.6, std::nan("")}) unsteady += validated.validate(loss) ? "1" : "0";
   check_equal(report, "validations", unsteady, "000101");
@@ -184,7 +184,7 @@ int main(int argc, char** argv) {
   trainer::estimator_cases(report);
   trainer::schedule_cases(report);
   trainer::update_rule_cases(report);
-  trainer::steadiness_cases(report);
+  trainer::divergence_cases(report);
   trainer::selection_cases(report);
   trainer::safetensors_cases(report);
   trainer::journal_cases(report);

@@ -259,17 +259,6 @@ def test_a_coefficient_beyond_float32_skips_the_update(
     assert_unchanged(model, before)
 
 
-def test_a_loss_that_runs_away_is_said_once(
-    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    zo, batch = ZerothOrder(wrapped(rng), queries=2, lr=0.0), tiny.batch(rng)
-    losses = itertools.chain(itertools.repeat(0.5, 30), itertools.repeat(4.0))
-    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.full((4,), next(losses)))
-    unsteady = [zo.step(batch).unsteady for _ in range(40)]
-    assert not any(unsteady[:30]) and all(unsteady[32:])
-    assert len(caplog.messages) == 1 and "the loss runs away at step 3" in caplog.messages[0]
-
-
 def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, **options: Any) -> list[float]:
     zo = ZerothOrder(model, **options)
     return [zo.step(batch).loss for _ in range(steps)]
@@ -345,7 +334,7 @@ def test_resuming_gives_the_same_model(rule: dict[str, Any], rng: torch.Generato
     resumed.load_state_dict(state)
     for batch in batches[3:]:
         resumed.step(batch)
-    assert resumed.steps == 6 and resumed.steadiness == zo.steadiness
+    assert resumed.steps == 6
     assert_unchanged(resumed_model, snapshot(model))
 
 

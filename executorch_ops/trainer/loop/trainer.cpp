@@ -7,12 +7,12 @@
 #include <utility>
 
 #include "../files/errors.h"
+#include "divergence.h"
 #include "estimator.h"
 #include "run_header.h"
 #include "schedule.h"
 #include "seeds.h"
 #include "selection.h"
-#include "steadiness.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -152,7 +152,7 @@ class Run {
       pending_ = Update{step_seeds(result_.steps), record.coeffs, record.rate, record.decay};
       ++updates_;
     }
-    unsteady_ = steadiness_.observe(record.loss, record.applied);
+    unsteady_ = guard_.observe(record.loss, record.applied);
     ++result_.steps;
   }
 
@@ -173,7 +173,7 @@ class Run {
       result_.best_step = step;
       best_ = program_.adapter().lora_b;
     }
-    unsteady_ |= steadiness_.validate(evaluation.loss);
+    unsteady_ |= guard_.validate(evaluation.loss);
     observer_.on_evaluation(result_.evaluations.back());
   }
 
@@ -194,7 +194,7 @@ class Run {
   int64_t eval_every_;
   std::optional<Update> pending_;  // recorded, not yet applied
   Selection selection_;
-  Steadiness steadiness_;
+  DivergenceGuard guard_;
   bool unsteady_ = false;  // after the last step
   int64_t updates_ = 0;    // steps that were not skipped
   const Split* training_ = nullptr;

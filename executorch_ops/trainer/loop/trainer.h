@@ -24,7 +24,7 @@ struct TrainOptions {
   std::optional<int64_t> eval_every;  // steps between validations; 0 for none; a tenth of steps if not given
   int64_t validation_rows = 200;      // at most
   std::string keep = "best";          // the adapter that Selection chooses, or that of the "last" step
-  bool stop_unsteady = true;          // end the run when its loss has run away, see Steadiness
+  bool stop_unsteady = true;          // end the run when its loss has run away, see DivergenceGuard
 };
 
 struct StepReport {

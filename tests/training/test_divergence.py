@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from mobizo_kernels.training.divergence import WINDOW, Steadiness
+from mobizo_kernels.training.divergence import WINDOW, DivergenceGuard
 
 
 def unsteady_at(losses: Iterable[float]) -> int | None:
     """The first step at which a run of these losses is unsteady."""
-    steadiness = Steadiness()
+    guard = DivergenceGuard()
     for step, loss in enumerate(losses):
-        if steadiness.observe(loss, math.isfinite(loss)):
+        if guard.observe(loss, math.isfinite(loss)):
             return step
     return None
 
@@ -49,8 +49,8 @@ def test_a_smooth_curve_near_zero_is_steady() -> None:
 
 
 def test_validations() -> None:
-    steadiness = Steadiness()
-    assert [steadiness.validate(loss) for loss in (0.6, 0.5, 0.89, 0.91, 0.6, math.nan)] == [
+    guard = DivergenceGuard()
+    assert [guard.validate(loss) for loss in (0.6, 0.5, 0.89, 0.91, 0.6, math.nan)] == [
         False, False, False, True, False, True,
     ]  # fmt: skip
 

@@ -1,11 +1,11 @@
-#include "steadiness.h"
+#include "divergence.h"
 
 #include <algorithm>
 #include <cmath>
 
 namespace mobizo::trainer {
 
-bool Steadiness::observe(float loss, bool applied) {
+bool DivergenceGuard::observe(float loss, bool applied) {
   skipped_ = applied ? 0 : skipped_ + 1;
   if (std::isfinite(loss)) {
     ++steps_;
@@ -21,7 +21,7 @@ bool Steadiness::observe(float loss, bool applied) {
   return skipped_ >= kWindow || mean_ - lowest_ > std::max(kDeviations * deviation_, 0.1 * lowest_);
 }
 
-bool Steadiness::validate(double loss) {
+bool DivergenceGuard::validate(double loss) {
   if (!first_validation_) first_validation_ = loss;
   return !(loss <= kRise * *first_validation_);
 }

@@ -12,7 +12,7 @@ namespace mobizo::trainer {
 // it has been, or when kWindow steps in a row were skipped. The standard deviation is the largest that was seen at a lowest
 // mean. It is also unsteady when the loss on rows that stay the same, those of validations, is kRise times what it first was.
 // The same losses give the same answers, so a run that is resumed from its journal ends where it would have.
-class Steadiness {
+class DivergenceGuard {
  public:
   static constexpr int64_t kWindow = 20;
   static constexpr double kDeviations = 3, kRise = 1.5;
