@@ -24,7 +24,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256},
 }
 MODELS = (*SIZES, SMOLLM2)
-_EXPORT = ("export", "lowering", "partitioner", "program", "quantization", "widening", "xnnpack_rewrites")
+_EXPORT = (
+    "description", "export", "lowering", "partitioner", "program", "quantization", "widening",
+    "xnnpack_rewrites",
+)  # fmt: skip
 MAKERS = (
     *(f"benchmarks/executorch_{name}.py" for name in ("first_order", "peers", "programs")),
     *(f"mobizo_kernels/executorch/{name}.py" for name in _EXPORT),

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,20 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import mobizo_kernels
-from mobizo_kernels.data import tokenizer_fingerprint
 from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
+from mobizo_kernels.executorch.description import DESCRIPTION, describe
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
-from mobizo_kernels.lora import (
-    adapter_config,
-    adapter_layers,
-    adapter_of,
-    is_wrapped,
-    model_fingerprint,
-    wrap,
-)
+from mobizo_kernels.lora import adapter_of, is_wrapped, wrap
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim import UpdateRule
 from mobizo_kernels.zo import make_estimator
 
-FORMAT = 1
-DESCRIPTION = "mobizo_description"
 MAX_QUERIES = 256
 
 # Where activations are rounded to 8 bits, a change in the last bit can move one to its neighbour.
@@ -134,50 +123,22 @@ def export_training_program(
     min_length = MIN_LENGTH + (tail_length or 0)
     if max_length <= min_length:
         raise ValueError(f"max_length must be above {min_length}, got {max_length}")
-    description = {
-        "format": FORMAT,
-        "versions": {
-            "mobizo_kernels": mobizo_kernels.__version__,
-            **{name: version(name) for name in ("executorch", "torch", "transformers")},
-        },
-        "model": {
-            "name": str(model.name_or_path),
-            "architecture": type(model).__name__,
-            "fingerprint": model_fingerprint(model),
-        },
-        "quantization": quantization,
-        "queries": queries,
-        "batch_size": batch_size,
-        "groups": plan.groups,
-        "estimator": estimator,
-        "distribution": distribution,
-        "optimizer": rule.as_json(),
-        "min_length": min_length if dynamic_length else max_length,
-        "max_length": max_length,
-        "dynamic_length": dynamic_length,
-        "targets_per_row": targets_per_row,
-        "invocation_tokens": None if invocation is None else list(invocation),
-        "tail_length": tail_length,
-        "candidate_tokens": None if candidate_tokens is None else list(candidate_tokens),
-        "vocabulary": text.vocab_size,
-        "pad_token": _pad_token(model, tokenizer),
-        # As many tokens go through all layers at once as in a step, for the memory is planned for the most.
-        "evaluation_rows": batch_size * (plan.groups if tail_length is None else 1),
-        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "adapter": {
-            "config": adapter_config(model),
-            "parameters": [
-                {
-                    "name": f"{name}.weight",
-                    "stream": layer.stream,
-                    "lora_a": list(layer.lora_a.shape),
-                    "lora_b": list(layer.lora_b.shape),
-                    "scaling": layer.scaling,
-                }
-                for name, layer in adapter_layers(model).items()
-            ],
-        },
-    }
+    description = describe(
+        model,
+        tokenizer,
+        rule,
+        queries=queries,
+        batch_size=batch_size,
+        groups=plan.groups,
+        estimator=estimator,
+        distribution=distribution,
+        quantization=quantization,
+        min_length=min_length if dynamic_length else max_length,
+        max_length=max_length,
+        targets_per_row=targets_per_row,
+        tail_length=tail_length,
+        candidate_tokens=candidate_tokens,
+    )
     with torch.no_grad(), usual_defaults(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
         replace_experts(model)
@@ -257,9 +218,3 @@ def _check_writable(path: Path) -> None:
         raise IsADirectoryError(f"path must be that of a file, got the directory {str(path)!r}")
     if not os.access(path.parent, os.W_OK):
         raise OSError(f"path: {str(path.parent)!r} does not exist or cannot be written to")
-
-
-def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    config = model.config.get_text_config()
-    found = [getattr(source, "pad_token_id", None) for source in (tokenizer, model.generation_config, config)]
-    return next((token for token in found if token is not None), 0)
