@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
-from mobizo_kernels.loss.rows import RowReader, Rows
+from mobizo_kernels.loss.rows import IGNORED, RowReader, Rows
 
 
 def checked_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -89,6 +89,43 @@ def check_logits(model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows
 
 def _unknown(name: str) -> str:
     return f"{name} does not get its logits from its LM head in a known way"
+
+
+@torch.no_grad()
+def why_not_shared(
+    model: PreTrainedModel,
+    reader: RowReader,
+    tokens: list[int] | None,
+    hidden: Callable[[Rows, bool], torch.Tensor],
+) -> str | Exception | None:
+    """What speaks against computing the common part of two groups once; None if they come out the same.
+
+    Args:
+        model: a wrapped causal LM.
+        reader: of its batches.
+        tokens: the invocation tokens of its adapter.
+        hidden: gives the hidden states [2, n, H] at the n predictions of rows, with True those of a common
+            part that was computed once.
+    """
+    vocabulary, width = model.config.get_text_config().vocab_size, 6 + len(tokens or ())
+    ids = (torch.arange(2 * width, device="cpu").view(2, width) * 7 + 3) % vocabulary
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    if tokens is not None:
+        ids[:, -1 - len(tokens) : -1] = torch.tensor(tokens, device="cpu")
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -1] = ids[:, -1]
+    rows = reader({"input_ids": ids, "attention_mask": mask, "labels": labels}, tokens)
+    seeds = torch.tensor([1, 2], device="cpu")
+    coeffs = torch.tensor([0.1, -0.1], dtype=torch.float32, device="cpu")
+    try:
+        with evaluating(model), adapter_of(model).directions.use(seeds, coeffs):
+            expected = hidden(rows, False).float()
+            got = hidden(rows, True).float()
+    except Exception as error:  # whatever a decoder of another build makes of it
+        return error
+    off = difference(got, expected, model.dtype, half=5e-2)
+    return f"the result is {off}" if off else None
 
 
 @torch.no_grad()

@@ -18,13 +18,12 @@ from mobizo_kernels.lora import adapter_of, is_wrapped
 from mobizo_kernels.loss.agreement import (
     check_logits,
     checked_causal_lm,
-    difference,
-    evaluating,
     tells_texts_apart,
+    why_not_shared,
 )
 from mobizo_kernels.loss.label_head import LabelHead
 from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
-from mobizo_kernels.loss.rows import IGNORED, RowReader, Rows
+from mobizo_kernels.loss.rows import RowReader, Rows
 from mobizo_kernels.loss.sharing import SharedDecoder, StateStore
 
 
@@ -201,33 +200,18 @@ class LabelledLoss:
             self._compare_shared(shared, config.alora_invocation_tokens)
         return self._shared
 
-    @torch.no_grad()
     def _compare_shared(self, shared: SharedDecoder, tokens: list[int] | None) -> None:
         """Take `shared` if it computes what the whole model computes for every group."""
-        model, vocabulary = self.model, self.model.config.get_text_config().vocab_size
-        width = 6 + len(tokens or ())
-        ids = (torch.arange(2 * width, device="cpu").view(2, width) * 7 + 3) % vocabulary
-        mask = torch.ones_like(ids)
-        mask[1, :2] = 0
-        if tokens is not None:
-            ids[:, -1 - len(tokens) : -1] = torch.tensor(tokens, device="cpu")
-        labels = torch.full_like(ids, IGNORED)
-        labels[:, -1] = ids[:, -1]
-        rows = self._read({"input_ids": ids, "attention_mask": mask, "labels": labels}, tokens)
-        seeds = torch.tensor([1, 2], device="cpu")
-        coeffs = torch.tensor([0.1, -0.1], dtype=torch.float32, device="cpu")
-        try:
-            with evaluating(model), adapter_of(model).directions.use(seeds, coeffs):
-                expected = self._hidden(self._reader.whole(rows, rows.tokens), 2).float()
-                self._shared = shared
-                got = self._hidden(self._reader.divided(rows, rows.tokens), 2).float()
-        except Exception as error:  # whatever a decoder of another build makes of it
+
+        def hidden(rows: Rows, divided: bool) -> torch.Tensor:
+            if not divided:
+                return self._hidden(self._reader.whole(rows, rows.tokens), 2)
+            self._shared = shared
+            return self._hidden(self._reader.divided(rows, rows.tokens), 2)
+
+        if reason := why_not_shared(self.model, self._read, tokens, hidden):
             self._shared = None
-            self._explain(error)
-            return
-        if off := difference(got, expected, model.dtype, half=5e-2):
-            self._shared = None
-            self._explain(f"the result is {off}")
+            self._explain(reason)
 
     def _explain(self, reason: Any) -> None:
         config = adapter_of(self.model).config
