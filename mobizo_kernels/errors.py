@@ -16,6 +16,11 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".: ")
 
 
+def naming(what: str, sentence: str) -> str:
+    """The sentence, with `what` it is about before it unless it begins with that."""
+    return sentence if sentence.startswith((f"{what}:", f"{what} ")) else f"{what}: {sentence}"
+
+
 def shortened(text: str, most: int = 40) -> str:
     """`text` in quotes, to be part of a sentence: its end is left out if it is long."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")
@@ -39,10 +44,12 @@ def refuse_half_characters(text: str) -> None:
 
 @contextmanager
 def blame_input(what: str) -> Iterator[None]:
-    """Turn a ValueError or OSError that checks of user input raise inside the block into an `InputError`."""
+    """Turn a ValueError or OSError that checks of user input raise inside the block into an `InputError` that
+    begins with `what`, once.
+    """
     try:
         yield
     except InputError:
         raise
     except (ValueError, OSError) as error:
-        raise InputError(f"{what}: {first_line(error)}") from error
+        raise InputError(naming(what, first_line(error))) from error

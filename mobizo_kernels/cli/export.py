@@ -6,7 +6,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 from typing import Any
@@ -44,12 +45,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
     model = adapted_model(settings, encoder)
     check_max_length(model.config, settings.max_length)
-    with blame_input("export"), _progress():
+    with blame_input("export"), _progress(), directory_for(settings.out):
         logging.getLogger("mobizo_kernels").info(
             "exporting to %s; adapters in all linears of a model of 100 million parameters take ten minutes",
             settings.out,
         )
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
         description = executorch.export_training_program(
             model,
             settings.out,
@@ -97,6 +97,20 @@ def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTraine
     config = lora_config(settings, model, encoder)
     with blame_input("settings"):
         return wrap(model, config, seed=settings.seed)
+
+
+@contextmanager
+def directory_for(file: Path) -> Iterator[None]:
+    """Make the directories that `file` needs, and take them away again if nothing came of it."""
+    missing = [directory for directory in file.absolute().parents if not directory.exists()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for directory in missing:
+            with suppress(OSError):  # somebody else found a use for it
+                directory.rmdir()
+        raise
 
 
 @contextmanager

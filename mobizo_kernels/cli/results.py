@@ -99,9 +99,8 @@ def _write(
         for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
             os.replace(path, out / path.relative_to(scratch))
     if curve.lost:
-        raise InputError(
-            f"journal: {curve.lost}; stopped after {len(curve.losses)} steps, the results so far are in {out}"
-        )
+        lost = naming("journal", curve.lost)
+        raise InputError(f"{lost}; stopped after {len(curve.losses)} steps, the results so far are in {out}")
     return summary
 
 

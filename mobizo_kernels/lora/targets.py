@@ -102,7 +102,7 @@ def check_options(config: LoraConfig) -> None:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(config, field.name)
-        if value != default:
+        if value != default and not (field.name == "modules_to_save" and value == []):
             raise ValueError(f"LoraConfig.{field.name}={value!r} is not supported, only {default!r} is")
     _check_types(config)
     if config.task_type in _WITH_HEADS:
@@ -209,6 +209,9 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
         )
     if device_of(module).type == "meta":
         raise ValueError(f"the weight of {name} is on the meta device, which holds no values: load it first")
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and weight.dtype == torch.float64:
+        raise ValueError(f"the weight of {name} is float64; load it in float32, bfloat16 or float16")
     rank, alpha = rank_and_alpha(config, name)
     if not (isinstance(rank, int) and 1 <= rank <= _MAX_RANK):
         raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {_MAX_RANK}, got {rank}")

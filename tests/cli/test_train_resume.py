@@ -142,7 +142,7 @@ def test_another_run_is_refused(task: dict[str, Any], tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     train(TrainSettings(**task, out=tmp_path / "out", journal=journal))
     content = journal.read_bytes()
-    with pytest.raises(InputError, match=f"journal: journal {journal} exists already"):
+    with pytest.raises(InputError, match=f"journal {journal} exists already"):
         train(TrainSettings(**task, out=tmp_path / "again", journal=journal))
     for change, message in (
         ({"max_length": 10}, "data is '.*' there, but"),
@@ -155,12 +155,12 @@ def test_another_run_is_refused(task: dict[str, Any], tmp_path: Path) -> None:
         ({"dtype": "bfloat16"}, "base_"),
         ({"momentum": 0.5}, "optimizer is {'name': 'sgd', 'momentum': 0.0, .*} there"),
     ):
-        with pytest.raises(InputError, match=f"journal: journal {journal}: {message}"):
+        with pytest.raises(InputError, match=f"journal {journal}: {message}"):
             train(TrainSettings(**{**task, **change}, out=tmp_path / "again", journal=journal, resume=True))
     with pytest.raises(InputError, match="resume: expected --journal FILE with it"):
         train(TrainSettings(**task, out=tmp_path / "again", resume=True))
     journal.write_bytes(content[:-RECORD] + b"x" + content[-RECORD:])
-    with pytest.raises(InputError, match="journal: journal .*: the record of step 6 is damaged"):
+    with pytest.raises(InputError, match="journal .*: the record of step 6 is damaged"):
         train(TrainSettings(**task, out=tmp_path / "again", journal=journal, resume=True))
     assert not (tmp_path / "again").exists()
 
@@ -219,7 +219,7 @@ def test_a_lost_journal_leaves_the_results(
 
     monkeypatch.setattr(JournalWriter, "append", harmed)
     with pytest.raises(
-        InputError, match=f"^journal: journal {journal} .*{message}.* after {at} steps, .*out$"
+        InputError, match=f"^journal {journal} .*{message}.* after {at} steps, .*out$"
     ):
         train(TrainSettings(**task, out=out, journal=journal))
     found = json.loads((out / "metrics.json").read_text())

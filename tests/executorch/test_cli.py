@@ -236,6 +236,16 @@ def test_an_export_beyond_the_positions_of_a_model(
     assert not (tmp_path / "a.pte").exists()
 
 
+def test_an_export_that_is_refused_leaves_no_directory(
+    inside: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new/deep/a.pte"
+    prompt = options({"template": TEMPLATE, "verbalizer": json.dumps(WORDS)})
+    assert run("export", f"--model={inside['model']}", *prompt, "--momentum=2", f"--out={out}") == 2
+    assert "momentum" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_export_does_not_overwrite_unasked(
     inside: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -338,6 +338,18 @@ def test_configs_that_cannot_be_honoured(options: dict[str, Any], message: str) 
     assert after == before
 
 
+def test_no_modules_to_save_are_none() -> None:
+    assert is_wrapped(wrap(tiny.llama(), LoraConfig(r=2, **QV, modules_to_save=[])))
+
+
+def test_a_base_of_float64_is_refused() -> None:
+    model = tiny.llama().double()
+    message = "the weight of .*q_proj is float64; load it in float32, bfloat16 or float16"
+    with pytest.raises(ValueError, match=message):
+        wrap(model, LoraConfig(r=2, **QV))
+    assert not is_wrapped(model)
+
+
 def test_routed_experts_are_refused() -> None:
     class Routed(nn.Module):
         def __init__(self) -> None:
