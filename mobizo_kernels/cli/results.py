@@ -16,7 +16,7 @@ from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.settings import TrainSettings, as_json
-from mobizo_kernels.errors import InputError, first_line
+from mobizo_kernels.errors import InputError, first_line, naming
 from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE
 from mobizo_kernels.training import Curve, Scored, quality
 

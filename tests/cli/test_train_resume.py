@@ -218,9 +218,7 @@ def test_a_lost_journal_leaves_the_results(
             harm(journal)
 
     monkeypatch.setattr(JournalWriter, "append", harmed)
-    with pytest.raises(
-        InputError, match=f"^journal {journal} .*{message}.* after {at} steps, .*out$"
-    ):
+    with pytest.raises(InputError, match=f"^journal {journal} .*{message}.* after {at} steps, .*out$"):
         train(TrainSettings(**task, out=out, journal=journal))
     found = json.loads((out / "metrics.json").read_text())
     assert (found["steps"], found["stopped"]) == (at, at < STEPS)
