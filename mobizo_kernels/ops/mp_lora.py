@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 
@@ -125,25 +126,32 @@ def mp_lora_linear(
     )
 
 
-def check_adapter(
-    op: str,
-    x: torch.Tensor,
-    out_features: int,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    distribution: str,
-) -> None:
+class PerturbedAdapter(NamedTuple):
+    """What the arguments of every mp_lora op end with, in their order: below the ops it travels whole."""
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    seeds: torch.Tensor
+    coeffs: torch.Tensor
+    scaling: float
+    stream: int
+    distribution: str = "gaussian"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"lora_a": self.lora_a, "lora_b": self.lora_b, "seeds": self.seeds, "coeffs": self.coeffs}
+
+
+def check_adapter(op: str, x: torch.Tensor, out_features: int, adapter: PerturbedAdapter) -> None:
+    lora_a, lora_b, seeds = adapter.lora_a, adapter.lora_b, adapter.seeds
     for name, tensor in (("x", x), ("lora_a", lora_a), ("lora_b", lora_b)):
         check_device(op, name, tensor, x.device)
         check_storage_dtype(op, name, tensor)
     check(op, x.dim() >= 1, f"x must have at least one dimension, got shape {shape_of(x)}")
-    in_features, rank = x.shape[-1], lora_a.shape[0]
+    in_features, rank = x.shape[-1], lora_a.shape[0] if lora_a.dim() > 0 else 0
     check_shape(op, "lora_a", lora_a, (rank, in_features), f"shape (rank, {in_features})")
     check(op, 1 <= rank <= MAX_RANK, f"rank must be from 1 to {MAX_RANK}, got {rank}")
     check_shape(op, "lora_b", lora_b, (out_features, rank), f"shape ({out_features}, {rank})")
-    check_directions(op, seeds, coeffs, distribution, x.device)
+    check_directions(op, seeds, adapter.coeffs, adapter.distribution, x.device)
     rows, groups = math.prod(x.shape[:-1]), seeds.shape[0]
     # A symbolic row count stays free: a guard on its divisibility would refuse dynamic batches at export.
     if isinstance(rows, int) and isinstance(groups, int):
@@ -152,100 +160,63 @@ def check_adapter(
         check(op, divisible, f"rows of x ({rows}) must be divisible by the number of groups ({groups})")
 
 
-def check_mp_lora(
-    op: str,
-    base: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    distribution: str,
-) -> None:
+def check_mp_lora(op: str, base: torch.Tensor, x: torch.Tensor, adapter: PerturbedAdapter) -> None:
     check(op, base.dim() >= 1, f"base must have at least one dimension, got shape {shape_of(base)}")
-    check_adapter(op, x, base.shape[-1], lora_a, lora_b, seeds, coeffs, distribution)
+    check_adapter(op, x, base.shape[-1], adapter)
     check_device(op, "base", base, x.device)
     check_dtype_of_x(op, "base", base, x)
     leading = (*x.shape[:-1], base.shape[-1])
     check_shape(op, "base", base, leading, f"the leading sizes of x, {shape_of(x)}")
 
 
+def check_mp_lora_out(
+    base: torch.Tensor, x: torch.Tensor, adapter: PerturbedAdapter, out: torch.Tensor
+) -> None:
+    check_mp_lora("mp_lora", base, x, adapter)
+    check_device("mp_lora", "out", out, x.device)
+    check_dtype_of_x("mp_lora", "out", out, x)
+    check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
+
+
+def check_mp_lora_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, adapter: PerturbedAdapter
+) -> None:
+    op = "mp_lora_linear"
+    check_device(op, "weight", weight, x.device)
+    matches = weight.dim() == 2 and x.dim() >= 1 and weight.shape[1] == x.shape[-1]
+    got = f"got {shape_of(weight)} for x of shape {shape_of(x)}"
+    check(op, matches, f"weight must have shape (out_features, in_features of x), {got}")
+    check_dtype_of_x(op, "weight", weight, x)
+    if bias is not None:
+        check_device(op, "bias", bias, x.device)
+        check_shape(op, "bias", bias, (weight.shape[0],), f"shape ({weight.shape[0]},)")
+        check_dtype_of_x(op, "bias", bias, x)
+    check_adapter(op, x, weight.shape[0], adapter)
+
+
 @torch.library.register_fake("mobizo::mp_lora")
-def _(
-    base: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
+def _(base: torch.Tensor, x: torch.Tensor, *adapter: Any) -> torch.Tensor:
+    check_mp_lora("mp_lora", base, x, PerturbedAdapter(*adapter))
     return base.new_empty(base.shape)
 
 
 @torch.library.register_fake("mobizo::mp_lora.out")
-def _(
-    base: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str = "gaussian",
-    *,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    check_mp_lora("mp_lora", base, x, lora_a, lora_b, seeds, coeffs, distribution)
-    check_device("mp_lora", "out", out, x.device)
-    check_dtype_of_x("mp_lora", "out", out, x)
-    check_shape("mp_lora", "out", out, base.shape, f"the shape of base, {shape_of(base)}")
-    check_no_gradient("mp_lora", out=out, base=base, x=x, lora_a=lora_a, lora_b=lora_b, coeffs=coeffs)
+def _(base: torch.Tensor, x: torch.Tensor, *adapter: Any, out: torch.Tensor) -> torch.Tensor:
+    perturbed = PerturbedAdapter(*adapter)
+    check_mp_lora_out(base, x, perturbed, out)
+    check_no_gradient("mp_lora", out=out, base=base, x=x, **perturbed.tensors())
     return out
 
 
 @torch.library.register_fake("mobizo::mp_lora_")
-def _(
-    base: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_mp_lora("mp_lora_", base, x, lora_a, lora_b, seeds, coeffs, distribution)
-    check_no_gradient("mp_lora_", base=base, x=x, lora_a=lora_a, lora_b=lora_b, coeffs=coeffs)
+def _(base: torch.Tensor, x: torch.Tensor, *adapter: Any) -> torch.Tensor:
+    perturbed = PerturbedAdapter(*adapter)
+    check_mp_lora("mp_lora_", base, x, perturbed)
+    check_no_gradient("mp_lora_", base=base, x=x, **perturbed.tensors())
     return base
 
 
 @torch.library.register_fake("mobizo::mp_lora_linear")
-def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    op, out_features = "mp_lora_linear", weight.shape[0]
-    check_adapter(op, x, out_features, lora_a, lora_b, seeds, coeffs, distribution)
-    check_device(op, "weight", weight, x.device)
-    check_dtype_of_x(op, "weight", weight, x)
-    wanted = "shape (out_features, in_features of x)"
-    check_shape(op, "weight", weight, (out_features, x.shape[-1]), wanted)
-    if bias is not None:
-        check_device(op, "bias", bias, x.device)
-        check_dtype_of_x(op, "bias", bias, x)
-        check_shape(op, "bias", bias, (out_features,), f"shape ({out_features},)")
-    return x.new_empty((*x.shape[:-1], out_features))
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *adapter: Any) -> torch.Tensor:
+    check_mp_lora_linear(x, weight, bias, PerturbedAdapter(*adapter))
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

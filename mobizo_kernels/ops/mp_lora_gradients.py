@@ -12,24 +12,17 @@ from typing import Any
 
 import torch
 
+from mobizo_kernels.ops.mp_lora import PerturbedAdapter
+
 
 def adapter_gradients(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str,
-    *,
-    wanted: tuple[bool, bool, bool, bool],
+    grad: torch.Tensor, x: torch.Tensor, adapter: PerturbedAdapter, wanted: tuple[bool, bool, bool, bool]
 ) -> list[torch.Tensor | None]:
     """The gradients of x, lora_a, lora_b and coeffs, each in the dtype of its tensor; None where not wanted.
 
     One group after another, so that one direction at a time is in memory.
     """
+    lora_a, lora_b, seeds, coeffs, scaling, stream, distribution = adapter
     of_x, of_a, of_b, of_coeffs = wanted
     (out_features, rank), groups = lora_b.shape, seeds.shape[0]
     group_rows = math.prod(x.shape[:-1]) // groups
@@ -59,34 +52,34 @@ def adapter_gradients(
     ]
 
 
-def _save(ctx: Any, adapter: tuple[Any, ...], *others: torch.Tensor) -> None:
-    """`adapter`: lora_a, lora_b, seeds, coeffs, scaling, stream, distribution."""
-    ctx.save_for_backward(*others, *adapter[:4])
+def _save(ctx: Any, adapter: PerturbedAdapter, *others: torch.Tensor) -> None:
+    ctx.save_for_backward(*others, *adapter.tensors().values())
     ctx.numbers = adapter[4:]
 
 
 def _mp_lora_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, x, *adapter = inputs
-    _save(ctx, tuple(adapter), x)
+    _save(ctx, PerturbedAdapter(*adapter), x)
 
 
 def _mp_lora_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_base, of_x, of_a, of_b, _, of_coeffs, *_ = ctx.needs_input_grad
-    wanted = (of_x, of_a, of_b, of_coeffs)
-    x, a, b, coeffs = adapter_gradients(grad, *ctx.saved_tensors, *ctx.numbers, wanted=wanted)
-    return grad if of_base else None, x, a, b, None, coeffs, None, None, None
+    x, *tensors = ctx.saved_tensors
+    adapter = PerturbedAdapter(*tensors, *ctx.numbers)
+    grad_x, a, b, coeffs = adapter_gradients(grad, x, adapter, (of_x, of_a, of_b, of_coeffs))
+    return grad if of_base else None, grad_x, a, b, None, coeffs, None, None, None
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, weight, _, *adapter = inputs
-    _save(ctx, tuple(adapter), weight, x)
+    _save(ctx, PerturbedAdapter(*adapter), weight, x)
 
 
 def _linear_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     of_x, of_weight, of_bias, of_a, of_b, _, of_coeffs, *_ = ctx.needs_input_grad
-    weight, x, *adapter = ctx.saved_tensors
-    wanted = (of_x, of_a, of_b, of_coeffs)
-    grad_x, a, b, coeffs = adapter_gradients(grad, x, *adapter, *ctx.numbers, wanted=wanted)
+    weight, x, *tensors = ctx.saved_tensors
+    adapter = PerturbedAdapter(*tensors, *ctx.numbers)
+    grad_x, a, b, coeffs = adapter_gradients(grad, x, adapter, (of_x, of_a, of_b, of_coeffs))
     if grad_x is not None:
         grad_x = grad_x + grad @ weight
     rows = grad.reshape(-1, weight.shape[0])

@@ -9,6 +9,7 @@ rows alone, and libraries multiply faster than this kernel. :func:`fuses` weighs
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ import triton.language as tl
 from triton.language.target_info import cuda_capability_geq
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mobizo_kernels.ops.checks import check, check_device, check_dtype_of_x, check_shape, shape_of
-from mobizo_kernels.ops.mp_lora import check_adapter
+from mobizo_kernels.ops.mp_lora import PerturbedAdapter, check_mp_lora_linear
 from mobizo_kernels.triton.matrix import (
     depth_of,
     dot,
@@ -169,19 +169,9 @@ def _takes_fused(x: torch.Tensor, weight: torch.Tensor, lora_a: torch.Tensor, gr
     )
 
 
-def fused(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str,
-) -> torch.Tensor:
+def fused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *adapter: Any) -> torch.Tensor:
     """(b) of the checked op: x, weight, lora_a of one 16-bit dtype, x and weight :func:`_describable`."""
+    lora_a, lora_b, seeds, coeffs, scaling, stream, distribution = PerturbedAdapter(*adapter)
     (out_features, in_features), rank, groups = weight.shape, lora_a.shape[0], seeds.numel()
     rows = math.prod(x.shape[:-1])
     tiles = triton.cdiv(rows // groups, BLOCK_ROWS) * groups
@@ -216,30 +206,12 @@ def fused(
 
 
 def mp_lora_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str = "gaussian",
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *adapter: Any
 ) -> torch.Tensor:
-    """:func:`mobizo_kernels.ops.mp_lora_linear` on a GPU."""
-    op = "mp_lora_linear"
-    check_device(op, "weight", weight, x.device)
-    matches = weight.dim() == 2 and x.dim() >= 1 and weight.shape[1] == x.shape[-1]
-    got = f"got {shape_of(weight)} for x of shape {shape_of(x)}"
-    check(op, matches, f"weight must have shape (out_features, in_features of x), {got}")
-    check_dtype_of_x(op, "weight", weight, x)
-    if bias is not None:
-        check_device(op, "bias", bias, x.device)
-        check_shape(op, "bias", bias, (weight.shape[0],), f"shape ({weight.shape[0]},)")
-        check_dtype_of_x(op, "bias", bias, x)
-    check_adapter(op, x, weight.shape[0], lora_a, lora_b, seeds, coeffs, distribution)
-    if _takes_fused(x, weight, lora_a, seeds.numel()):
-        return fused(x, weight, bias, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
+    """:func:`mobizo_kernels.ops.mp_lora_linear` on a GPU; `adapter` as in :class:`PerturbedAdapter`."""
+    perturbed = PerturbedAdapter(*adapter)
+    check_mp_lora_linear(x, weight, bias, perturbed)
+    if _takes_fused(x, weight, perturbed.lora_a, perturbed.seeds.numel()):
+        return fused(x, weight, bias, *perturbed)
     out = F.linear(x, weight, bias)
-    return run(out, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, out)
+    return run(out, x, perturbed, out)

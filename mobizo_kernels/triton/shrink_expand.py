@@ -28,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mobizo_kernels.ops.mp_lora import PerturbedAdapter
 from mobizo_kernels.triton.matrix import (
     chunks_of,
     depth_of,
@@ -242,18 +243,9 @@ def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     return shrunk
 
 
-def expand(
-    base: torch.Tensor,
-    shrunk: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: int,
-    distribution: str,
-    out: torch.Tensor,
-) -> None:
+def expand(base: torch.Tensor, shrunk: torch.Tensor, adapter: PerturbedAdapter, out: torch.Tensor) -> None:
     """out = base + scaling * s W^T, s from :func:`shrink`. `out` has a row stride and may be `base`."""
+    _, lora_b, seeds, coeffs, scaling, stream, distribution = adapter
     base, base_stride = with_row_stride(base)
     out_features, rank = lora_b.shape
     groups = seeds.numel()

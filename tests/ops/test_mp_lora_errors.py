@@ -15,6 +15,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"lora_a": torch.ones(2, 3, dtype=torch.int32)}, "lora_a .*int32"),
     ({"lora_a": torch.ones(2, 4)}, r"lora_a .*\(rank, 3\), got \(2, 4\)"),
     ({"lora_a": torch.ones(2, 3, 1)}, "lora_a"),
+    ({"lora_a": torch.ones(())}, r"lora_a .*\(rank, 3\), got \(\)"),
     ({"lora_a": torch.ones(0, 3), "lora_b": torch.ones(5, 0)}, "rank .*256, got 0"),
     ({"lora_a": torch.ones(257, 3), "lora_b": torch.ones(5, 257)}, "rank .*256, got 257"),
     ({"lora_b": torch.ones(5, 2, dtype=torch.float64)}, "lora_b .*float64"),
