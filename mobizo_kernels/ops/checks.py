@@ -85,6 +85,23 @@ def check_one_float(op: str, name: str, tensor: torch.Tensor, device: torch.devi
     check_no_gradient(op, **{name: tensor})
 
 
+def check_update(
+    op: str,
+    written: dict[str, torch.Tensor],
+    seeds: torch.Tensor,
+    coeffs: torch.Tensor,
+    distribution: str,
+    lr: torch.Tensor | None = None,
+) -> None:
+    """A parameter and then its state, by their names, the directions and, where there is one, lr."""
+    (name, param), *states = written.items()
+    check_param(op, name, param, seeds, coeffs, distribution)
+    if lr is not None:
+        check_one_float(op, "lr", lr, param.device)
+    for state_name, state in states:
+        check_state(op, state_name, state, param)
+
+
 def check_no_gradient(op: str, **tensors: torch.Tensor) -> None:
     """Refuses to change a tensor in place where autograd records and would leave the change out."""
     if torch.is_grad_enabled():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from mobizo_kernels.ops.checks import check, check_distribution, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops.fakes import named
 
 
 def noise(
@@ -46,30 +48,17 @@ def check_noise(seed: torch.Tensor, distribution: str) -> None:
 
 
 @torch.library.register_fake("mobizo::noise")
-def _(
-    size: Sequence[int],
-    seed: torch.Tensor,
-    stream: int,
-    distribution: str = "gaussian",
-    *,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+def _(*args: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    size, seed, _, distribution = named("noise", args).values()
     check_noise(seed, distribution)
-    out = seed.new_empty(size, dtype=dtype or torch.float32)
+    out: torch.Tensor = seed.new_empty(size, dtype=dtype or torch.float32)
     check_storage_dtype("noise", "dtype", out)
     return out
 
 
 @torch.library.register_fake("mobizo::noise.out")
-def _(
-    size: Sequence[int],
-    seed: torch.Tensor,
-    stream: int,
-    distribution: str = "gaussian",
-    *,
-    dtype: torch.dtype | None = None,
-    out: torch.Tensor,
-) -> torch.Tensor:
+def _(*args: Any, dtype: torch.dtype | None = None, out: torch.Tensor) -> torch.Tensor:
+    size, seed, _, distribution = named("noise", args).values()
     check_noise(seed, distribution)
     check_storage_dtype("noise", "out", out)
     wanted = dtype or torch.float32

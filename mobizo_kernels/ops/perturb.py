@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from mobizo_kernels.ops.checks import check_length, check_param
+from mobizo_kernels.ops.fakes import checked_param, register_foreach
 
 
 def perturb_(
@@ -70,27 +71,8 @@ def foreach_perturb_(
 
 
 @torch.library.register_fake("mobizo::perturb_")
-def _(
-    param: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_param("perturb_", "self", param, seeds, coeffs, distribution)
-    return param
+def _(*args: Any) -> torch.Tensor:
+    return checked_param("perturb_", args)
 
 
-@torch.library.register_fake("mobizo::foreach_perturb_")
-def _(
-    params: Sequence[torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    streams: Sequence[int],
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> None:
-    check_length("foreach_perturb_", "streams", streams, params)
-    for index, param in enumerate(params):
-        check_param("foreach_perturb_", f"self[{index}]", param, seeds, coeffs, distribution)
+register_foreach("foreach_perturb_")

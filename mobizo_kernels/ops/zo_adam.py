@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops.checks import check_length, check_one_float, check_param, check_state
+from mobizo_kernels.ops.fakes import register_foreach, register_update
 
 
 def zo_adam(
@@ -87,83 +87,5 @@ def foreach_zo_adam_(
     )
 
 
-def check_zo_adam(
-    param: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    distribution: str,
-) -> None:
-    check_param("zo_adam", "param", param, seeds, coeffs, distribution)
-    check_one_float("zo_adam", "lr", lr, param.device)
-    check_state("zo_adam", "exp_avg", exp_avg, param)
-    check_state("zo_adam", "exp_avg_sq", exp_avg_sq, param)
-
-
-@torch.library.register_fake("mobizo::zo_adam")
-def _(
-    param: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    stream: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_zo_adam(param, exp_avg, exp_avg_sq, seeds, coeffs, lr, distribution)
-    return param.new_empty(1, dtype=torch.float32)
-
-
-@torch.library.register_fake("mobizo::zo_adam.out")
-def _(
-    param: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    stream: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-    *,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    check_zo_adam(param, exp_avg, exp_avg_sq, seeds, coeffs, lr, distribution)
-    check_one_float("zo_adam", "out", out, param.device)
-    return out
-
-
-@torch.library.register_fake("mobizo::foreach_zo_adam_")
-def _(
-    params: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    streams: Sequence[int],
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> None:
-    op = "foreach_zo_adam_"
-    check_length(op, "exp_avgs", exp_avgs, params)
-    check_length(op, "exp_avg_sqs", exp_avg_sqs, params)
-    check_length(op, "streams", streams, params)
-    for index, param in enumerate(params):
-        check_param(op, f"params[{index}]", param, seeds, coeffs, distribution)
-        check_one_float(op, "lr", lr, param.device)
-        check_state(op, f"exp_avgs[{index}]", exp_avgs[index], param)
-        check_state(op, f"exp_avg_sqs[{index}]", exp_avg_sqs[index], param)
+register_update("zo_adam")
+register_foreach("foreach_zo_adam_")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops.checks import check_length, check_one_float, check_param, check_state
+from mobizo_kernels.ops.fakes import register_foreach, register_update
 
 
 def zo_momentum(
@@ -70,55 +70,5 @@ def foreach_zo_momentum_(
     torch.ops.mobizo.foreach_zo_momentum_(params, momenta, seeds, coeffs, streams, beta, decay, distribution)
 
 
-@torch.library.register_fake("mobizo::zo_momentum")
-def _(
-    param: torch.Tensor,
-    momentum: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    beta: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_param("zo_momentum", "param", param, seeds, coeffs, distribution)
-    check_state("zo_momentum", "momentum", momentum, param)
-    return param.new_empty(1, dtype=torch.float32)
-
-
-@torch.library.register_fake("mobizo::zo_momentum.out")
-def _(
-    param: torch.Tensor,
-    momentum: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    beta: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-    *,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    check_param("zo_momentum", "param", param, seeds, coeffs, distribution)
-    check_state("zo_momentum", "momentum", momentum, param)
-    check_one_float("zo_momentum", "out", out, param.device)
-    return out
-
-
-@torch.library.register_fake("mobizo::foreach_zo_momentum_")
-def _(
-    params: Sequence[torch.Tensor],
-    momenta: Sequence[torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    streams: Sequence[int],
-    beta: float,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> None:
-    op = "foreach_zo_momentum_"
-    check_length(op, "momenta", momenta, params)
-    check_length(op, "streams", streams, params)
-    for index, (param, momentum) in enumerate(zip(params, momenta, strict=True)):
-        check_param(op, f"params[{index}]", param, seeds, coeffs, distribution)
-        check_state(op, f"momenta[{index}]", momentum, param)
+register_update("zo_momentum")
+register_foreach("foreach_zo_momentum_")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mobizo_kernels.ops.checks import check_length, check_one_float, check_param
+from mobizo_kernels.ops.fakes import register_foreach, register_update
 
 
 def zo_sign(
@@ -66,51 +66,5 @@ def foreach_zo_sign_(
     torch.ops.mobizo.foreach_zo_sign_(params, seeds, coeffs, lr, streams, decay, distribution)
 
 
-@torch.library.register_fake("mobizo::zo_sign")
-def _(
-    param: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    stream: int,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_param("zo_sign", "param", param, seeds, coeffs, distribution)
-    check_one_float("zo_sign", "lr", lr, param.device)
-    return param.new_empty(1, dtype=torch.float32)
-
-
-@torch.library.register_fake("mobizo::zo_sign.out")
-def _(
-    param: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    stream: int,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-    *,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    check_param("zo_sign", "param", param, seeds, coeffs, distribution)
-    check_one_float("zo_sign", "lr", lr, param.device)
-    check_one_float("zo_sign", "out", out, param.device)
-    return out
-
-
-@torch.library.register_fake("mobizo::foreach_zo_sign_")
-def _(
-    params: Sequence[torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    lr: torch.Tensor,
-    streams: Sequence[int],
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> None:
-    op = "foreach_zo_sign_"
-    check_length(op, "streams", streams, params)
-    for index, param in enumerate(params):
-        check_param(op, f"params[{index}]", param, seeds, coeffs, distribution)
-        check_one_float(op, "lr", lr, param.device)
+register_update("zo_sign")
+register_foreach("foreach_zo_sign_")

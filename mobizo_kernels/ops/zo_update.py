@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobizo_kernels.ops.checks import check_one_float, check_param
+from mobizo_kernels.ops.fakes import register_update
 
 
 def zo_update(
@@ -38,30 +38,4 @@ def zo_update(
     return torch.ops.mobizo.zo_update(param, seeds, coeffs, stream, decay, distribution)
 
 
-@torch.library.register_fake("mobizo::zo_update")
-def _(
-    param: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-) -> torch.Tensor:
-    check_param("zo_update", "param", param, seeds, coeffs, distribution)
-    return param.new_empty(1, dtype=torch.float32)
-
-
-@torch.library.register_fake("mobizo::zo_update.out")
-def _(
-    param: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    decay: float = 1.0,
-    distribution: str = "gaussian",
-    *,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    check_param("zo_update", "param", param, seeds, coeffs, distribution)
-    check_one_float("zo_update", "out", out, param.device)
-    return out
+register_update("zo_update")
