@@ -17,10 +17,7 @@ from mobizo_kernels.lora import (
     base_dtype,
     model_fingerprint,
 )
-from mobizo_kernels.optim.base import ZOOptimizer
 from mobizo_kernels.optim.optimizers import make_optimizer
-from mobizo_kernels.optim.records import Records
-from mobizo_kernels.optim.seeds import query_seeds
 
 _OTHERS = {
     "lora_a": "is of another LoRA-A, as another seed of wrap draws it",
@@ -30,7 +27,7 @@ _OTHERS = {
 
 @torch.no_grad()
 def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
-    """Repeat the updates of a journal on a wrapped model, without any forward.
+    """Apply the steps of a journal to a wrapped model, without any forward.
 
     The result is the adapter of the recorded run bit for bit if B is now what it was before the run's first
     step: zero after :func:`mobizo_kernels.wrap`, else what the run loaded.
@@ -38,10 +35,10 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
     Args:
         model: wrapped as for the run.
         path: of the journal.
-        until: number of steps to repeat; all by default.
+        until: number of steps to apply; all by default.
 
     Returns:
-        The number of steps repeated.
+        The number of steps applied.
 
     Raises:
         OSError: if the file cannot be read.
@@ -60,29 +57,8 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
         (parameter.name, layer.lora_b) for parameter, layer in zip(header.parameters, layers, strict=True)
     ]
     optimizer = make_optimizer(named, header.optimizer, header.lr, header.distribution)
-    redo_steps(optimizer, header.run_seed, 0, records[:until])
+    optimizer.apply_steps(header.run_seed, 0, records[:until])
     return until
-
-
-@torch.no_grad()
-def redo_steps(optimizer: ZOOptimizer, run_seed: int, first: int, records: Records) -> None:
-    """Make recorded steps again.
-
-    Args:
-        optimizer: of the parameters; its state is that of before the first of the steps.
-        run_seed: of the run.
-        first: number of the first of the steps.
-        records: of the steps.
-    """
-    queries = records.coeffs.shape[1]
-    if not optimizer.rule.plain:
-        for step, record in enumerate(records, first):
-            optimizer.redo(query_seeds(run_seed, step, queries), record)
-    elif records.applied.any():
-        # In float32 the updates of many steps are one chain of fused multiply-adds: one pass takes them all.
-        steps = (records.applied.nonzero()[:, 0] + first).tolist()
-        seeds = torch.cat([query_seeds(run_seed, step, queries) for step in steps])
-        optimizer.perturb(seeds, records.coeffs[records.applied].flatten())
 
 
 def tuned_adapters(model: nn.Module) -> tuple[JournalParameter, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mobizo_kernels.ops import foreach_perturb_, parameter_stream
-from mobizo_kernels.optim.records import StepRecord
+from mobizo_kernels.optim.records import Records, StepRecord
+from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.optim.update_rule import UpdateRule
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
@@ -69,47 +71,76 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
         projected_grads: torch.Tensor,
         standing: torch.Tensor | None = None,
     ) -> None:
-        """Update every parameter along the directions of `seeds`.
+        """Update every parameter along the directions of `seeds`: :meth:`record` and :meth:`apply` in one.
 
         Args:
             seeds: int64 [q].
             projected_grads: float32 [q].
-            standing: float32 [q] or None; what of each direction is still on the parameters from the trials
-                of this step. It is taken off first, by plain SGD in the same pass.
+            standing: as for :meth:`record`.
         """
-        slopes = projected_grads.cpu().double()
-        for group in self.param_groups:
-            rule = self.rule_of(group)
-            coeffs, decay = rule.coefficient(group["lr"], len(slopes)) * slopes, rule.decay(group["lr"])
-            if standing is not None and standing.any():
-                if rule.name == "sgd" and not rule.state:
-                    coeffs = coeffs - decay * standing.cpu().double()
-                else:
-                    self._perturb(group, seeds, -standing)
-            self._apply(group, seeds, StepRecord(coeffs.float(), self.rate(group), decay))
+        self.apply(seeds, self.record(projected_grads, standing=standing))
 
-    def record(self, projected_grads: torch.Tensor, loss: float = float("nan")) -> StepRecord:
-        """What :meth:`step` is about to do to the first group of parameters, as a journal keeps it.
+    def record(
+        self,
+        projected_grads: torch.Tensor,
+        loss: float = float("nan"),
+        standing: torch.Tensor | None = None,
+    ) -> StepRecord:
+        """What an update by this estimate is about to do. Nothing is changed yet.
 
         Args:
             projected_grads: float32 [q].
             loss: of the step, for the record.
+            standing: float32 [q] or None; what of each direction is still on the parameters from the trials
+                of this step. Plain SGD takes it off in the pass that updates, others in one of its own.
+
+        Returns:
+            The step, or a skipped one if a coefficient of its update is not finite.
         """
-        group, rule = self.param_groups[0], self.rule
-        coeffs = rule.coefficient(group["lr"], len(projected_grads)) * projected_grads.cpu().double()
-        return StepRecord(coeffs.float(), self.rate(group), rule.decay(group["lr"]), loss)
+        slopes = projected_grads.cpu().double()
+        standing = None if standing is None or not standing.any() else standing.cpu()
+        first, *others = (self._record(group, slopes, loss, standing) for group in self.param_groups)
+        if not all(bool(part.coeffs.isfinite().all()) for part in (first, *others)):
+            return StepRecord.skipped(len(slopes), loss, standing)
+        return replace(first, others=tuple(others))
 
     @torch.no_grad()
-    def redo(self, seeds: torch.Tensor, record: StepRecord) -> None:
-        """Make a recorded step, on all parameters: the bits are those of the step itself.
+    def apply(self, seeds: torch.Tensor, record: StepRecord) -> None:
+        """Make the step of a record. A step that is made now, resumed or replayed is this call, and so its
+        bits are the same.
 
         Args:
             seeds: int64 [q].
-            record: of the step; one that was skipped changes nothing.
+            record: of the step, for all groups of parameters unless it has others; one that was skipped
+                changes nothing, but for taking off what its trials have left.
         """
-        if record.applied:
-            for group in self.param_groups:
-                self._apply(group, seeds, record)
+        parts = (record, *record.others) if record.others else (record,) * len(self.param_groups)
+        for group, part in zip(self.param_groups, parts, strict=True):
+            if part.standing is not None:
+                left = part.standing != 0
+                self._perturb(group, seeds[left], -part.standing[left])
+            if part.applied:
+                self._apply(group, seeds, part)
+        self.tell_schedulers()
+
+    @torch.no_grad()
+    def apply_steps(self, run_seed: int, first: int, records: Records) -> None:
+        """:meth:`apply` for steps in a row; plain SGD takes all of them in one pass.
+
+        Args:
+            run_seed: of the run.
+            first: number of the first of the steps.
+            records: of the steps, [n].
+        """
+        queries = records.coeffs.shape[1]
+        if not self.rule.plain:
+            for step, record in enumerate(records, first):
+                self.apply(query_seeds(run_seed, step, queries), record)
+        elif records.applied.any():
+            # In float32 the updates of many steps are one chain of fused multiply-adds.
+            steps = (records.applied.nonzero()[:, 0] + first).tolist()
+            seeds = torch.cat([query_seeds(run_seed, step, queries) for step in steps])
+            self.perturb(seeds, records.coeffs[records.applied].flatten())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the state of another optimizer of the same kind, see torch.optim.Optimizer."""
@@ -154,6 +185,20 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
 
     def count(self, group: dict[str, Any]) -> None:
         """Count an update of a group, if the rate of the next depends on their number."""
+
+    def tell_schedulers(self) -> None:
+        """Say that a step was made: the schedulers of torch look for this sign of Optimizer.step."""
+        self._opt_called = True
+
+    def _record(
+        self, group: dict[str, Any], slopes: torch.Tensor, loss: float, standing: torch.Tensor | None
+    ) -> StepRecord:
+        """:meth:`record` of one group, from float64 slopes [q]."""
+        rule, lr = self.rule_of(group), group["lr"]
+        coeffs, decay = rule.coefficient(lr, len(slopes)) * slopes, rule.decay(lr)
+        if standing is not None and rule.name == "sgd" and not rule.state:
+            coeffs, standing = coeffs - decay * standing.double(), None
+        return StepRecord(coeffs.float(), self.rate(group), decay, loss, standing=standing)
 
     def _apply(self, group: dict[str, Any], seeds: torch.Tensor, record: StepRecord) -> None:
         self.prepare(group)

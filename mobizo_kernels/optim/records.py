@@ -23,6 +23,10 @@ class StepRecord:
         decay: what the update multiplies the parameters by.
         loss: of the model before the update.
         applied: False for a step that was skipped: parameters and optimizer stay as they were.
+        standing: float32 [q] or None; what the trials of the step have left of each direction on the
+            parameters, to be taken off before all else. No journal has it: full parameters alone are
+            perturbed in place.
+        others: the same step for further groups of parameters, in their order. No journal has them, either.
     """
 
     coeffs: torch.Tensor
@@ -30,11 +34,14 @@ class StepRecord:
     decay: float = 1.0
     loss: float = float("nan")
     applied: bool = True
+    standing: torch.Tensor | None = None
+    others: tuple[StepRecord, ...] = ()
 
     @classmethod
-    def skipped(cls, queries: int, loss: float) -> StepRecord:
-        """A step that changed nothing, for a loss was not finite."""
-        return cls(torch.zeros(queries, dtype=torch.float32, device="cpu"), loss=loss, applied=False)
+    def skipped(cls, queries: int, loss: float, standing: torch.Tensor | None = None) -> StepRecord:
+        """A step that changed nothing, for a loss or a coefficient was not finite."""
+        coeffs = torch.zeros(queries, dtype=torch.float32, device="cpu")
+        return cls(coeffs, loss=loss, applied=False, standing=standing)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def tune(
 ) -> Curve:
     """Make `steps` steps and leave the model with the adapter that :class:`Selection` keeps.
 
-    The steps `recorded` in a journal come first and are repeated without a forward; validations are made
+    The steps `recorded` in a journal come first and are applied without a forward; validations are made
     again, so that the adapter is that of a run in one go.
 
     Args:
@@ -90,7 +90,7 @@ def tune(
     with tqdm(total=steps, unit="step", desc="tuning") as progress:
         for step, rows in enumerate(itertools.islice(batches, steps)):
             if step < len(recorded):
-                zo.redo(recorded[step : step + 1])
+                zo.apply(recorded[step : step + 1])
                 loss = recorded.losses[step].item()
                 unsteady = guard.observe(loss, bool(recorded.applied[step]))
                 curve.losses.append(finite_or_none(loss))

@@ -78,14 +78,16 @@ class Estimator(ABC):
         """The slope along each query's direction, float32 [q], computed in float64 on the CPU.
 
         Args:
-            losses: finite, [G].
+            losses: [G]; the slopes are NaN if one of them is not finite.
 
         Raises:
             ValueError: if `losses` is not of shape [G].
         """
         if losses.shape != (self.groups,):
             raise ValueError(f"losses must have shape [{self.groups}], got {list(losses.shape)}")
-        return self.slopes(losses.detach().cpu().double()).float()
+        losses = losses.detach().cpu().double()
+        slopes = self.slopes(losses)
+        return slopes.masked_fill(~losses.isfinite().all(), float("nan")).float()
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
         """:meth:`projected_gradients` before their rounding, float64 [q], from losses float64 [G].

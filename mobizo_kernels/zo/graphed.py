@@ -55,7 +55,7 @@ class GraphedSteps:
     @torch.no_grad()
     def __call__(
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """One step, the update included, which leaves B alone if a loss is not finite.
 
         Args:
@@ -63,7 +63,7 @@ class GraphedSteps:
             seeds: int64 [q].
 
         Returns:
-            losses [G] and projected gradients [q], both float32 on the CPU.
+            losses [G] and projected gradients [q], both float32 on the CPU, and whether B was updated.
 
         Raises:
             ValueError: if the batch has nothing to predict, or the optimizer has got options that
@@ -91,11 +91,13 @@ class GraphedSteps:
             step.replay()
         groups = self._estimator.groups
         result = step.result.cpu()
-        if result.isfinite().all():
+        applied = bool(result.isfinite().all())
+        if applied:
             for group in self._optimizer.param_groups:
                 self._optimizer.count(group)
+        self._optimizer.tell_schedulers()
         losses, projected_grads = result.split([groups, len(seeds)])
-        return losses, projected_grads
+        return losses, projected_grads, applied
 
     def _key(self, labelled: LabelledBatch) -> Hashable:
         """All that a graph takes for granted."""

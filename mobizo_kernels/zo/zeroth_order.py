@@ -12,7 +12,7 @@ from torch import nn
 
 from mobizo_kernels.journal import JournalWriter
 from mobizo_kernels.journal.header import JournalHeader, PathLike
-from mobizo_kernels.journal.replay import model_fields, redo_steps
+from mobizo_kernels.journal.replay import model_fields
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
 from mobizo_kernels.loss import LabelledLoss
@@ -79,7 +79,7 @@ class ZerothOrder:
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
         journal: file that gets a record of each step, see :meth:`open_journal`.
-        resume: go on with `journal` if there is such a file: its steps are repeated on the model, which must
+        resume: go on with `journal` if there is such a file: its steps are applied to the model, which must
             be as it was before the first of them.
         cuda_graph: capture the whole step in a CUDA graph, one for each shape of a batch, and replay it: the
             step is then free of what launching costs. The model must be wrapped and on one CUDA device;
@@ -87,7 +87,7 @@ class ZerothOrder:
 
     Attributes:
         optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
-        steps: number of steps made or repeated.
+        steps: number of steps made or applied from a journal.
         skipped_steps: number of those without an update because a loss was not finite.
         journal: the open :class:`JournalWriter`, or None.
 
@@ -147,7 +147,7 @@ class ZerothOrder:
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
         if journal is not None:
-            self.redo(self.open_journal(journal, resume=resume))
+            self.apply(self.open_journal(journal, resume=resume))
 
     def open_journal(
         self,
@@ -174,7 +174,7 @@ class ZerothOrder:
             sync_every: steps between two fsync.
 
         Returns:
-            The steps recorded so far. They are yet to be repeated by :meth:`redo`, at once or with
+            The steps recorded so far. They are yet to be applied by :meth:`apply`, at once or with
             evaluations in between.
 
         Raises:
@@ -220,13 +220,13 @@ class ZerothOrder:
         self.journal = JournalWriter.create(path, header, sync_every=sync_every)
         return Records.none(header.queries)
 
-    def redo(self, records: Records) -> None:
-        """Take recorded steps, without any forward; plain SGD takes all of them in one pass.
+    def apply(self, records: Records) -> None:
+        """Apply recorded steps, without any forward; plain SGD takes all of them in one pass.
 
         Args:
             records: of the next steps, as :meth:`open_journal` returns them.
         """
-        redo_steps(self.optimizer, self._settings["run_seed"], self.steps, records)
+        self.optimizer.apply_steps(self._settings["run_seed"], self.steps, records)
         self.steps += len(records)
         self.skipped_steps += int((~records.applied).sum())
 
@@ -248,17 +248,16 @@ class ZerothOrder:
         """
         seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)
         if self._graphed is None:
-            losses, projected_grads = self._step(batch, seeds)
+            losses, projected_grads, record = self._made(batch, seeds)
+            loss, applied = record.loss, record.applied
         else:
-            losses, projected_grads = self._graphed(batch, seeds)
-            # torch's schedulers look for this sign of Optimizer.step, which no graph calls.
-            self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        skipped = not _all_finite(losses, projected_grads)
-        if skipped:
+            losses, projected_grads, applied = self._graphed(batch, seeds)
+            loss = self.estimator.loss(losses)
+        if not applied:
             projected_grads = torch.full_like(projected_grads, float("nan"))
-            self.skipped_steps += 1
-        output = StepOutput(self.steps, self.estimator.loss(losses), losses, projected_grads, skipped)
+        output = StepOutput(self.steps, loss, losses, projected_grads, skipped=not applied)
         self.steps += 1
+        self.skipped_steps += not applied
         return output
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,29 +298,20 @@ class ZerothOrder:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
 
-    def _step(
+    def _made(
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses [G] and projected gradients [q] of a step, recorded and applied if all are finite."""
+    ) -> tuple[torch.Tensor, torch.Tensor, StepRecord]:
+        """The losses [G] and projected gradients [q] of a step, and its record, which is applied."""
         if is_wrapped(self.model):
-            losses, standing = self._batched_losses(batch, seeds), _zeros(len(seeds))
+            losses, standing = self._batched_losses(batch, seeds), None
         else:
             losses, standing = self._sequential_losses(batch, seeds)
         projected_grads = self.estimator.projected_gradients(losses)
-        loss = self.estimator.loss(losses)
-        record = self.optimizer.record(projected_grads, loss)
-        if _all_finite(losses, record.coeffs):
-            self._record(record)
-            self.optimizer.step(seeds, projected_grads, standing)
-        else:
-            projected_grads = torch.full_like(projected_grads, float("nan"))
-            self._record(StepRecord.skipped(len(seeds), loss))
-            self._take_off(seeds, standing)
-        return losses, projected_grads
-
-    def _record(self, record: StepRecord) -> None:
+        record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
         if self.journal is not None:
             self.journal.append(self.steps, record)
+        self.optimizer.apply(seeds, record)
+        return losses, projected_grads, record
 
     def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
         """losses [G] of a wrapped model, from one forward."""
@@ -354,10 +344,6 @@ class ZerothOrder:
     def _take_off(self, seeds: torch.Tensor, standing: torch.Tensor) -> None:
         if standing.any():
             self.optimizer.perturb(seeds[standing != 0], -standing[standing != 0])
-
-
-def _all_finite(*tensors: torch.Tensor) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _zeros(count: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a journal back to the run, to the bit, with every optimizer: replayed, resumed, redone, skipped."""
+"""From a journal back to the run, to the bit, with every optimizer: replayed, resumed, applied, skipped."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_resuming_gives_the_same_bits(rule: dict[str, Any], tmp_path: Path, rng:
 
 
 @EVERY_RULE
-def test_steps_are_redone_one_by_one_or_at_once(
+def test_steps_are_applied_one_by_one_or_at_once(
     rule: dict[str, Any], tmp_path: Path, rng: torch.Generator
 ) -> None:
     _, states = train(tmp_path / "journal", rng, **rule)
@@ -151,9 +151,9 @@ def test_steps_are_redone_one_by_one_or_at_once(
     with pytest.raises(ValueError, match="expected a record of step 4, got step 0"):
         zo.step(tiny.batch(rng))
     assert_same_adapters(model, states[0])
-    zo.redo(recorded[:1])
+    zo.apply(recorded[:1])
     assert_same_adapters(model, states[1])
-    zo.redo(recorded[1:])
+    zo.apply(recorded[1:])
     assert_same_adapters(model, states[4])
     assert zo.step(tiny.batch(rng)).step == 4
 

@@ -181,8 +181,8 @@ def test_a_recorded_step_has_the_bits_of_the_step(
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
         record = optimizer.record(grads)
         optimizer.step(seeds, grads)
-        twin.redo(seeds, StepRecord.skipped(3, 0.5))
-        twin.redo(seeds, record)
+        twin.apply(seeds, StepRecord.skipped(3, 0.5))
+        twin.apply(seeds, record)
         assert_all_same_bits(again, params)
     for state in optimizer.state.values():
         assert all(value.dtype == torch.float32 for name, value in state.items() if name != "step")
