@@ -54,7 +54,7 @@ class TrainResult:
     Attributes:
         steps: in all; fewer than planned if the run was stopped.
         stopped: because the loss ran away, or the journal was lost.
-        resumed_steps: of these, repeated from the journal.
+        resumed_steps: of these, applied from the journal.
         skipped_steps: of those made now.
         best_step: steps behind the adapter that was kept.
         evaluations: every validation.

@@ -82,7 +82,7 @@ class Trainer:
                 :class:`mobizo_kernels.training.Selection`), or "last".
             stop_unsteady: end the run when its loss has run away, see
                 :class:`mobizo_kernels.training.DivergenceGuard`.
-            on_step: called after each step that is made, not after those repeated from a journal.
+            on_step: called after each step that is made, not after those applied from a journal.
             on_evaluation: called after each validation. What either raises ends the run; the adapter is then
                 that of the last step made.
 
