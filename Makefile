@@ -10,10 +10,11 @@ NATIVE := $(shell find csrc executorch_ops -type f)
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint native arm wheel clean
+.PHONY: help install demo test quick coverage bench lint native arm wheel clean
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## .venv with the package, its extras, and the model and data of the demo
 
@@ -33,8 +34,15 @@ $(VENV)/.installed: $(VENV)/.tools $(NATIVE) pyproject.toml setup.py
 demo: install  ## tune a real 135M-parameter model by forward passes only, and show what it learned
 	$(BIN)/mobizo demo
 
-test: install  ## the test suite
-	$(BIN)/pytest tests
+test: install  ## the test suite, on all cores
+	$(PYTEST) tests
+
+quick: install  ## what a change of kernels, ops, adapters, optimizers, steps or journals may break, in a minute
+	$(PYTEST) -m "not compiler" $(addprefix tests/,journal lora ops optim reference zo)
+
+coverage: install  ## lines that the test suite runs, of Python and of C++
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) pytest-cov gcovr
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
 
 bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
 	for name in noise perturb zo_optimizers mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done

@@ -1,10 +1,14 @@
-"""Fixtures of every test: random numbers that depend on the test alone, and the thread count given back."""
+"""Fixtures of every test: random numbers that depend on the test alone, and the thread count given back. And
+what a test is by where it lies: its marks, and the tests that one process runs after each other.
+"""
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,17 +26,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
 
 
+TESTS = Path(__file__).parent
+MARKS = {"executorch": "executorch", "test_triton.py": "gpu", "test_binaries.py": "native"}  # by place
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin that tells processes by groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--run-slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
+    groups = config.pluginmanager.hasplugin("xdist")
+    for item in items:
+        place = item.path.relative_to(TESTS).parts[0]
+        if mark := MARKS.get(place):
+            item.add_marker(mark)
+        # Tests of a file share what it makes; those of the GPU kernels share nothing and take long.
+        if groups:
+            group = item.name if place == "test_triton.py" else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+        if "slow" in item.keywords and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     """A generator seeded by the test's own id: running one test alone draws what the whole suite draws."""
-    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    test, _, _ = request.node.nodeid.partition("@")  # behind which a group of processes stands
+    return torch.Generator().manual_seed(zlib.crc32(test.encode()))
 
 
 @pytest.fixture

@@ -35,9 +35,13 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+VALUES = sorted(path.name for path in (ROOT / "tests/triton_values").glob("test_*.py"))
+
+
 @needs_triton
-def test_values() -> None:
-    run("-m", "pytest", "-q", "tests/triton_values")
+@pytest.mark.parametrize("file", VALUES)
+def test_values(file: str) -> None:
+    run("-m", "pytest", "-q", f"tests/triton_values/{file}")
 
 
 @needs_triton

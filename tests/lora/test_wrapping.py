@@ -263,6 +263,7 @@ def test_any_module_with_the_signature_of_a_linear(rng: torch.Generator) -> None
     torch.testing.assert_close(model(x), expected)
 
 
+@pytest.mark.compiler
 def test_compile_without_graph_breaks(rng: torch.Generator) -> None:
     model = wrap(tiny.llama(), LoraConfig(r=3, **QV))
     randomize(model, rng)
@@ -285,6 +286,7 @@ def test_paths_do_not_see_a_compiled_level() -> None:
     assert not adapter_layers(model)
 
 
+@pytest.mark.compiler
 def test_export_holds_the_op_and_reads_the_directions(rng: torch.Generator) -> None:
     model = wrap(tiny.llama(), LoraConfig(r=3, **QV))
     randomize(model, rng)

@@ -13,6 +13,8 @@ from torch import nn
 
 from mobizo_kernels import ops
 
+pytestmark = pytest.mark.compiler
+
 SEEDS, COEFFS = torch.tensor([5, -6, 7]), torch.tensor([0.5, -0.5, 0.0])
 
 

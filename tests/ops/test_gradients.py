@@ -134,6 +134,7 @@ def test_compiled_gradients(op: str, rng: torch.Generator) -> None:
         torch.testing.assert_close(got, same, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("op", ["mp_lora", "mp_lora_linear"])
 def test_opcheck_with_gradients(op: str, rng: torch.Generator) -> None:
     given = require_gradients(tensors_of(torch.float32, rng))

@@ -1,8 +1,13 @@
-"""Tiny training programs, each exported once in a session, what they are compared with, and data for them."""
+"""Tiny training programs, each exported once in a run of the tests, what they are compared with, and data for
+them.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -35,8 +40,6 @@ DEFAULTS: dict[str, Any] = {
     "candidate_tokens": CANDIDATES,
 }
 
-_exported: dict[str, Path] = {}
-
 
 def lora_config(**options: Any) -> peft.LoraConfig:
     """The adapter of every tiny Llama: rank 4 on queries and values, with other `options` of PEFT."""
@@ -51,13 +54,18 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
         options: of `export_training_program`; `layers`, 1 by default, is of the model, and `adapter` a
             dictionary for `lora_config`.
     """
-    key = json.dumps(options, sort_keys=True)
-    if key not in _exported:
-        _exported[key] = tmp_path_factory.mktemp("program") / "tiny.pte"
-        model = tiny_llama(options.pop("layers", 1))
-        targets = lora_config(**options.pop("adapter", {}))
-        export_quietly(model, _exported[key], **{"targets": targets, **DEFAULTS, **options})
-    return _exported[key]
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent  # of all processes that run the tests
+    key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+    program = directory / f"program-{key}.pte"
+    with open(directory / f"program-{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            model = tiny_llama(options.pop("layers", 1))
+            targets = lora_config(**options.pop("adapter", {}))
+            export_quietly(model, program, **{"targets": targets, **DEFAULTS, **options})
+    return program
 
 
 def other_program(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -159,6 +159,7 @@ def test_tensors_that_nobody_gave(default: Callable[[], AbstractContextManager[A
     assert updated.tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.compiler
 def test_a_program_is_traced_with_the_usual_defaults() -> None:
     lowering = pytest.importorskip("mobizo_kernels.executorch.lowering")
     with default_dtype(torch.bfloat16), torch.device("meta"):

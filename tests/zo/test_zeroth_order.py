@@ -305,6 +305,7 @@ def test_candidate_tokens_and_scheduler(rng: torch.Generator) -> None:
     assert_unchanged(model, before)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("full", [False, True], ids=["wrapped", "full"])
 def test_a_compiled_decoder_keeps_its_noise(full: bool, rng: torch.Generator) -> None:
     model, batch = tiny.llama() if full else wrapped(rng), tiny.batch(rng)
