@@ -145,7 +145,7 @@ def files_of(case: Case, model: str, length: int, folder: Path) -> Files:
 
 
 def sources_digest() -> str:
-    """Of the sources that make programs."""
+    """A hash of the sources that make programs."""
     digest = hashlib.blake2b(digest_size=8)
     for pattern in MAKERS:
         for path in sorted(ROOT.glob(pattern)):

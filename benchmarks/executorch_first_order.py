@@ -127,7 +127,7 @@ def is_frozen(ep: ExportedProgram, node: Node) -> bool:
 
 
 def scalar(ep: ExportedProgram, value: float) -> Node:
-    """As a tensor [1], which broadcasts to any shape."""
+    """The number as a tensor [1], which broadcasts to any shape."""
     return constant(ep, f"scalar_{value}", torch.tensor([float(value)]))
 
 

@@ -76,7 +76,7 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
 
 
 def adapter(case: Case, model: PreTrainedModel, input_ids: torch.Tensor) -> peft.LoraConfig:
-    """That of ours; its invocation tokens are the last of a row, if any."""
+    """The configuration of ours; its invocation tokens are the last of a row, if any."""
     layers = model.config.get_text_config().num_hidden_layers
     return peft.LoraConfig(
         r=RANK,

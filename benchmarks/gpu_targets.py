@@ -69,7 +69,7 @@ class Kernel:
 
     @property
     def dtype(self) -> str:
-        """Of its first tensor, or what it is told where it gets addresses only."""
+        """The dtype of its first tensor, or what it is told where it gets addresses only."""
         tensors = (re.match(r"\*|tensordesc<", kind) and kind for kind in self.arguments.values())
         first = next(filter(None, tensors), "")
         return str(self.constants.get("DTYPE") or re.sub(r"\*|tensordesc<|\[.*", "", first))

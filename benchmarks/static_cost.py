@@ -60,7 +60,7 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one element of a loop, on average over its turns."""
+    """The cost of one element of a loop, on average over its turns."""
 
     loop: str
     isa: str

@@ -47,7 +47,7 @@ class Tensor:
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
-        """Of a numpy array."""
+        """The entry of a numpy array."""
         dtype = array.dtype.newbyteorder("<")
         content = np.ascontiguousarray(array, dtype)
         return cls(_NAMES[dtype], array.shape, memoryview(content.tobytes()))

@@ -102,7 +102,7 @@ def tuning_rows(splits: Splits, settings: TokenizeSettings | TrainSettings) -> S
 
 
 def scored_rows(splits: Splits, settings: PromptSettings) -> list[Example]:
-    """As many test rows as `settings` ask for; a warning if a label is missing among them."""
+    """Up to as many test rows as `settings` ask for; a warning if a label is missing among them."""
     rows = splits.test[: settings.eval_rows]
     if lack := _lack(splits.test, rows):
         _log.warning("eval_rows: %s; there is no balanced accuracy or AUC of these", lack)

@@ -30,7 +30,7 @@ class Widening:
             module.register_forward_pre_hook(self._widen, with_kwargs=True)
 
     def start(self, rows: int, groups: int) -> None:
-        """Of the forward that follows: the rows that it is given, and how many copies of them to make."""
+        """Tell the forward that follows of the rows that it is given, and how many copies of them to make."""
         self._rows, self._groups, self._copies = rows, groups, {}
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:

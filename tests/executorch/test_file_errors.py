@@ -182,7 +182,7 @@ def test_adapters(edit: Any, message: str, trainer: Trainer, tmp_path: Path) -> 
 def test_adapter_of_another_program(
     trainer: Trainer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Of the same model, with another LoRA-A, as another seed gives it."""
+    """A program of the same model, with another LoRA-A, as another seed gives it."""
     path = tmp_path / "adapter.safetensors"
     Trainer(other_program(tmp_path_factory)).save_adapter(path)
     with Unchanged(trainer), pytest.raises(ValueError, match="adapter.safetensors: LoRA-A of .*not that of"):

@@ -132,7 +132,7 @@ def test_earlier_versions(program: Path, dataset: Path, tmp_path: Path) -> None:
 
 
 def test_creating_does_not_race(program: Path, dataset: Path, tmp_path: Path) -> None:
-    """Of two runners that begin one journal, one loses before its first step."""
+    """When two runners begin one journal, one loses before its first step."""
     for attempt in range(4):
         journal = tmp_path / f"{attempt}.journal"
         both = [

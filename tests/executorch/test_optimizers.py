@@ -29,7 +29,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def buffers() -> Tensors:
-    """Of every parameter its values and two state tensors."""
+    """Every parameter's values and two state tensors."""
     rng = torch.Generator().manual_seed(3)
     made = {}
     for name, (shape, dtype, _, _) in PARAMETERS.items():

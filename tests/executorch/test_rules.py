@@ -224,7 +224,7 @@ def test_skipped_steps(program: Path, dataset: Path, tmp_path: Path, rng: torch.
 
 
 def journal_header(program: Path, dataset: Path, folder: Path) -> Any:
-    """That of a run of the program."""
+    """The header of the journal of a run of the program."""
     Trainer(program).train(dataset, steps=1, eval_every=0, keep="last", journal=folder / "header")
     return read_journal(folder / "header")[0]
 

@@ -63,7 +63,7 @@ def rows_of(
 
 
 def losses_of(model: Any, rows: list[EncodedExample], seeds: torch.Tensor, coeffs: torch.Tensor) -> Any:
-    """Of the eager model, which knows nothing of sharing."""
+    """The losses of the eager model, which knows nothing of sharing."""
     loss = LabelledLoss(model, candidate_tokens=CANDIDATES)
     with adapter_of(model).directions.use(seeds, coeffs):
         return loss(collate(rows, 0), len(seeds))
@@ -78,7 +78,7 @@ def test_description(program: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_delegates_own_their_weights(program: Path) -> None:
-    """Those of prefix and tail, too: XNNPACK packs no weight that a delegate is given as an input."""
+    """The delegates of prefix and tail, too: XNNPACK packs no weight that a delegate is given as an input."""
     plans = deserialize_pte_binary(program.read_bytes()).program.execution_plan
     for plan in (plan for plan in plans if plan.name in ("train_step", "evaluate")):
         calls = [instruction.instr_args for instruction in plan.chains[0].instructions]
@@ -112,7 +112,7 @@ def test_steps_are_those_of_eager(before: int, program: Path, rng: torch.Generat
 
 
 def test_many_directions(tmp_path_factory: pytest.TempPathFactory, rng: torch.Generator) -> None:
-    """As many as the defaults of `mobizo train` try."""
+    """A step tries as many directions as the defaults of `mobizo train`."""
     queries = 32
     program = tiny_program(tmp_path_factory, layers=3, adapter=ACTIVATED, tail_length=TAIL, queries=queries)
     trainer, model, rows = Trainer(program), eager_twin(3, **ACTIVATED), rows_of(rng, 3)

@@ -40,7 +40,7 @@ def test_a_journal_has_one_writer(tmp_path: Path, rng: torch.Generator) -> None:
 
 
 def test_a_forked_child_lets_go(tmp_path: Path, rng: torch.Generator) -> None:
-    """As the workers of a DataLoader, which may outlive the run that made them."""
+    """Processes as the workers of a DataLoader, which may outlive the run that made them."""
     path = tmp_path / "journal"
     zo = ZerothOrder(wrapped(), **OPTIONS, journal=path)
     zo.step(tiny.batch(rng))

@@ -208,7 +208,7 @@ def test_what_is_refused(rng: torch.Generator) -> None:
 
 def test_int8_that_mixes_rows_is_named() -> None:
     class Linear8bitLt(nn.Linear):
-        """As of bitsandbytes: outliers are looked for in all rows at once."""
+        """A linear as that of bitsandbytes: outliers are looked for in all rows at once."""
 
         def __init__(self, threshold: float) -> None:
             super().__init__(32, 32, bias=False)

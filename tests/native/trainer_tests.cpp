@@ -76,7 +76,7 @@ void estimator_cases(Report& report) {
   check_equal(report, "one_sided coeffs", list(one.coeffs()), "[0.0,0.5,0.5]");
   check_equal(report, "one_sided loss", text(one.loss({1, 2, 4})), "1");
   check_equal(report, "one_sided gradients", list(one.projected_gradients({1, 2, 4})), "[2.0,6.0]");
-  // Of (1, 2, 3, 6) the standard deviation is sqrt(14 / 3), of (2, 4) sqrt(2).
+  // For (1, 2, 3, 6) the standard deviation is sqrt(14 / 3), of (2, 4) sqrt(2).
   const Estimator two_normal("two_sided", 2, 0.5, true), one_normal("one_sided", 2, 0.5, true);
   const std::vector<float> expected{static_cast<float>(-1 / std::sqrt(14.0 / 3)), static_cast<float>(-2 / std::sqrt(14.0 / 3))};
   check_equal(report, "two_sided normalized", list(two_normal.projected_gradients({1, 2, 3, 6})), list(expected));

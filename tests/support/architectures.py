@@ -192,7 +192,7 @@ class Eager:
         self.distribution = options.get("distribution", "gaussian")
 
     def round_weights(self) -> None:
-        """As the program's are."""
+        """Round the weights of the eager model as the program's are."""
         self.loss = LabelledLoss(self.model, candidate_tokens=self.candidates)
         if self.quantization != "none":
             replace_experts(self.model)

@@ -129,7 +129,7 @@ def damaged(
 
 
 def _ones(tensor: Any) -> torch.Tensor:
-    """Of the type and the sizes that a program wants."""
+    """A tensor of the type and the sizes that a program wants."""
     dtypes = {
         ScalarType.INT: torch.int32,
         ScalarType.LONG: torch.int64,

@@ -20,7 +20,7 @@ STEPS = 40
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *, stop_unsteady: bool) -> Curve:
-    """Of a model that stays as it is, while its training losses jump at step 30."""
+    """A run of a model that stays as it is, while its training losses jump at step 30."""
     model = tiny.llama()
     wrap(model, LoraConfig(r=3, target_modules=["q_proj"]))
     zo = ZerothOrder(model, queries=2, lr=0.0)

@@ -18,7 +18,7 @@ def test_a_lower_loss_is_kept_and_the_first(rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize(("errors", "kept"), [(1.9, True), (2.1, False)])
 def test_two_standard_errors_of_the_difference(errors: float, kept: bool, rng: torch.Generator) -> None:
-    """Of the difference by rows: what all rows have in common does not count."""
+    """Errors are those of the difference by rows: what all rows have in common does not count."""
     lowest = 100 * torch.rand(50, generator=rng).double()
     excess = torch.randn(50, generator=rng).double()
     excess += errors * excess.std() / math.sqrt(50) - excess.mean()

@@ -28,7 +28,7 @@ constexpr Crc32Tables make_crc32_tables() {
 }
 inline constexpr Crc32Tables kCrc32Tables = make_crc32_tables();
 
-// Of `size` bytes; `before` is the CRC of what comes before them.
+// The CRC of `size` bytes; `before` is the CRC of what comes before them.
 inline uint32_t crc32(const void* data, size_t size, uint32_t before = 0) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read as they lie in memory");
   const Crc32Tables& t = kCrc32Tables;

@@ -8,7 +8,7 @@
 
 namespace mobizo::trainer {
 
-// Of a run that begins with the adapter that the program has now.
+// The header of a run that begins with the adapter that the program has now.
 Json journal_header(Program& program, const Dataset& dataset, const TrainOptions& options);
 
 // Throws Error, naming what differs, unless the updates of the journal are those of the program's adapter, which must be the

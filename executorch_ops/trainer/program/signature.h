@@ -22,7 +22,7 @@ struct Signature {
   std::vector<TensorType> inputs, outputs;
 };
 
-// Of every method that the trainer calls; docs/executorch.md has the table.
+// The signature of every method that the trainer calls; docs/executorch.md has the table.
 std::vector<Signature> signatures(const Description& description);
 
 // Throws Error, with `where` in front, unless the method takes and gives exactly these tensors. What is then made for a call is
