@@ -184,7 +184,7 @@ def _reference(
 
 
 def _tolerance(size: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
-    """The largest error of sums of `terms` products in float32 (Higham, section 3.1), rounded once to `dtype`."""
+    """The error of sums of `terms` products in float32 (Higham, section 3.1), rounded once to `dtype`."""
     return (terms + 8) * 2.0**-24 * size + torch.finfo(dtype).eps * size * (dtype != torch.float32)
 
 

@@ -46,7 +46,7 @@ def static(model: nn.Module, **options: Any) -> ZerothOrder:
 
 
 def batches(rng: torch.Generator) -> list[Batch]:
-    """Batches of three shapes: without padding, with padding on the left, with more labels; each three times."""
+    """Batches of three shapes, each three times: plain, with padding on the left, with more labels."""
     shapes: list[Callable[[], Batch]] = [
         lambda: tiny.batch(rng, lengths=(8, 8, 8)),
         lambda: tiny.batch(rng),

@@ -36,7 +36,8 @@ int64_t checked_bytes(const std::string& dtype, const std::vector<int64_t>& shap
 
 uint32_t crc32_of(std::string_view text, uint32_t before) { return crc32(text.data(), text.size(), before); }
 
-// The checksum of all that a file says, in an order that does not depend on how it is laid out. `add` goes on with the bytes of a tensor.
+// The checksum of all that a file says, in an order that does not depend on how it is laid out. `add` goes on with the bytes of
+// a tensor.
 template <typename Tensor, typename Add>
 std::string content_checksum(const std::map<std::string, std::string>& metadata, const std::map<std::string, Tensor>& tensors,
                              Add add) {
