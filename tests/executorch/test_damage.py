@@ -19,18 +19,13 @@ import torch
 from crash import start_runner
 from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 from executorch.runtime import Runtime, Verification
-from programs import MAGIC, program_bytes, tiny_dataset, tiny_program, with_checksum
+from programs import MAGIC, program_bytes, tiny_dataset, with_checksum
 
 from mobizo_kernels.executorch import Trainer, read_description
 
 DAMAGED = "damaged: its checksum is [0-9a-f]{8}, that of its bytes [0-9a-f]{8}"
 NO_CHECKSUM = "not a training program, or cut short: it does not end with a checksum"
 GIGABYTE = 2**30
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
 
 
 def mutated(content: bytes, seed: int) -> bytes:

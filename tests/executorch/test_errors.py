@@ -15,8 +15,6 @@ from programs import (
     Unchanged,
     no_update,
     program_batch,
-    tiny_dataset,
-    tiny_program,
     tiny_rows,
     with_checksum,
 )
@@ -24,25 +22,6 @@ from programs import (
 from mobizo_kernels.executorch import Trainer
 
 STEPS: dict[str, Any] = {"steps": 4, "eval_every": 0, "keep": "last"}
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
-
-
-@pytest.fixture
-def trainer(program: Path, rng: torch.Generator) -> Trainer:
-    """With an adapter that is not zero."""
-    trainer = Trainer(program)
-    seeds, coeffs = directions(2, rng)
-    trainer.update(seeds.numpy(), coeffs.numpy())
-    return trainer
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
 
 
 ARGUMENTS = (

@@ -20,7 +20,6 @@ from programs import (
     lora_b_of,
     lora_config,
     tiny_llama,
-    tiny_program,
 )
 
 import mobizo_kernels
@@ -28,11 +27,6 @@ from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.lora import adapter_config, adapter_layers, model_fingerprint
 
 METHODS = {"train_step", "evaluate", "update", "get_adapter", "set_adapter", "mobizo_description"}
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import directions
 from programs import (
     Unchanged,
     other_program,
     program_bytes,
     tiny_dataset,
-    tiny_program,
     tiny_rows,
     with_checksum,
 )
@@ -26,25 +24,6 @@ from mobizo_kernels.executorch import Trainer
 
 STEPS: dict[str, Any] = {"steps": 6, "eval_every": 0, "keep": "last"}
 Parts = tuple[dict[str, np.ndarray], dict[str, str]]  # of a safetensors file: tensors and metadata
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
-
-
-@pytest.fixture
-def trainer(program: Path, rng: torch.Generator) -> Trainer:
-    """With an adapter that is not zero."""
-    trainer = Trainer(program)
-    seeds, coeffs = directions(2, rng)
-    trainer.update(seeds.numpy(), coeffs.numpy())
-    return trainer
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
 
 
 def change(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, str]], object]) -> None:

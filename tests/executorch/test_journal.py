@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from crash import run_to_end, start_runner
 from journals import first_version, head_of, parse, second_version
-from programs import CANDIDATES, Unchanged, assert_same_adapter, eager_twin, tiny_dataset, tiny_program
+from programs import CANDIDATES, Unchanged, assert_same_adapter, eager_twin
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.executorch import StepReport, Trainer
@@ -21,16 +20,6 @@ from mobizo_kernels.journal import JournalLost, read_journal, replay
 
 STEPS: dict[str, Any] = {"steps": 8, "eval_every": 3}
 RECORD = 28 + 4 * 2
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
 
 
 def test_both_engines_write_one_header(program: Path, dataset: Path, tmp_path: Path) -> None:

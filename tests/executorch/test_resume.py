@@ -11,23 +11,13 @@ import pytest
 import torch
 from crash import crash_runs, run_to_end, start_runner
 from helpers import full_disk
-from programs import Unchanged, assert_same_adapter, eager_twin, tiny_dataset, tiny_program
+from programs import Unchanged, assert_same_adapter, eager_twin, tiny_dataset
 
 from mobizo_kernels.executorch import StepReport, Trainer
 from mobizo_kernels.journal import read_journal, replay
 
 STEPS: dict[str, Any] = {"steps": 9, "eval_every": 2}
 RECORD = 28 + 4 * 2  # bytes of a step with two queries
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
 
 
 @pytest.fixture

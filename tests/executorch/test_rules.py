@@ -45,11 +45,6 @@ def program(rule: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     return tiny_program(tmp_path_factory, **rule)
 
 
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
-
-
 def arguments(seeds: torch.Tensor, record: StepRecord) -> dict[str, Any]:
     """An update as the methods of a trainer take it."""
     return {

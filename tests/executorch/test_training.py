@@ -22,8 +22,6 @@ from programs import (
     no_update,
     other_program,
     program_batch,
-    tiny_dataset,
-    tiny_program,
     tiny_rows,
 )
 from safetensors import safe_open
@@ -42,16 +40,6 @@ QUERIES = DEFAULTS["queries"]
 
 # With the shortest and the longest input, and the first that is padded because no program takes it: 1 token.
 LENGTHS = [(4, 4, 4), (25, 25, 25), (2, 2, 2), (25, 2, 14), (5, 4, 2), (24, 12, 18), (7, 9, 8)]
-
-
-@pytest.fixture
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, rng: torch.Generator) -> Path:
-    return tiny_dataset(tmp_path / "data.safetensors", rng)
 
 
 def zeroth_order(model: Any, **options: Any) -> mobizo.ZerothOrder:
