@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import directions, tiny_dataset, tiny_program
+from helpers import directions
+from programs import tiny_dataset, tiny_program
 
 from mobizo_kernels.executorch import Trainer
 
