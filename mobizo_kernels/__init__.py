@@ -18,17 +18,34 @@ from mobizo_kernels._library import cpu_capability
 
 if TYPE_CHECKING:
     from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
-    from mobizo_kernels.zo import ZerothOrder
+    from mobizo_kernels.optim import UpdateRule
+    from mobizo_kernels.zo import OneSided, TwoSided, ZerothOrder
 
 __version__ = "0.1.0"
 
-__all__ = ["ZerothOrder", "cpu_capability", "load_adapter", "ops", "save_adapter", "unwrap", "wrap"]
+__all__ = [
+    "OneSided",
+    "TwoSided",
+    "UpdateRule",
+    "ZerothOrder",
+    "cpu_capability",
+    "load_adapter",
+    "ops",
+    "save_adapter",
+    "unwrap",
+    "wrap",
+]
 
-_LORA = ("load_adapter", "save_adapter", "unwrap", "wrap")
+_ROOMS = {
+    "lora": ("load_adapter", "save_adapter", "unwrap", "wrap"),
+    "optim": ("UpdateRule",),
+    "zo": ("OneSided", "TwoSided", "ZerothOrder"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """What needs transformers and PEFT is imported when it is asked for: both take seconds."""
-    if name in __all__:
-        return getattr(import_module(f"{__name__}.{'lora' if name in _LORA else 'zo'}"), name)
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

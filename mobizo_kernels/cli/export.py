@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.results import check_output_file
-from mobizo_kernels.cli.settings import ExportSettings, as_json
+from mobizo_kernels.cli.settings import ExportSettings, as_json, update_rule
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer
 from mobizo_kernels.errors import InputError, blame_input
@@ -58,11 +58,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             max_length=settings.max_length,
             estimator=settings.estimator,
             distribution=settings.distribution,
-            optimizer=settings.optimizer,
-            momentum=settings.momentum,
-            betas=(settings.beta1, settings.beta2),
-            adam_eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
+            optimizer=update_rule(settings),
             quantization=settings.quantization,
             dynamic_length=not settings.static_length,
             candidate_tokens=encoder.candidate_tokens,

@@ -17,6 +17,7 @@ from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
 from mobizo_kernels.optim import UpdateRule
+from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
 
@@ -227,10 +228,23 @@ class AdapterSettings:
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False
 
 
+def estimator(settings: TrainSettings) -> Estimator:
+    """The estimator that the settings ask for. Raises ValueError if there is none."""
+    return make_estimator(
+        settings.estimator, queries=settings.queries, eps=settings.eps, normalize=settings.normalize
+    )
+
+
 def update_rule(settings: StepSettings) -> UpdateRule:
     """The optimizer that the settings ask for. Raises ValueError if there is none."""
-    betas = (settings.beta1, settings.beta2)
-    return UpdateRule(settings.optimizer, settings.momentum, betas, settings.adam_eps, settings.weight_decay)
+    return make_rule(
+        settings.optimizer,
+        lr=settings.lr if isinstance(settings, TrainSettings) else None,
+        momentum=settings.momentum,
+        betas=(settings.beta1, settings.beta2),
+        adam_eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+    )
 
 
 Settings = TypeVar("Settings", bound=QuestionSettings | AdapterSettings)

@@ -9,7 +9,7 @@ from typing import Any
 from mobizo_kernels.cli.evaluate import load_task, tuning_rows
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
-from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.settings import TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
@@ -37,18 +37,10 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
         wrap(task.model, config, seed=settings.seed)
         zo = ZerothOrder(
             task.model,
-            queries=settings.queries,
-            eps=settings.eps,
-            lr=settings.lr,
+            estimator=estimator(settings),
+            optimizer=update_rule(settings),
             run_seed=settings.seed,
-            estimator=settings.estimator,
             distribution=settings.distribution,
-            normalize=settings.normalize,
-            optimizer=settings.optimizer,
-            momentum=settings.momentum,
-            betas=(settings.beta1, settings.beta2),
-            adam_eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
             candidate_tokens=task.encoder.candidate_tokens,
             store=state_store(settings, settings.steps * settings.batch_size > len(examples)),
         )

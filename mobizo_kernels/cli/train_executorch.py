@@ -7,14 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
 from mobizo_kernels.cli.export import adapted_model, export, native
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
-from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, update_rule
+from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
@@ -22,7 +21,6 @@ from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.models import load_tokenizer
 from mobizo_kernels.training import Curve, Scored, finite_or_none, quality_before
-from mobizo_kernels.zo import make_estimator
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import StepReport, Trainer, Validation
@@ -75,14 +73,9 @@ def _check(settings: TrainSettings) -> None:
     if settings.dtype not in ("auto", "float32"):
         raise InputError(f"dtype: the native trainer has float32 only, got {settings.dtype}")
     with blame_input("settings"):
-        make_estimator(
-            settings.estimator, queries=settings.queries, eps=settings.eps, normalize=settings.normalize
-        )
-        update_rule(settings)
+        estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:
         raise InputError(f"seed: expected a signed 64-bit integer, got {settings.seed}")
-    if not 0 <= settings.lr <= torch.finfo(torch.float32).max:
-        raise InputError(f"settings: lr must be at least 0 and finite in float32, got {settings.lr}")
     if settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
 

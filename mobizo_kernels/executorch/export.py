@@ -26,7 +26,7 @@ from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace
 from mobizo_kernels.lora import adapter_of, is_wrapped, wrap
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim import UpdateRule
-from mobizo_kernels.zo import make_estimator
+from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 
 MAX_QUERIES = 256
 
@@ -38,17 +38,12 @@ def export_training_program(
     model: PreTrainedModel,
     path: str | os.PathLike[str],
     *,
-    queries: int = 4,
     batch_size: int = 4,
     max_length: int = 128,
     targets: LoraConfig | Sequence[str] | None = None,
-    estimator: str = "two_sided",
+    estimator: Estimator | str = "two_sided",
     distribution: str = "gaussian",
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    optimizer: UpdateRule | str = "sgd",
     quantization: str = "none",
     dynamic_length: bool = True,
     targets_per_row: int = 1,
@@ -56,6 +51,11 @@ def export_training_program(
     tail_length: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
+    queries: int | None = None,
+    momentum: float | None = None,
+    betas: tuple[float, float] | None = None,
+    adam_eps: float | None = None,
+    weight_decay: float | None = None,
 ) -> dict[str, Any]:
     """Write a program that trains LoRA-B of `model` by forward passes, and evaluates it, inside ExecuTorch.
 
@@ -70,19 +70,17 @@ def export_training_program(
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
             precision become float32.
         path: of the .pte; replaced only when the new one is complete.
-        queries: q, 1 to 256.
         batch_size: B, rows of a step. The forward runs over G * B rows, G = 2q (two_sided) or q + 1.
         max_length: most tokens of a row's input.
         targets: what to adapt where the model is not wrapped yet: a LoraConfig, or names of linears, which
             get rank 8 and alpha 16.
-        estimator: "two_sided" or "one_sided".
+        estimator: a :class:`mobizo_kernels.TwoSided` or :class:`mobizo_kernels.OneSided`, of 1 to 256
+            queries, or the name "two_sided" or "one_sided" of one that is made of `queries`. Its eps, and
+            whether it normalizes, are a run's to choose.
         distribution: of the directions, "gaussian" or "rademacher".
-        optimizer: "sgd", "adam" or "sign", see :class:`mobizo_kernels.optim.ZOSGD` and its like. What it
-            keeps of LoRA-B lies in buffers of the program.
-        momentum: of "sgd", in [0, 1).
-        betas: of "adam".
-        adam_eps: of "adam".
-        weight_decay: of LoRA-B, decoupled.
+        optimizer: a :class:`mobizo_kernels.UpdateRule`, or the name "sgd", "adam" or "sign" of one that is
+            made of `momentum` and what follows it. What it keeps of LoRA-B lies in buffers of the program;
+            its learning rate is a run's to choose.
         quantization: of the base weights: "none" (float32), "int8" or "int4"; see docs/executorch.md.
         dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
         targets_per_row: K, most tokens to predict in a row.
@@ -91,18 +89,24 @@ def export_training_program(
             targets but the last. For Activated LoRA only.
         tokenizer: its fingerprint goes into the program, which then refuses data of any other.
         seed: of LoRA-A where the model is not wrapped yet.
+        queries: q, random directions in each step; 4 by default.
+        momentum: of "sgd", in [0, 1).
+        betas: of "adam".
+        adam_eps: of "adam".
+        weight_decay: of LoRA-B, decoupled.
 
     Returns:
         The description that the program carries.
 
     Raises:
-        ValueError: naming the argument, if one is out of range, or if the model cannot be exported: a check
-            against the model's own loss runs before anything is lowered.
+        ValueError: naming the argument, if one is out of range or given beside an object that has it, or if
+            the model cannot be exported: a check against the model's own loss runs before anything is
+            lowered.
         OSError: if `path` cannot be written.
     """
-    plan = make_estimator(estimator, queries=queries, eps=1.0)
-    rule = UpdateRule(optimizer, momentum, betas, adam_eps, weight_decay)
-    _check(queries, batch_size, max_length, targets_per_row, quantization, distribution)
+    plan = make_estimator(estimator, queries=queries)
+    rule = make_rule(optimizer, momentum=momentum, betas=betas, adam_eps=adam_eps, weight_decay=weight_decay)
+    _check(plan.queries, batch_size, max_length, targets_per_row, quantization, distribution)
     _check_writable(Path(path))
     if not is_wrapped(model):
         if targets is None:
@@ -127,10 +131,10 @@ def export_training_program(
         model,
         tokenizer,
         rule,
-        queries=queries,
+        queries=plan.queries,
         batch_size=batch_size,
         groups=plan.groups,
-        estimator=estimator,
+        estimator=plan.name,
         distribution=distribution,
         quantization=quantization,
         min_length=min_length if dynamic_length else max_length,

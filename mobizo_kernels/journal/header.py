@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class JournalHeader:
         run_seed: as a signed 64-bit integer.
         queries: q, coefficients in each record.
         eps: size of a perturbation.
-        lr: learning rate before the schedule.
+        lr: learning rate before the schedule, that of `optimizer`.
         lr_schedule: "constant", "linear" or "cosine".
         steps: planned for the run; the schedule spans them.
         normalize: differences are divided by the spread of the losses, not by eps.
@@ -87,7 +87,7 @@ class JournalHeader:
     run_seed: int
     queries: int
     eps: float
-    lr: float
+    lr: float = field(init=False)
     lr_schedule: str | None
     steps: int | None
     normalize: bool
@@ -104,6 +104,9 @@ class JournalHeader:
     lora_a: str | None
     lora_b: str | None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lr", float(self.optimizer.lr))
+
     def to_bytes(self) -> bytes:
         """The head of the file, checksum included."""
         values = {**asdict(self), "optimizer": self.optimizer.as_json()}
@@ -113,10 +116,10 @@ class JournalHeader:
 
     def check_same(self, other: JournalHeader, path: PathLike) -> None:
         """Raise ValueError, naming the first field that differs, unless `other`, of a run, is the same."""
-        for field in fields(self):
-            there, here = getattr(self, field.name), getattr(other, field.name)
+        for name in (part.name for part in fields(self)):
+            there, here = getattr(self, name), getattr(other, name)
             if there != here:
-                raise ValueError(f"journal {path}: {difference(field.name, there, here, 'in this run')}")
+                raise ValueError(f"journal {path}: {difference(name, there, here, 'in this run')}")
 
 
 def difference(name: str, there: Any, here: Any, where: str) -> str:
@@ -182,7 +185,7 @@ def _from_json(values: Any, version: int) -> JournalHeader:
         JournalParameter(**{**parameter, "shape": tuple(parameter["shape"])})
         for parameter in values.pop("parameters")
     )
-    rule = UpdateRule.from_json(values.pop("optimizer"))
+    rule = UpdateRule.from_json(values.pop("optimizer"), values.pop("lr"))
     for name in ("candidate_tokens", "invocation_tokens"):
         values[name] = None if values[name] is None else tuple(values[name])
     header = JournalHeader(**values, optimizer=rule, parameters=parameters)

@@ -56,7 +56,7 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
     named = [
         (parameter.name, layer.lora_b) for parameter, layer in zip(header.parameters, layers, strict=True)
     ]
-    optimizer = make_optimizer(named, header.optimizer, header.lr, header.distribution)
+    optimizer = make_optimizer(named, header.optimizer, header.distribution)
     optimizer.apply_steps(header.run_seed, 0, records[:until])
     return until
 

@@ -33,8 +33,6 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own. Raises ValueError as the constructor does."""
         options = {**self.defaults, **param_group}
-        if not 0 <= options["lr"] <= torch.finfo(torch.float32).max:
-            raise ValueError(f"lr must be at least 0 and finite in float32, got {options['lr']}")
         self.rule_of(options)
         if options["distribution"] not in ("gaussian", "rademacher"):
             raise ValueError(f"distribution must be gaussian or rademacher, got {options['distribution']!r}")
@@ -46,7 +44,7 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
     @staticmethod
     @abstractmethod
     def rule_of(group: dict[str, Any]) -> UpdateRule:
-        """The rule that the options of a group of parameters make."""
+        """The rule that the options of a group of parameters make, at the rate that it began with."""
 
     @property
     def rule(self) -> UpdateRule:
@@ -177,6 +175,11 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
                     self.state[param][name] = torch.zeros(
                         param.shape, dtype=torch.float32, device=param.device
                     )
+
+    @staticmethod
+    def first_rate(group: dict[str, Any]) -> float:
+        """The learning rate of a group before any schedule of torch, which keeps it there."""
+        return group.get("initial_lr", group["lr"])
 
     def rate(self, group: dict[str, Any]) -> float:
         """The rate of a group's next update."""

@@ -48,7 +48,8 @@ class ZOSGD(ZOOptimizer):
 
     @staticmethod
     def rule_of(group: dict[str, Any]) -> UpdateRule:
-        return UpdateRule("sgd", momentum=group["momentum"], weight_decay=group["weight_decay"])
+        lr, decay = ZOOptimizer.first_rate(group), group["weight_decay"]
+        return UpdateRule.sgd(lr, momentum=group["momentum"], weight_decay=decay)
 
     def update(
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
@@ -99,8 +100,8 @@ class ZOAdam(ZOOptimizer):
 
     @staticmethod
     def rule_of(group: dict[str, Any]) -> UpdateRule:
-        betas = tuple(group["betas"])
-        return UpdateRule("adam", betas=betas, eps=group["eps"], weight_decay=group["weight_decay"])
+        lr, decay = ZOOptimizer.first_rate(group), group["weight_decay"]
+        return UpdateRule.adam(lr, betas=group["betas"], eps=group["eps"], weight_decay=decay)
 
     def update(
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
@@ -143,7 +144,7 @@ class ZOSign(ZOOptimizer):
 
     @staticmethod
     def rule_of(group: dict[str, Any]) -> UpdateRule:
-        return UpdateRule("sign", weight_decay=group["weight_decay"])
+        return UpdateRule.sign(ZOOptimizer.first_rate(group), weight_decay=group["weight_decay"])
 
     def update(
         self, group: dict[str, Any], seeds: torch.Tensor, coeffs: torch.Tensor, rate: torch.Tensor,
@@ -155,12 +156,12 @@ class ZOSign(ZOOptimizer):
 
 
 def make_optimizer(
-    named_parameters: NamedParameters, rule: UpdateRule, lr: float, distribution: str
+    named_parameters: NamedParameters, rule: UpdateRule, distribution: str = "gaussian"
 ) -> ZOOptimizer:
-    """The optimizer of a rule."""
+    """The optimizer of a rule, for parameters as :class:`ZOSGD` takes them."""
     shared: dict[str, Any] = {"weight_decay": rule.weight_decay, "distribution": distribution}
     if rule.name == "adam":
-        return ZOAdam(named_parameters, lr, betas=rule.betas, eps=rule.eps, **shared)
+        return ZOAdam(named_parameters, rule.lr, betas=rule.betas, eps=rule.eps, **shared)
     if rule.name == "sign":
-        return ZOSign(named_parameters, lr, **shared)
-    return ZOSGD(named_parameters, lr, momentum=rule.momentum, **shared)
+        return ZOSign(named_parameters, rule.lr, **shared)
+    return ZOSGD(named_parameters, rule.lr, momentum=rule.momentum, **shared)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 OPTIMIZERS = ("sgd", "adam", "sign")
 
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """An optimizer and the numbers that do not change during a run.
+    """An optimizer and its numbers. Made by :meth:`sgd`, :meth:`adam` or :meth:`sign`.
+
+    Two rules are equal if they differ in `lr` alone: schedules change that during a run, and programs take it
+    as an input.
 
     Args:
         name: "sgd", "adam" (arXiv 1412.6980) or "sign" (signSGD, arXiv 1802.04434).
@@ -21,6 +26,7 @@ class UpdateRule:
         betas: of "adam", both in [0, 1): decay of the mean of the estimate and of that of its square.
         eps: of "adam", above 0 in float32: what is added to the root of the mean square.
         weight_decay: decoupled, as in AdamW (arXiv 1711.05101).
+        lr: learning rate before any schedule; of a different kind for each optimizer.
 
     Raises:
         ValueError: naming the number, if one is out of range or of another optimizer.
@@ -31,16 +37,69 @@ class UpdateRule:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    lr: float = field(default=1e-3, compare=False, kw_only=True)
+
+    @classmethod
+    def sgd(cls, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> UpdateRule:
+        """Stochastic gradient descent, see :class:`ZOSGD`.
+
+        Args:
+            lr: learning rate.
+            momentum: in [0, 1); above 0 it keeps one float32 buffer of the size of each parameter.
+            weight_decay: decoupled.
+
+        Raises:
+            ValueError: naming the number, if one is out of range.
+        """
+        return cls("sgd", momentum=momentum, weight_decay=weight_decay, lr=lr)
+
+    @classmethod
+    def adam(
+        cls,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> UpdateRule:
+        """Adam, see :class:`ZOAdam`.
+
+        Args:
+            lr: learning rate; a parameter moves by about as much in each of the first steps.
+            betas: both in [0, 1): decay of the mean of the estimate and of that of its square.
+            eps: above 0.
+            weight_decay: decoupled.
+
+        Raises:
+            ValueError: naming the number, if one is out of range.
+        """
+        return cls("adam", betas=betas, eps=eps, weight_decay=weight_decay, lr=lr)
+
+    @classmethod
+    def sign(cls, lr: float = 1e-3, *, weight_decay: float = 0.0) -> UpdateRule:
+        """signSGD, see :class:`ZOSign`.
+
+        Args:
+            lr: learning rate, by which every parameter moves in every step.
+            weight_decay: decoupled.
+
+        Raises:
+            ValueError: naming the number, if one is out of range.
+        """
+        return cls("sign", weight_decay=weight_decay, lr=lr)
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
+        if not 0 <= self.lr <= torch.finfo(torch.float32).max:
+            raise ValueError(f"lr must be at least 0 and finite in float32, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.momentum and self.name != "sgd":
             raise ValueError(f"momentum must be 0 with optimizer {self.name!r}, got {self.momentum}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        object.__setattr__(self, "betas", tuple(self.betas))
         if not is_positive_float32(self.eps):
             raise ValueError(f"eps of adam must be positive and finite in float32, got {self.eps}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
@@ -64,7 +123,7 @@ class UpdateRule:
         return self.name != "sgd"
 
     def as_json(self) -> dict[str, Any]:
-        """The name and the numbers that belong to it."""
+        """The name and the numbers that belong to it, but for `lr`."""
         own: dict[str, dict[str, float]] = {
             "sgd": {"momentum": self.momentum},
             "adam": {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps},
@@ -73,7 +132,7 @@ class UpdateRule:
         return {"name": self.name, **own[self.name], "weight_decay": self.weight_decay}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> UpdateRule:
+    def from_json(cls, values: Mapping[str, Any], lr: float = 1e-3) -> UpdateRule:
         """The rule whose :meth:`as_json` is `values`. Raises ValueError if there is none."""
         numbers = {name: value for name, value in values.items() if name != "name"}
         if any(type(value) not in (int, float) for value in numbers.values()):
@@ -81,7 +140,7 @@ class UpdateRule:
         if values.get("name") == "adam" and {"beta1", "beta2"} <= numbers.keys():
             numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
         try:
-            rule = cls(values["name"], **numbers)
+            rule = cls(values["name"], **numbers, lr=lr)
         except (KeyError, TypeError) as error:
             raise ValueError(f"optimizer is not understood: {dict(values)}") from error
         if rule.as_json().keys() != values.keys():
@@ -89,7 +148,7 @@ class UpdateRule:
         return rule
 
     def coefficient(self, lr: float, queries: int) -> float:
-        """What a projected gradient is multiplied by to give its direction's coefficient.
+        """What a projected gradient is multiplied by to give its direction's coefficient, at the rate `lr`.
 
         The step itself for "sgd", -lr / q, so that momentum is a mean of steps; the mean over the q queries
         for the others, 1 / q, whose updates are given the rate apart.

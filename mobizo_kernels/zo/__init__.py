@@ -1,6 +1,7 @@
 """Zeroth-order optimization: estimators and the step."""
 
-from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided, make_estimator
+from mobizo_kernels.zo.arguments import make_estimator, make_rule
+from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided
 from mobizo_kernels.zo.parameters import tuned_parameters
 from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder
 
@@ -11,5 +12,6 @@ __all__ = [
     "TwoSided",
     "ZerothOrder",
     "make_estimator",
+    "make_rule",
     "tuned_parameters",
 ]

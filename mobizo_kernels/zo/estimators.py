@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,18 +22,23 @@ class Estimator(ABC):
 
     Args:
         queries: q, directions in each step.
-        eps: size of a perturbation.
+        eps: size of a perturbation; 1e-2 suits LoRA and 1e-3 full parameters.
         normalize: divide the loss differences by the standard deviation of the step's perturbed losses in
             place of eps (FZOO, arXiv 2506.09034): the step then does not depend on the scale of the loss, and
             a learning rate is a length along each direction.
+
+    Attributes:
+        name: in journals, states and programs.
 
     Raises:
         ValueError: if `queries` is no integer or below 1, `eps` is not positive and finite in float32, or
             `normalize` has one loss only.
     """
 
-    queries: int
-    eps: float
+    name: ClassVar[str]
+
+    queries: int = 4
+    eps: float = 1e-2
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +49,16 @@ class Estimator(ABC):
         object.__setattr__(self, "queries", int(self.queries))  # also of numpy, which JSON does not know
         if not is_positive_float32(self.eps):
             raise ValueError(f"eps must be positive and finite in float32, got {self.eps}")
+        object.__setattr__(self, "eps", float(self.eps))
+
+    def as_json(self) -> dict[str, Any]:
+        """All that decides on what a step sees, by the names that a journal's header has for it."""
+        return {
+            "estimator": self.name,
+            "queries": self.queries,
+            "eps": self.eps,
+            "normalize": self.normalize,
+        }
 
     @property
     def groups(self) -> int:
@@ -109,6 +125,8 @@ class TwoSided(Estimator):
     Definition 1, with the q queries of MobiZO, arXiv 2409.15520). Groups 0..q-1 carry +eps, q..2q-1 -eps.
     """
 
+    name: ClassVar[str] = "two_sided"
+
     def plan(self) -> list[tuple[int, int]]:
         return [(query, sign) for sign in (1, -1) for query in range(self.queries)]
 
@@ -129,6 +147,8 @@ class OneSided(Estimator):
     Group 0 is clean, groups 1..q carry +eps.
     """
 
+    name: ClassVar[str] = "one_sided"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.normalize and self.queries < 2:
@@ -146,16 +166,6 @@ class OneSided(Estimator):
 
     def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
         return losses[1:]
-
-
-_ESTIMATORS: dict[str, type[Estimator]] = {"two_sided": TwoSided, "one_sided": OneSided}
-
-
-def make_estimator(name: str, *, queries: int, eps: float, normalize: bool = False) -> Estimator:
-    """The estimator called "two_sided" or "one_sided". Raises ValueError for any other name."""
-    if name not in _ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {name!r}")
-    return _ESTIMATORS[name](queries, eps, normalize)
 
 
 def _standard_deviation(values: torch.Tensor) -> torch.Tensor:

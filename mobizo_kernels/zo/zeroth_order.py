@@ -21,7 +21,8 @@ from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
-from mobizo_kernels.zo.estimators import make_estimator
+from mobizo_kernels.zo.arguments import make_estimator, make_rule
+from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 
@@ -63,19 +64,12 @@ class ZerothOrder:
 
     Args:
         model: a causal LM of transformers, wrapped or not.
-        queries: q, random directions in each step.
-        eps: size of a perturbation; 1e-2 suits LoRA and 1e-3 full parameters.
-        lr: learning rate of :attr:`optimizer`.
+        estimator: a :class:`TwoSided` (G = 2q groups) or :class:`OneSided` (G = q + 1), or the name
+            "two_sided" or "one_sided" of one that is made of `queries`, `eps` and `normalize`.
+        optimizer: an :class:`UpdateRule`, or the name "sgd", "adam" or "sign" of one that is made of `lr` and
+            what follows it. A learning rate is of a different kind for each.
         run_seed: any 64-bit integer; it gives all directions of the run.
-        estimator: "two_sided" (G = 2q) or "one_sided" (G = q + 1).
         distribution: of the directions, "gaussian" or "rademacher".
-        normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
-        optimizer: "sgd", "adam" or "sign": :class:`ZOSGD`, :class:`ZOAdam`, :class:`ZOSign`. A learning rate
-            is of a different kind for each.
-        momentum: of "sgd", in [0, 1).
-        betas: of "adam".
-        adam_eps: of "adam".
-        weight_decay: decoupled.
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
         journal: file that gets a record of each step, see :meth:`open_journal`.
@@ -84,15 +78,27 @@ class ZerothOrder:
         cuda_graph: capture the whole step in a CUDA graph, one for each shape of a batch, and replay it: the
             step is then free of what launching costs. The model must be wrapped and on one CUDA device;
             weight decay and a journal are not supported. See :class:`GraphedSteps`.
+        queries: q, random directions in each step; 4 by default.
+        eps: size of a perturbation, 1e-2 by default, which suits LoRA; 1e-3 suits full parameters.
+        normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
+        lr: learning rate, 1e-3 by default.
+        momentum: of "sgd", in [0, 1).
+        betas: of "adam".
+        adam_eps: of "adam".
+        weight_decay: decoupled.
 
     Attributes:
+        estimator: the :class:`Estimator` of the steps.
         optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
+        run_seed: as given, like the next.
+        distribution: of the directions.
         steps: number of steps made or applied from a journal.
         skipped_steps: number of those without an update because a loss was not finite.
         journal: the open :class:`JournalWriter`, or None.
 
     Raises:
-        ValueError: naming the argument, if one is out of range or the model cannot be tuned.
+        ValueError: naming the argument, if one is out of range or is given beside an object that has it, or
+            the model cannot be tuned.
         OSError: if `journal` exists without `resume`, or cannot be read or written.
     """
 
@@ -100,49 +106,42 @@ class ZerothOrder:
         self,
         model: nn.Module,
         *,
-        queries: int = 4,
-        eps: float = 1e-2,
-        lr: float = 1e-3,
+        estimator: Estimator | str = "two_sided",
+        optimizer: UpdateRule | str = "sgd",
         run_seed: int = 0,
-        estimator: str = "two_sided",
         distribution: str = "gaussian",
-        normalize: bool = False,
-        optimizer: str = "sgd",
-        momentum: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        adam_eps: float = 1e-8,
-        weight_decay: float = 0.0,
         candidate_tokens: Sequence[int] | None = None,
         store: StateStore | None = None,
         journal: PathLike | None = None,
         resume: bool = False,
         cuda_graph: bool = False,
+        queries: int | None = None,
+        eps: float | None = None,
+        normalize: bool | None = None,
+        lr: float | None = None,
+        momentum: float | None = None,
+        betas: tuple[float, float] | None = None,
+        adam_eps: float | None = None,
+        weight_decay: float | None = None,
     ) -> None:
         check_run_seed(run_seed)
+        self.run_seed, self.distribution = int(run_seed), distribution
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
-        rule = UpdateRule(optimizer, momentum, betas, adam_eps, weight_decay)
-        self.optimizer = make_optimizer(tuned_parameters(model), rule, lr, distribution)
+        self._rule = make_rule(
+            optimizer, lr=lr, momentum=momentum, betas=betas, adam_eps=adam_eps, weight_decay=weight_decay
+        )
+        self.optimizer = make_optimizer(tuned_parameters(model), self._rule, distribution)
         if cuda_graph:
             check_capturable(model, self.optimizer)
             check_on_cuda(model)
             if store is not None:
                 raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store)
-        warn_of_eps(model, eps)
+        warn_of_eps(model, self.estimator.eps)
         self.model = model
         self.steps = 0
         self.skipped_steps = 0
         self.journal: JournalWriter | None = None
-        # What decides, together with the step's number, on the directions and on what is made of them.
-        self._settings: dict[str, Any] = {
-            "run_seed": int(run_seed),
-            "queries": self.estimator.queries,
-            "eps": eps,
-            "estimator": estimator,
-            "normalize": normalize,
-            "distribution": distribution,
-            "optimizer": rule.as_json(),
-        }
         self._graphed: GraphedSteps | None = None
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
@@ -193,20 +192,15 @@ class ZerothOrder:
             raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap, not full parameters")
         if len(self.optimizer.param_groups) != 1:
             raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
-        group = self.optimizer.param_groups[0]
         if self.steps:
             raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
         candidates = self.loss.candidates
         header = JournalHeader(
-            run_seed=signed_seed(self._settings["run_seed"]),
-            queries=self.estimator.queries,
-            eps=float(self.estimator.eps),
-            lr=float(group.get("initial_lr", group["lr"])),  # a scheduler may have set the first rate
+            **self.estimator.as_json(),
+            run_seed=signed_seed(self.run_seed),
             lr_schedule=lr_schedule,
             steps=steps,
-            normalize=self.estimator.normalize,
-            distribution=self._settings["distribution"],
-            estimator=self._settings["estimator"],
+            distribution=self.distribution,
             optimizer=self.optimizer.rule,
             batch_size=batch_size,
             data=data,
@@ -226,7 +220,7 @@ class ZerothOrder:
         Args:
             records: of the next steps, as :meth:`open_journal` returns them.
         """
-        self.optimizer.apply_steps(self._settings["run_seed"], self.steps, records)
+        self.optimizer.apply_steps(self.run_seed, self.steps, records)
         self.steps += len(records)
         self.skipped_steps += int((~records.applied).sum())
 
@@ -242,11 +236,14 @@ class ZerothOrder:
             batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
 
         Raises:
-            ValueError: if the batch has nothing to predict. The step can be tried again.
+            ValueError: if the batch has nothing to predict, or an option of :attr:`optimizer` is out of
+                range. The step can be tried again.
             JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
         """
-        seeds = query_seeds(self._settings["run_seed"], self.steps, self.estimator.queries)
+        for group in self.optimizer.param_groups:
+            self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
+        seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
         if self._graphed is None:
             losses, projected_grads, record = self._made(batch, seeds)
             loss, applied = record.loss, record.applied
@@ -270,10 +267,15 @@ class ZerothOrder:
         }
 
     def _identity(self) -> dict[str, Any]:
-        """What a run that goes on has to agree with: the settings, and the adapter that they are of."""
+        """What a run that goes on has to agree with: what decides, together with a step's number, on the
+        directions and on what is made of them, and the adapter that they are of.
+        """
         candidates = self.loss.candidates
-        identity = {
-            **self._settings,
+        identity: dict[str, Any] = {
+            **self.estimator.as_json(),
+            "run_seed": self.run_seed,
+            "distribution": self.distribution,
+            "optimizer": self._rule.as_json(),
             "candidate_tokens": None if candidates is None else candidates.tolist(),
         }
         if is_wrapped(self.model):
@@ -317,7 +319,7 @@ class ZerothOrder:
         """losses [G] of a wrapped model, from one forward."""
         estimator = self.estimator
         directions = adapter_of(self.model).directions
-        with directions.use(estimator.seeds(seeds), estimator.coeffs(), self._settings["distribution"]):
+        with directions.use(estimator.seeds(seeds), estimator.coeffs(), self.distribution):
             return self.loss(batch, estimator.groups).cpu()
 
     def _sequential_losses(

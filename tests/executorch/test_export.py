@@ -23,6 +23,7 @@ from programs import (
 )
 
 import mobizo_kernels
+from mobizo_kernels import OneSided, TwoSided, UpdateRule
 from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.lora import adapter_config, adapter_layers, model_fingerprint
 
@@ -169,6 +170,8 @@ def test_delegates(plans: dict[str, ExecutionPlan]) -> None:
         ({"targets_per_row": 0}, "targets_per_row must be from 1 to max_length"),
         ({"targets_per_row": 25}, "targets_per_row must be from 1 to max_length .24., got 25"),
         ({"estimator": "three_sided"}, "estimator"),
+        ({"estimator": OneSided(2)}, "queries must be left out where estimator is an object, got 2"),
+        ({"optimizer": UpdateRule.sgd(), "momentum": 0.5}, "momentum must be left out where optimizer is an"),
         ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
         ({"quantization": "int2"}, "quantization must be one of none, int8, int4, got 'int2'"),
         ({"targets": None}, "targets must be given"),
@@ -186,6 +189,13 @@ def test_refuses_and_writes_nothing(options: dict[str, Any], message: str, tmp_p
         export_quietly(tiny_llama(1), path, **{"targets": lora_config(), **DEFAULTS, **options})
     assert path.read_text() == "what was there"
     assert os.listdir(tmp_path) == ["model.pte"]
+
+
+def test_an_estimator_and_a_rule_as_objects(program: Path, tmp_path: Path) -> None:
+    options = {name: value for name, value in DEFAULTS.items() if name != "queries"}
+    objects = {"estimator": TwoSided(DEFAULTS["queries"], eps=0.5), "optimizer": UpdateRule.sgd(lr=0.5)}
+    export_quietly(tiny_llama(1), tmp_path / "model.pte", targets=lora_config(), **options, **objects)
+    assert (tmp_path / "model.pte").read_bytes() == program.read_bytes()
 
 
 def test_refuses_targets_for_a_wrapped_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,8 +175,8 @@ def test_a_recorded_step_has_the_bits_of_the_step(
 ) -> None:
     params = parameters(rng, dtype)
     again = clone(params)
-    optimizer = make_optimizer(params.items(), rule, 0.1, "gaussian")
-    twin = make_optimizer(again.items(), rule, 7.0, "gaussian")
+    optimizer = make_optimizer(params.items(), replace(rule, lr=0.1))
+    twin = make_optimizer(again.items(), replace(rule, lr=7.0))
     for step in range(4):
         seeds, grads = gradient(rng)
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)

@@ -248,6 +248,20 @@ def test_a_slope_beyond_float32_skips_the_update(
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["wrapped", "full"])
+@pytest.mark.parametrize("option", [{"lr": -1.0}, {"momentum": 1.5}], ids=["lr", "momentum"])
+def test_an_option_that_is_out_of_range_leaves_no_trace(
+    option: dict[str, float], full: bool, rng: torch.Generator
+) -> None:
+    model = tiny.llama() if full else wrapped(rng)
+    zo, before = ZerothOrder(model, queries=2), snapshot(model)
+    zo.optimizer.param_groups[0].update(option)
+    with pytest.raises(ValueError, match=f"{next(iter(option))} must be "):
+        zo.step(tiny.batch(rng))
+    assert zo.steps == 0
+    assert_unchanged(model, before)
+
+
 def test_a_coefficient_beyond_float32_skips_the_update(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +343,7 @@ def test_resuming_gives_the_same_model(rule: dict[str, Any], rng: torch.Generato
     for batch in batches[:3]:
         zo.step(batch)
     resumed_model, state = copy.deepcopy(model), copy.deepcopy(zo.state_dict())
+    state["steadiness"] = {"steps": 3, "mean": 2.0}  # as an earlier version has it
     for batch in batches[3:]:
         zo.step(batch)
     resumed = ZerothOrder(resumed_model, **options)
