@@ -26,6 +26,9 @@ from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
 from mobizo_kernels.loss.rows import RowReader, Rows
 from mobizo_kernels.loss.sharing import SharedDecoder, StateStore
 
+MOST_LOGITS = 256
+"""Rows of logits that exist at a time: those of a large vocabulary would be the largest tensor of a step."""
+
 
 class LabelledLoss:
     """Mean cross-entropy over the labelled tokens of a batch, separately for each group of rows.
@@ -48,7 +51,6 @@ class LabelledLoss:
         model: a causal LM of transformers, wrapped or not.
         candidate_tokens: restrict the softmax to these token ids: the loss on the label words only of MobiZO,
             arXiv 2409.15520. Every label then has to be one of them.
-        chunk_tokens: most rows of logits that exist at a time.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
 
     Raises:
@@ -62,12 +64,9 @@ class LabelledLoss:
         model: nn.Module,
         *,
         candidate_tokens: Sequence[int] | None = None,
-        chunk_tokens: int = 256,
         store: StateStore | None = None,
     ) -> None:
-        if chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-        self.model, self.chunk_tokens, self.store = checked_causal_lm(model), chunk_tokens, store
+        self.model, self.store = checked_causal_lm(model), store
         self._shared: SharedDecoder | None = None
         self._shared_for: object = None  # the adapter's configuration that `_shared` was made for
         self._tells_texts_apart: bool | None = None
@@ -145,7 +144,7 @@ class LabelledLoss:
         hidden = self._hidden(batch, groups)
         total = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         # A chunk takes the same tokens of every group, so an adapted LM head finds its groups in it.
-        step = max(1, self.chunk_tokens // groups)
+        step = max(1, MOST_LOGITS // groups)
         for part, target in zip(hidden.split(step, dim=1), batch.targets.split(step), strict=True):
             losses = F.cross_entropy(
                 self._head.logits(part.flatten(0, 1)).float(), target.repeat(groups), reduction="none"
@@ -169,7 +168,7 @@ class LabelledLoss:
         """
         rows = self._rows(batch)
         hidden = self._hidden(self._labelled(rows, rows.tokens))[0]
-        return torch.cat([self._head.logits(part).float() for part in hidden.split(self.chunk_tokens)])
+        return torch.cat([self._head.logits(part).float() for part in hidden.split(MOST_LOGITS)])
 
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mobizo_kernels.data import EncodedExample, collate, evaluation_batches, training_batches
+from mobizo_kernels.data import batches as batching
 from mobizo_kernels.errors import InputError
 
 
@@ -117,9 +118,10 @@ def test_rows_of_rare_lengths_are_taken_as_often() -> None:
             assert seen[label, index] == pytest.approx(expected, rel=0.35)
 
 
-def test_evaluation_batches_take_each_row_once_within_a_budget() -> None:
+def test_evaluation_batches_take_each_row_once_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = examples(50, 70)
-    batches = evaluation_batches(rows, most_tokens=90)
+    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 90)
+    batches = evaluation_batches(rows)
     assert sorted(itertools.chain.from_iterable(batches)) == list(range(120))
     longest = [max(len(rows[row].input_ids) for row in batch) for batch in batches]
     assert longest == sorted(longest)
@@ -130,9 +132,10 @@ def test_evaluation_batches_take_each_row_once_within_a_budget() -> None:
         assert (len(batch) + 1) * len(rows[following[0]].input_ids) > 90
 
 
-def test_an_example_beyond_the_budget_comes_alone() -> None:
+def test_an_example_beyond_the_budget_comes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = of_lengths([50, 3, 40], [3])
-    assert evaluation_batches(rows, most_tokens=20) == [[1, 3], [2], [0]]
+    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 20)
+    assert evaluation_batches(rows) == [[1, 3], [2], [0]]
     assert evaluation_batches([]) == []
 
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, wrap
-from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss import LabelledLoss, labelled_loss
 
 KV: dict[str, Any] = {**tiny.SIZES, "num_key_value_heads": 2}
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -77,12 +77,15 @@ def test_without_an_attention_mask(rng: torch.Generator) -> None:
     assert LabelledLoss(model)(batch).tolist() == [pytest.approx(expected, rel=1e-5)]
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 256])
-def test_groups_and_chunks_with_an_adapted_head(chunk_tokens: int, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("most", [1, 4, 7, 256])
+def test_groups_and_chunks_with_an_adapted_head(
+    most: int, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    monkeypatch.setattr(labelled_loss, "MOST_LOGITS", most)
     model = wrap(tiny.llama(), LoraConfig(r=3, target_modules=["q_proj", "lm_head"]))
     for layer in adapter_layers(model).values():
         layer.lora_b.data.normal_(generator=rng)
-    batch, loss = tiny.batch(rng, labelled=3), LabelledLoss(model, chunk_tokens=chunk_tokens)
+    batch, loss = tiny.batch(rng, labelled=3), LabelledLoss(model)
     seeds, coeffs, directions = (
         torch.tensor([4, 5, 4]),
         torch.tensor([0.5, 0.0, -0.5]),
@@ -120,10 +123,11 @@ def test_candidates_of_an_adapted_head(rng: torch.Generator) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_logits_come_row_by_row(rng: torch.Generator) -> None:
+def test_logits_come_row_by_row(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    monkeypatch.setattr(labelled_loss, "MOST_LOGITS", 4)
     model, batch = tiny.llama(), tiny.batch(rng, labelled=2)
     expected, _ = row_logits(model, batch)
-    got = LabelledLoss(model, chunk_tokens=4).logits(batch)
+    got = LabelledLoss(model).logits(batch)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -135,9 +139,10 @@ def test_half_precision_has_float32_losses(rng: torch.Generator) -> None:
     assert losses.item() == pytest.approx(cross_entropy(*row_logits(model, batch)), rel=0.02)
 
 
-def test_only_what_is_needed_is_computed(rng: torch.Generator) -> None:
+def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    monkeypatch.setattr(labelled_loss, "MOST_LOGITS", 5)
     model, batch = tiny.llama(), tiny.batch(rng, lengths=(6, 8), labelled=1)
-    loss = LabelledLoss(model, chunk_tokens=5)
+    loss = LabelledLoss(model)
     decoder, head = [], []
     model.model.register_forward_hook(lambda _, args, out: decoder.append(out.last_hidden_state.shape))
     model.lm_head.register_forward_pre_hook(lambda _, args: head.append(args[0].shape[0]))
@@ -187,7 +192,6 @@ def test_models_that_are_no_causal_lms_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_tokens": 0}, "chunk_tokens must be at least 1, got 0"),
         ({"candidate_tokens": [3]}, r"candidate_tokens must be at least 2 different token ids, got \[3\]"),
         (
             {"candidate_tokens": [3, 3]},
