@@ -106,8 +106,8 @@ def _in_turn(classes: list[list[int]]) -> list[int]:
 def evaluation_batches(examples: Sequence[EncodedExample]) -> list[list[int]]:
     """The numbers of all examples in batches of like length, the shortest first.
 
-    A batch has at most `EVALUATION_TOKENS` tokens, padding included, or is a single example: short texts come in
-    large batches, and long ones do not take more memory.
+    A batch has at most `EVALUATION_TOKENS` tokens, padding included, or is a single example: short texts
+    come in large batches, and long ones do not take more memory.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids)):
