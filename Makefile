@@ -45,7 +45,9 @@ coverage: install  ## lines that the test suite runs, of Python and of C++
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
 
 bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
-	for name in noise perturb zo_optimizers mp_lora step executorch; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_step executorch.bench; do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
 
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

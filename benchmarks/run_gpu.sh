@@ -4,7 +4,7 @@
 #   benchmarks/run_gpu.sh --stage ops   --json ops.json     # at most 240 seconds, the build included
 #   benchmarks/run_gpu.sh --stage steps --json steps.json   # at most 300
 #
-# --seconds N sets another limit; all other options are those of benchmarks/bench_gpu.py. Needs a python3 (or PYTHON) with torch for
+# --seconds N sets another limit; all other options are those of benchmarks/gpu/bench.py. Needs a python3 (or PYTHON) with torch for
 # the GPU, triton and this package's requirements, CMake, ninja and a C++ compiler; ExecuTorch is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,7 @@ done
 case $stage in
   ops) limit=${limit:-240} ;;
   steps) limit=${limit:-300} ;;
-  *) echo "usage: benchmarks/run_gpu.sh --stage ops|steps [--seconds N] [options of benchmarks/bench_gpu.py]" >&2; exit 2 ;;
+  *) echo "usage: benchmarks/run_gpu.sh --stage ops|steps [--seconds N] [options of benchmarks/gpu/bench.py]" >&2; exit 2 ;;
 esac
 
 if ! "$python" -c 'import mobizo_kernels' 2>/dev/null; then
@@ -31,4 +31,4 @@ if ! "$python" -c 'import mobizo_kernels' 2>/dev/null; then
   cp build/gpu/_C.so mobizo_kernels/_C.abi3.so
   echo "built in $SECONDS s"
 fi
-exec "$python" -m benchmarks.bench_gpu --stage "$stage" --until "$(($(date +%s) + limit - SECONDS))" "${options[@]}"
+exec "$python" -m benchmarks.gpu.bench --stage "$stage" --until "$(($(date +%s) + limit - SECONDS))" "${options[@]}"

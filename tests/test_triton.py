@@ -46,11 +46,11 @@ def test_values(file: str) -> None:
 
 @needs_triton
 def test_every_target_compiles_without_spills() -> None:
-    assert "| sm_80 | sm_90 | gfx942 |" in run("-m", "benchmarks.gpu_static_cost")
+    assert "| sm_80 | sm_90 | gfx942 |" in run("-m", "benchmarks.gpu.static_cost")
 
 
 def kernel(**options: Any) -> Any:
-    from benchmarks.gpu_targets import Kernel
+    from benchmarks.gpu.targets import Kernel
 
     described: dict[str, Any] = {"name": "some_kernel", "target": "gfx942", "arguments": {"x": "*bf16"}}
     described |= {"constants": {"BLOCK": 8}, "instructions": 1, "registers": 1, "shared": 0, "spills": 0}
@@ -60,7 +60,7 @@ def kernel(**options: Any) -> Any:
 @needs_triton
 def test_what_the_compile_check_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)  # an installed package does not bring its benchmarks
-    from benchmarks.gpu_static_cost import faults
+    from benchmarks.gpu.static_cost import faults
 
     limits = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
     assert not faults([kernel(target=target, shared=limit) for target, limit in limits.items()])

@@ -46,4 +46,4 @@ cd "$away"
 # The GPU kernels under the oldest Triton: what they compute, and that they compile without spills for one target.
 "$python" -m pytest tests/triton_values/test_noise.py tests/triton_values/test_zo_update.py \
   tests/triton_values/test_mp_lora_linear.py
-"$python" -m benchmarks.gpu_static_cost --targets sm_90 | tail -n 2
+"$python" -m benchmarks.gpu.static_cost --targets sm_90 | tail -n 2

@@ -28,10 +28,10 @@ PARTS = {
 # not here: each compiles.
 SWEPT = """
 import torch
-from benchmarks import gpu_sweep, gpu_targets
+from benchmarks.gpu import sweep, targets
 
-gpu_targets.install("sm_90")
-for name, sweeps in gpu_sweep.SWEEPS.items():
+targets.install("sm_90")
+for name, sweeps in sweep.SWEEPS.items():
     for sweep in sweeps():
         for configuration in (sweep.chosen, sweep.configurations[0]):
             sweep.launch(sweep.operands(torch.device("cpu")), configuration)
@@ -42,7 +42,7 @@ for name, sweeps in gpu_sweep.SWEEPS.items():
 # add a row at once, and the clock stands until the endless part has begun.
 CUT_OFF = """
 import os, sys, threading, time
-from benchmarks import bench_gpu
+from benchmarks.gpu import bench as bench_gpu
 from benchmarks.harness import Timing
 
 stage = sys.argv[1]
@@ -100,13 +100,13 @@ def on_a_gpu(file: Path) -> None:
 
 
 def publish(file: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The page that `gpu_publish` makes."""
+    """The page that `benchmarks.gpu.publish` makes."""
     monkeypatch.syspath_prepend(ROOT)  # an installed package does not bring its benchmarks
-    from benchmarks import gpu_publish
+    from benchmarks.gpu import publish
 
     (directory / "gpu.md").write_text("before\n<!-- results -->\nold\n<!-- results -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["gpu_publish", str(file), "--docs", str(directory)])
-    gpu_publish.main()
+    publish.main()
     page = (directory / "gpu.md").read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "\nold\n" not in page
     return page
@@ -155,17 +155,15 @@ def test_a_stage_that_is_cut_off_anywhere(
         assert report["parts"] == dict(zip(parts, ends, strict=True))
         assert rows(report) == place
         on_a_gpu(file)
-        (tmp_path / "gpu_steps.png").unlink(missing_ok=True)
+        (tmp_path / "steps.png").unlink(missing_ok=True)
         page = publish(file, tmp_path, monkeypatch)
         assert page.count(" | 1.5 |") == place and f"{part} (cut off)" in page
-        assert (
-            (tmp_path / "gpu_steps.png").exists() == ("gpu_steps.png" in page) == ("step" in report["tables"])
-        )
+        assert (tmp_path / "steps.png").exists() == ("steps.png" in page) == ("step" in report["tables"])
 
 
 def test_the_fused_kernel_is_among_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks.gpu_check import FUSED_SHAPE
+    from benchmarks.gpu.check import FUSED_SHAPE
     from mobizo_kernels.triton.mp_lora_linear import fuses
 
     rows, in_features, out_features, rank, groups = FUSED_SHAPE

@@ -1,4 +1,4 @@
-"""What bench_executorch.py measures: the cases, and the folder that keeps their programs."""
+"""What bench.py measures: the cases, and the folder that keeps their programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from mobizo_kernels.models import SMOLLM2
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUANTIZATIONS = ("none", "int8", "int4")
 LOWERINGS = ("rewritten", "per-op", "portable")  # of first-order training
 ROWS = 32  # of every forward: q * B = 16, each direction with both signs
@@ -29,7 +29,7 @@ _EXPORT = (
     "xnnpack_rewrites",
 )  # fmt: skip
 MAKERS = (
-    *(f"benchmarks/executorch_{name}.py" for name in ("first_order", "peers", "programs")),
+    *(f"benchmarks/executorch/{name}.py" for name in ("first_order", "peers", "programs")),
     *(f"mobizo_kernels/executorch/{name}.py" for name in _EXPORT),
 )
 

@@ -1,4 +1,4 @@
-"""Every launch of the Triton kernels that matters, for the driver of benchmarks/gpu_targets.py to compile."""
+"""Every launch of the Triton kernels that matters, for the driver of benchmarks/gpu/targets.py to compile."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def adapter_cases() -> list[Adapter]:
 
 
 def measured_cases() -> list[Adapter]:
-    """The linears of both stages of bench_gpu: layers alone, and steps over all tokens or the last two."""
-    from benchmarks.gpu_models import SIZES
-    from benchmarks.gpu_ops import FULL, RANK, SEQUENCES, linear_shapes
-    from benchmarks.gpu_steps import LARGE_MODEL, OTHER_SETTINGS, SMALL_MODEL
+    """The linears of both stages of bench.py: layers alone, and steps over all tokens or the last two."""
+    from benchmarks.gpu.models import SIZES
+    from benchmarks.gpu.ops import FULL, RANK, SEQUENCES, linear_shapes
+    from benchmarks.gpu.steps import LARGE_MODEL, OTHER_SETTINGS, SMALL_MODEL
 
     shapes = {(SEQUENCES * length, 2 * q, *shape) for _, shape, length, q in linear_shapes(FULL)}
     for case in (SMALL_MODEL, LARGE_MODEL, *OTHER_SETTINGS):

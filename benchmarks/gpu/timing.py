@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.gpu_report import l2_cache
+from benchmarks.gpu.report import l2_cache
 from benchmarks.harness import Timing, Variant, time_variants
 
 MOST_COPIES = 24

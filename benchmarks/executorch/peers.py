@@ -1,4 +1,4 @@
-"""The same decoder and loss without our ops: the modules that bench_executorch.py compares ours with."""
+"""The same decoder and loss without our ops: the modules that bench.py compares ours with."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Report, count, parser
-from benchmarks.study_runs import Material, Recipe, first_order_twin, label_loss, material, wrapped_model
+from benchmarks.study.runs import Material, Recipe, first_order_twin, label_loss, material, wrapped_model
 from mobizo_kernels.data import collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss

@@ -13,12 +13,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from benchmarks.study_recipe import METHODS, changes, read
+from benchmarks.study.recipe import METHODS, changes, read
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("files", nargs="+", type=Path, help="of benchmarks.study_recipe")
+    options.add_argument("files", nargs="+", type=Path, help="of benchmarks.study.recipe")
     options.add_argument("--out", type=Path, required=True, help="directory for the plots")
     options.add_argument("--seconds", type=float, default=60.0, help="budget of the methods to plot")
     arguments = options.parse_args()

@@ -1,6 +1,6 @@
 """zo_momentum, zo_adam and zo_sign against torch's optimizers on a materialised zeroth-order gradient.
 
-    python -m benchmarks.bench_zo_optimizers [--json FILE] [--threads N] [--quick]
+    python -m benchmarks.cpu.bench_zo_optimizers [--json FILE] [--threads N] [--quick]
 
 The peer draws the first direction, scaled, into a gradient that is kept, adds one more draw for each further
 seed, and steps with the fastest that torch has: its fused SGD with momentum, its fused Adam, and `sign_` with
@@ -23,7 +23,7 @@ from itertools import product
 
 import torch
 
-from benchmarks.bench_perturb import COEFF, LORA_B_SHAPES
+from benchmarks.cpu.bench_perturb import COEFF, LORA_B_SHAPES
 from benchmarks.harness import Report, Variant, parser, time_variants
 from mobizo_kernels import ops
 

@@ -1,6 +1,6 @@
 """noise: a materialised direction against torch's own random numbers, and against the memory it takes.
 
-    python -m benchmarks.bench_noise [--json FILE] [--threads N] [--quick]
+    python -m benchmarks.cpu.bench_noise [--json FILE] [--threads N] [--quick]
 
 Ours returns a new tensor, as an op does. The peers fill a tensor that exists: their best case, free of
 allocation. gaussian: `normal_`, which on a CPU runs on one thread whatever their number; for 16-bit types

@@ -1,9 +1,9 @@
 """What the Triton kernels cost by their machine code, for GPUs that need not be here.
 
-    python -m benchmarks.gpu_static_cost [--targets sm_80 sm_90 gfx942] [--jobs N] [--json FILE] [--docs FILE]
+    python -m benchmarks.gpu.static_cost [--targets sm_80 sm_90 gfx942] [--jobs N] [--json FILE] [--docs FILE]
 
-Runs the package's own wrappers under a driver that compiles and launches nothing (benchmarks/gpu_targets.py),
-over the launches of benchmarks/gpu_launches.py, in a process for each target. The table has a line for each
+Runs the package's own wrappers under a driver that compiles and launches nothing (benchmarks/gpu/targets.py),
+over the launches of benchmarks/gpu/launches.py, in a process for each target. The table has a line for each
 kernel, dtype and distribution: instructions, each counted once however often it runs; registers of a thread;
 bytes of shared memory of a block; ranges over ranks, shapes and alignments. Its last two lines are the
 instructions per value of noise: what a block twice as long adds, store included. `--docs docs/triton.md`
@@ -23,8 +23,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import gpu_targets
-from benchmarks.gpu_targets import DEVICES, Kernel
+from benchmarks.gpu import targets
+from benchmarks.gpu.targets import DEVICES, Kernel
 from benchmarks.harness import count
 
 MARKER = "<!-- static cost -->"
@@ -35,9 +35,9 @@ def compile_all(target: str) -> tuple[list[Kernel], list[str], set[str]]:
     """The compiled kernels of one target, what failed, and which kernels nothing has launched. To be called
     once in a process.
     """
-    from benchmarks.gpu_launches import launch_all
+    from benchmarks.gpu.launches import launch_all
 
-    driver = gpu_targets.install(target)
+    driver = targets.install(target)
     import mobizo_kernels.triton as package
 
     failures = []
@@ -46,14 +46,14 @@ def compile_all(target: str) -> tuple[list[Kernel], list[str], set[str]]:
     except Exception:
         failures.append(f"{target}: {traceback.format_exc()}")
     failures += [f"{target}: {error}" for error in driver.failures]
-    return list(gpu_targets.compiled(package, target)), failures, gpu_targets.never_launched(package)
+    return list(targets.compiled(package, target)), failures, targets.never_launched(package)
 
 
 def noise_cost(target: str) -> dict[str, float]:
     """Instructions per value of noise, by distribution. To be called once in a process."""
     import torch
 
-    gpu_targets.install(target)
+    targets.install(target)
     import mobizo_kernels.triton
     from mobizo_kernels.triton.noise import noise_kernel
 
@@ -64,7 +64,7 @@ def noise_cost(target: str) -> dict[str, float]:
             noise_kernel[(1,)](out, block, seed, 2, block, 4, distribution, enable_fp_fusion=False)
     found = {
         (kernel.constants["DISTRIBUTION"], kernel.constants["BLOCK"]): kernel.instructions
-        for kernel in gpu_targets.compiled(mobizo_kernels.triton, target)
+        for kernel in targets.compiled(mobizo_kernels.triton, target)
     }
     warps = THREADS // 32 * DEVICES[target].target.warp_size
     return {
@@ -118,7 +118,7 @@ def put_into(path: Path, text: str) -> None:
     """Replace what stands between the markers of a file."""
     parts = path.read_text().split(MARKER)
     if len(parts) != 3:
-        raise SystemExit(f"gpu_static_cost: {path} must hold the marker {MARKER} twice")
+        raise SystemExit(f"benchmarks.gpu: {path} must hold the marker {MARKER} twice")
     path.write_text(f"{parts[0]}{MARKER}\n{text}\n{MARKER}{parts[2]}")
 
 
@@ -150,7 +150,7 @@ def main() -> None:
         content = {"triton": version("triton"), "noise": costs, "kernels": [asdict(k) for k in kernels]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     if wrong:
-        raise SystemExit("gpu_static_cost:\n" + "\n".join(wrong))
+        raise SystemExit("benchmarks.gpu:\n" + "\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """mp_lora_ and mp_lora_linear against the stacked LoRA-B of public P-RGE, and against the bare linear.
 
-    python -m benchmarks.bench_mp_lora [--json FILE] [--threads N] [--quick] [--shapes large|few|all]
+    python -m benchmarks.cpu.bench_mp_lora [--json FILE] [--threads N] [--quick] [--shapes large|few|all]
 
 All variants compute the adapted linear of all G groups (two-sided: q = G / 2 directions), and are checked to
 agree before they are timed. Ours make the directions from their seeds inside the call. The peer finds its

@@ -1,6 +1,6 @@
-"""Puts results of bench_gpu into docs: tables into gpu.md, a picture of the steps beside it.
+"""Puts results of bench.py into docs: tables into gpu.md, a picture of the steps beside it.
 
-    python -m benchmarks.gpu_publish benchmarks/results/gpu-*.json --docs docs
+    python -m benchmarks.gpu.publish benchmarks/results/gpu-*.json --docs docs
 
 A run that was cut off gives the tables that it had come to. Refuses a file of a run without a GPU: its times
 mean nothing.
@@ -19,10 +19,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.gpu_report import DONE
+from benchmarks.gpu.report import DONE
 
 MARKER = "<!-- results -->"
-PICTURE = "gpu_steps.png"
+PICTURE = "steps.png"
 PAGE_WIDTH = 100
 
 
@@ -95,13 +95,13 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("files", nargs="+", type=Path, help="of benchmarks.bench_gpu")
+    options.add_argument("files", nargs="+", type=Path, help="of benchmarks.gpu.bench")
     options.add_argument("--docs", required=True, type=Path, help="directory of gpu.md")
     arguments = options.parse_args()
     runs = [json.loads(file.read_text()) for file in arguments.files]
     for file, run in zip(arguments.files, runs, strict=True):
         if run["machine"]["driver"] is None:
-            raise SystemExit(f"gpu_publish: {file} is of a run without a GPU: its times mean nothing")
+            raise SystemExit(f"benchmarks.gpu: {file} is of a run without a GPU: its times mean nothing")
     page = arguments.docs / "gpu.md"
     before, _, after = page.read_text().split(MARKER)
     lines = [

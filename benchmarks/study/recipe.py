@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.study_runs import Recipe, run
+from benchmarks.study.runs import Recipe, run
 
 TASKS = ("rotten-tomatoes", "boolq", "reuters-r8")
 OURS = Recipe()

@@ -1,5 +1,5 @@
 // Steps one method of a program (.pte) when told to, and says how long each took and what memory it needed. The same for every
-// program that benchmarks/bench_executorch.py compares, and nothing but ExecuTorch and the ops is in the process.
+// program that benchmarks/executorch/bench.py compares, and nothing but ExecuTorch and the ops is in the process.
 //
 //   executorch_driver PROGRAM METHOD INPUTS THREADS WEIGHT_CACHE
 //

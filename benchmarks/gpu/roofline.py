@@ -1,11 +1,11 @@
 """What no GPU can be faster than: bytes and operations of each kernel, and the times they take at least.
 
-    python -m benchmarks.gpu_roofline [--docs docs/gpu.md]
+    python -m benchmarks.gpu.roofline [--docs docs/gpu.md]
 
 A kernel reads and writes each of its tensors once, issues its instructions, and has its products made at the
 full rate of the tensor cores; the limit is the longest of the three. Rates are those of the makers' data
 sheets, which no program reaches: a copy gets about nine tenths of the bandwidth. Instructions for a value of
-noise are those of `python -m benchmarks.gpu_static_cost`, by the machine code for sm_90. Needs no GPU.
+noise are those of `python -m benchmarks.gpu.static_cost`, by the machine code for sm_90. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu_models import SIZES, parameter_shapes
+from benchmarks.gpu.models import SIZES, parameter_shapes
 
 MARKER = "<!-- roofline -->"
 INSTRUCTIONS = {"gaussian": 50.6, "rademacher": 13.7}  # a value, its store included

@@ -1,6 +1,6 @@
 """A step inside ExecuTorch against the bare forward of its rows, the paper's dual forward and first order.
 
-    python -m benchmarks.bench_executorch [--model 20m|smollm2] [--cases NAME ...] [--threads N] [--json FILE]
+    python -m benchmarks.executorch.bench [--model 20m|smollm2] [--cases NAME ...] [--threads N] [--json FILE]
 
 Every forward has 32 rows: q * B = 16, each direction with both signs. A row is T tokens and a label, one of
 two candidate tokens; adapters have rank 8, on q_proj and v_proj. "20m" is a Llama of 20 million random
@@ -17,7 +17,7 @@ weights.
 - fo: first-order training, LoRA-FA by back-propagation and SGD, from the same wheel; caveats below as well.
   Its slow forms, "portable" and "per-op", run only if they are named.
 
-Every case has a process of its own, all of one native program (executorch_driver.cpp) that has neither Python
+Every case has a process of its own, all of one native program (driver.cpp) that has neither Python
 nor torch in it. The processes make their steps in turns. Programs are kept in the folder --programs, by all
 that they depend on: making them takes ExecuTorch most of a minute each for "20m", minutes for SmolLM2.
 
@@ -34,8 +34,8 @@ import multiprocessing
 import warnings
 from pathlib import Path
 
-from benchmarks.executorch_cases import MODELS, Case, Files, all_cases, chosen, files_of
-from benchmarks.executorch_driver import Worker, build_driver
+from benchmarks.executorch.cases import MODELS, Case, Files, all_cases, chosen, files_of
+from benchmarks.executorch.driver import Worker, build_driver
 from benchmarks.harness import Report, count, parser, time_variants
 
 MB = 1e6
@@ -47,7 +47,7 @@ dual: our own module after the paper's description, whose public code has no los
   the system: no run can be repeated, rebuilt from its scalars or moved. Two B are kept where ours keeps one.
 fo: float32 weights only. "portable" and "per-op" are the joint graph as the wheel lowers it, with
   transposed copies of the weights in the arena; "rewritten" is rewritten by this benchmark for XNNPACK
-  (executorch_first_order.py), which no user of the wheel gets, and holds every weight twice, once transposed.
+  (first_order.py), which no user of the wheel gets, and holds every weight twice, once transposed.
   One step of first order is worth many of zeroth order.
 """
 
@@ -65,14 +65,14 @@ def make_missing(cases: list[Case], model: str, length: int, folder: Path) -> di
         process.start()
         process.join()
         if process.exitcode != 0:
-            raise SystemExit(f"bench_executorch: exporting {case.name} failed; its own error is above")
+            raise SystemExit(f"benchmarks.executorch: exporting {case.name} failed; its own error is above")
     return files
 
 
 def make_program(case: Case, model: str, length: int, files: Files) -> None:
     """What a process of `make_missing` does."""
     warnings.simplefilter("ignore")  # ExecuTorch's compiler warns of itself, hundreds of times
-    from benchmarks.executorch_programs import make  # it is needed in these processes only
+    from benchmarks.executorch.programs import make  # it is needed in these processes only
 
     make(case, model, length, files)
 

@@ -1,4 +1,4 @@
-"""How each program that bench_executorch.py measures is made."""
+"""How each program that bench.py measures is made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.executorch_cases import SIZES, Case, Files
-from benchmarks.executorch_first_order import FirstOrderLinear, lower_first_order
-from benchmarks.executorch_peers import (
+from benchmarks.executorch.cases import SIZES, Case, Files
+from benchmarks.executorch.first_order import FirstOrderLinear, lower_first_order
+from benchmarks.executorch.peers import (
     DUAL_STATE,
     EPS,
     LR,

@@ -1,4 +1,4 @@
-"""Builds executorch_driver.cpp and talks to processes of it."""
+"""Builds driver.cpp and talks to processes of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.executorch_cases import ROOT, Case, Files
+from benchmarks.executorch.cases import ROOT, Case, Files
 
 BUILD = ROOT / "build" / "bench_executorch"
 TARGET = "executorch_driver"
@@ -19,9 +19,9 @@ def build_driver() -> Path:
     """Build what is not up to date; the path of the program."""
     spec = find_spec("executorch")
     if spec is None or spec.submodule_search_locations is None:
-        raise SystemExit("bench_executorch: ExecuTorch is missing; pip install executorch==1.5.1")
+        raise SystemExit("benchmarks.executorch: ExecuTorch is missing; pip install executorch==1.5.1")
     sdk = Path(spec.submodule_search_locations[0], "share", "cmake")
-    source = ROOT / "benchmarks"
+    source = ROOT / "benchmarks/executorch"
     tools = Path(sys.executable).parent  # the environment's cmake, which need not be on PATH
     cmake = str(tools / "cmake") if (tools / "cmake").is_file() else "cmake"
     for command in (
@@ -30,7 +30,9 @@ def build_driver() -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise SystemExit(f"bench_executorch: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+            raise SystemExit(
+                f"benchmarks.executorch: {' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+            )
     return BUILD / TARGET
 
 
@@ -74,5 +76,5 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"bench_executorch: {self._name} failed; its own error is above")
+            raise SystemExit(f"benchmarks.executorch: {self._name} failed; its own error is above")
         return dict(json.loads(line))

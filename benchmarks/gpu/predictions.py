@@ -8,8 +8,8 @@ themselves are off, table `assumptions` says by how much.
 
 from __future__ import annotations
 
-from benchmarks.gpu_report import GpuReport
-from benchmarks.gpu_roofline import INSTRUCTIONS, SPLIT, Gpu, Work
+from benchmarks.gpu.report import GpuReport
+from benchmarks.gpu.roofline import INSTRUCTIONS, SPLIT, Gpu, Work
 from mobizo_kernels.triton import mp_lora_linear, shrink_expand
 from mobizo_kernels.triton.matrix import depth_of, width_of
 

@@ -10,12 +10,12 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from benchmarks import gpu_predictions, gpu_roofline
-from benchmarks.bench_mp_lora import EPS, SCALING, Layer, check, make_layer
-from benchmarks.bench_zo_optimizers import OPTIMIZERS, Problem
-from benchmarks.gpu_models import SIZES, SMALL, parameter_shapes
-from benchmarks.gpu_report import GpuReport
-from benchmarks.gpu_timing import Stopwatch
+from benchmarks.cpu.bench_mp_lora import EPS, SCALING, Layer, check, make_layer
+from benchmarks.cpu.bench_zo_optimizers import OPTIMIZERS, Problem
+from benchmarks.gpu import predictions, roofline
+from benchmarks.gpu.models import SIZES, SMALL, parameter_shapes
+from benchmarks.gpu.report import GpuReport
+from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import Timing, Variant, dtype_name, fastest
 from benchmarks.peers import MaterialisedNoise, make_stack_, mezo_perturb_
 from mobizo_kernels import ops
@@ -71,8 +71,8 @@ def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
             timings,
             {"ns": timings["noise"].show(1e9 / values), **_shares(timings, "noise", "fill", "torch")},
         )
-        work = gpu_roofline.noise(values, dtype_name(dtype), distribution)
-        gpu_predictions.compare(report, work, timings["noise"].p50)
+        work = roofline.noise(values, dtype_name(dtype), distribution)
+        predictions.compare(report, work, timings["noise"].p50)
 
 
 def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
@@ -102,20 +102,20 @@ def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
         own = {"zo_update of copy": timings["copy"].p50 / timings["zo_update"].p50}
         table.add(case, timings, {**times, **shares, **own})
         if dtype != torch.float16:
-            work = gpu_roofline.update(f"perturb_ by {count}", values, name, distribution, count)
-            gpu_predictions.compare(report, work, timings["perturb_"].p50)
+            work = roofline.update(f"perturb_ by {count}", values, name, distribution, count)
+            predictions.compare(report, work, timings["perturb_"].p50)
         goal = BANDWIDTH_GOALS.get((name, distribution))
         if goal is not None and count == 1:
             report.goal(f"perturb_ {name} {distribution}, of a copy", share, at_least=goal)
         if dtype == torch.float32:
             rate = 2 * values * dtype.itemsize / timings["copy"].p50
             what = "bytes a second, of a copy in float32"
-            gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.bandwidth, rate)
+            predictions.assume(report, what, predictions.ASSUMED.bandwidth, rate)
         if dtype == torch.float32 and distribution == "gaussian" and count > 1:
             # Noise takes three times as long as memory here, and the launch no time to speak of.
-            rate = count * values * gpu_roofline.INSTRUCTIONS[distribution] / timings["perturb_"].p50
+            rate = count * values * roofline.INSTRUCTIONS[distribution] / timings["perturb_"].p50
             what = f"instructions a second, perturb_ by {count} Gaussian directions"
-            gpu_predictions.assume(report, what, gpu_predictions.ASSUMED.instructions, rate)
+            predictions.assume(report, what, predictions.ASSUMED.instructions, rate)
 
 
 def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
@@ -139,10 +139,10 @@ def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
             timings,
             {"ns": timings[optimizer].show(1e9 / values), **_shares(timings, optimizer, "copy", "torch")},
         )
-        work = gpu_roofline.update(
+        work = roofline.update(
             f"{optimizer} by {count}", values, "float32", distribution, count, len(every) - 1
         )
-        gpu_predictions.compare(report, work, timings[optimizer].p50)
+        predictions.compare(report, work, timings[optimizer].p50)
 
 
 def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
@@ -201,8 +201,8 @@ def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
         times = {"ms": timings["foreach_perturb_"].show(1e3)}
         table.add({**case, "distribution": distribution}, timings, {**times, **shares})
         what = f"perturb_ of all of {model}"
-        work = gpu_roofline.update(what, int(case["parameters"]), dtype_name(dtype), distribution)
-        gpu_predictions.compare(report, work, timings["foreach_perturb_"].p50)
+        work = roofline.update(what, int(case["parameters"]), dtype_name(dtype), distribution)
+        predictions.compare(report, work, timings["foreach_perturb_"].p50)
         goal = BANDWIDTH_GOALS.get((dtype_name(dtype), distribution))
         if goal is not None:
             what = f"all parameters, {dtype_name(dtype)} {distribution}, of a copy"
@@ -293,14 +293,14 @@ def _linear(
         },
     )
     what = f"{model} {in_features} to {out_features}, q = {queries}"
-    gpu_predictions.compare(report, gpu_roofline.linear(what, rows, *shape), limit)
-    added = gpu_predictions.shrink_and_expand(what, rows, groups, *shape, RANK)
-    gpu_predictions.compare(report, added, timings["mp_lora_"].p50 - limit)
+    predictions.compare(report, roofline.linear(what, rows, *shape), limit)
+    added = predictions.shrink_and_expand(what, rows, groups, *shape, RANK)
+    predictions.compare(report, added, timings["mp_lora_"].p50 - limit)
     times = [timings[name].p50 for name in ("F.linear", "mp_lora_", "fused", "fused, coefficients 0")]
-    gpu_predictions.choice(report, case, (rows, groups, *shape, RANK), *times)
+    predictions.choice(report, case, (rows, groups, *shape, RANK), *times)
     rate = 2.0 * rows * in_features * out_features / limit
     what = f"operations a second, F.linear of {model}, {rows} rows, {in_features} to {out_features}"
-    gpu_predictions.assume(report, what, gpu_predictions.OPERATIONS, rate)
+    predictions.assume(report, what, predictions.OPERATIONS, rate)
     return ratio
 
 

@@ -1,6 +1,6 @@
 """perturb_, foreach_perturb_ and zo_update against MeZO's perturbation by materialised noise.
 
-    python -m benchmarks.bench_perturb [--json FILE] [--threads N] [--quick]
+    python -m benchmarks.cpu.bench_perturb [--json FILE] [--threads N] [--quick]
 
 The peer does what MeZO (arXiv 2305.17333) does to perturb or update: draw a gaussian tensor and add it. It is
 the fastest of three forms: `param.add_(torch.normal(...), alpha=c)` as in its public code; the noise drawn by

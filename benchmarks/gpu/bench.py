@@ -1,6 +1,6 @@
 """The ops and a whole step on one GPU: checked first, then timed against what users have today.
 
-    python -m benchmarks.bench_gpu [--stage ops|steps] [--only PART ...] [--until TIME] [--json FILE]
+    python -m benchmarks.gpu.bench [--stage ops|steps] [--only PART ...] [--until TIME] [--json FILE]
 
 `benchmarks/run_gpu.sh --stage ...` builds what this needs and calls it. Both stages are made of parts, the
 most telling first. The JSON file is written as soon as there is something new, and `--until` ends the run
@@ -46,11 +46,11 @@ from functools import partial
 
 import torch
 
-from benchmarks import gpu_ops
-from benchmarks.gpu_check import check
-from benchmarks.gpu_models import bases
-from benchmarks.gpu_report import GpuReport
-from benchmarks.gpu_steps import (
+from benchmarks.gpu import ops
+from benchmarks.gpu.check import check
+from benchmarks.gpu.models import bases
+from benchmarks.gpu.report import GpuReport
+from benchmarks.gpu.steps import (
     COMPILE,
     FULL_PARAMETERS,
     LARGE_MODEL,
@@ -61,7 +61,7 @@ from benchmarks.gpu_steps import (
     Case,
     WholeSteps,
 )
-from benchmarks.gpu_timing import Stopwatch
+from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import count, parser
 
 LIMITS = ("bare forward", "ours")
@@ -74,7 +74,7 @@ class Part:
     Attributes:
         name: for the option `--only` and the report.
         run: what it does.
-        check: key of `gpu_check.CHECKS`: what has to be right before.
+        check: key of `check.CHECKS`: what has to be right before.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Part:
 def stages(report: GpuReport, device: torch.device, quick: bool) -> dict[str, list[Part]]:
     """All parts, in the order in which they run."""
     watch = Stopwatch(device, rounds=5 if quick else 21)
-    extent = gpu_ops.TINY if device.type == "cpu" else gpu_ops.QUICK if quick else gpu_ops.FULL
+    extent = ops.TINY if device.type == "cpu" else ops.QUICK if quick else ops.FULL
     steps = WholeSteps(report, device, quick)
 
     def each(cases: list[Case], names: tuple[str, ...]) -> None:
@@ -95,12 +95,12 @@ def stages(report: GpuReport, device: torch.device, quick: bool) -> dict[str, li
     quantised = [Case(base=name) for name in bases()]
     return {
         "ops": [
-            Part("perturb", lambda: gpu_ops.perturbations(report, watch, extent), "updates"),
-            Part("foreach", lambda: gpu_ops.every_adapter(report, watch), "updates"),
-            Part("linear", lambda: gpu_ops.linears(report, watch, extent), "adapters"),
-            Part("noise", lambda: gpu_ops.noise(report, watch, extent), "updates"),
-            Part("optimizers", lambda: gpu_ops.optimizers(report, watch, extent), "optimizers"),
-            Part("parameters", lambda: gpu_ops.every_parameter(report, watch), "updates"),
+            Part("perturb", lambda: ops.perturbations(report, watch, extent), "updates"),
+            Part("foreach", lambda: ops.every_adapter(report, watch), "updates"),
+            Part("linear", lambda: ops.linears(report, watch, extent), "adapters"),
+            Part("noise", lambda: ops.noise(report, watch, extent), "updates"),
+            Part("optimizers", lambda: ops.optimizers(report, watch, extent), "optimizers"),
+            Part("parameters", lambda: ops.every_parameter(report, watch), "updates"),
         ],
         "steps": [
             Part("adapters", partial(steps.measure, SMALL_MODEL, (*LIMITS, *PEERS)), "step"),
@@ -157,7 +157,7 @@ def main() -> None:
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "bench_gpu: torch sees no CUDA or ROCm device, so nothing was measured "
+            "benchmarks.gpu: torch sees no CUDA or ROCm device, so nothing was measured "
             "(--device cpu --quick runs the program without one)"
         )
     torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 """A whole step of training against the bare forward of its rows, stacked P-RGE, sequential MeZO and PEFT.
 
-    python -m benchmarks.bench_step [--json FILE] [--threads N] [--quick] [--dtypes float32] [--queries 4] ...
+    python -m benchmarks.cpu.bench_step [--json FILE] [--threads N] [--quick] [--dtypes float32] ...
 
 What is compared is in benchmarks/steps.py. All variants see the same G = 2q copies of a batch with one label
 per row; none caches keys and values, and all compute logits at the labelled position only. The public codes

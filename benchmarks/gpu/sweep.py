@@ -1,6 +1,6 @@
 """Which tiles are fastest on this GPU: every kernel in many configurations, beside that which is launched.
 
-    python -m benchmarks.gpu_sweep [--only KERNEL ...] [--seconds N] [--json FILE]
+    python -m benchmarks.gpu.sweep [--only KERNEL ...] [--seconds N] [--json FILE]
 
 The kernels' tiles are chosen from shapes by rules, never by a timing (mobizo_kernels/triton); this says how
 far those rules are from the best configuration, and whose turn it is to change. Configurations are compiled
@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.gpu_timing import Stopwatch
+from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import Variant, parser
 from mobizo_kernels.triton import shrink_expand
 from mobizo_kernels.triton.perturb import perturb_kernel
@@ -188,7 +188,7 @@ def main() -> None:
     options_parser.add_argument("--seconds", type=float, default=120.0, help="to be done in")
     options = options_parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("gpu_sweep: torch sees no CUDA or ROCm device, so nothing was measured")
+        raise SystemExit("benchmarks.gpu: torch sees no CUDA or ROCm device, so nothing was measured")
     started = time.monotonic()
     sweeps = {(name, index): sweep for name in options.only for index, sweep in enumerate(SWEEPS[name]())}
     jobs = [
@@ -206,7 +206,7 @@ def main() -> None:
                 if fault is None:
                     ready[key[0], key[1]][tried] = None
         except multiprocessing.TimeoutError:
-            print("gpu_sweep: half the time is up, and not everything compiled")
+            print("benchmarks.gpu: half the time is up, and not everything compiled")
     device, results = torch.device("cuda"), {}
     watch = Stopwatch(device, rounds=5, shortest=3e-4)
     for key, sweep in sweeps.items():

@@ -1,4 +1,4 @@
-"""What bench_gpu tells: tables and goals for people, JSON for programs, both before time is up."""
+"""What bench.py tells: tables and goals for people, JSON for programs, both before time is up."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class GpuReport:
             },
         }
         shown = ("date", "device", "driver", "runtime", "torch", "triton")
-        print("bench_gpu:", ", ".join(f"{name} {self.machine[name]}" for name in shown), flush=True)
+        print("benchmarks.gpu:", ", ".join(f"{name} {self.machine[name]}" for name in shown), flush=True)
         if options.until is not None:
             seconds = options.until - LAST_WORDS - time.time()
             clock = threading.Timer(max(0.0, seconds), self._time_is_up)
@@ -167,7 +167,7 @@ class GpuReport:
 
     def _time_is_up(self) -> None:
         with self.lock:
-            print("\nbench_gpu: the time is up")
+            print("\nbenchmarks.gpu: the time is up")
             self.finish()
             for process in multiprocessing.active_children():
                 process.kill()

@@ -28,7 +28,7 @@ SIZES = (1, 130, 4099)
 SHAPES = ((6, 33, 65, 4, 3), (130, 64, 128, 16, 2), (96, 72, 40, 5, 16), (64, 48, 96, 96, 1))
 FUSED_SHAPE = (8000, 136, 264, 16, 8)  # with x and A of one 16-bit dtype: one kernel on Hopper
 STREAM = -5
-KNOWN_ANSWERS = Path(__file__).resolve().parent.parent / "tests/support/noise_vectors.json"
+KNOWN_ANSWERS = Path(__file__).resolve().parents[2] / "tests/support/noise_vectors.json"
 LARGEST_KNOWN = 1 << 20  # elements of known answers beyond it would take gigabytes
 
 Comparisons = Iterator[tuple[str, bool]]

@@ -1,6 +1,6 @@
 """What the inner loops of the CPU kernels cost by a model of the processor, ARM beside x86.
 
-    python -m benchmarks.static_cost [--json FILE]
+    python -m benchmarks.cpu.static_cost [--json FILE]
 
 Compiles the loops with the build's own flags, finds them in the assembly and asks llvm-mca for the cycles of
 one turn when all data is in the first-level cache. Below them stands the measured time of ops.noise on this
@@ -33,7 +33,7 @@ import torch
 from benchmarks.harness import Timing, Variant, time_variants
 from mobizo_kernels import ops
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MEASURED_VALUES = 1 << 18  # 1 MiB of float32
 
 
@@ -113,7 +113,7 @@ def count(body: list[str], mnemonic: str) -> int:
 
 def loops_of(target: Target) -> dict[str, tuple[list[str], int]]:
     """By name: the instructions of one turn, and how many elements it makes."""
-    noise = assembly(target, ROOT / "benchmarks/static_cost.cpp")
+    noise = assembly(target, ROOT / "benchmarks/cpu/static_cost.cpp")
     loops = {}
     for name in ("gaussian", "rademacher_words", "rademacher_signs"):
         elements = re.search(rf"^{name}_elements:\n\s*\.(?:word|long)\s+(\d+)", noise, re.MULTILINE)

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks import gpu_predictions, gpu_roofline
-from benchmarks.gpu_models import SIZES, SMALL, bases, random_model
-from benchmarks.gpu_report import GpuReport
-from benchmarks.gpu_timing import captured, time_steps
+from benchmarks.gpu import predictions, roofline
+from benchmarks.gpu.models import SIZES, SMALL, bases, random_model
+from benchmarks.gpu.report import GpuReport
+from benchmarks.gpu.timing import captured, time_steps
 from benchmarks.harness import Timing
 from benchmarks.steps import STEPS, Step, StepSettings
 from mobizo_kernels.zo.graphed import one_text_per_row
@@ -168,10 +168,10 @@ class WholeSteps:
                 },
             )  # fmt: skip
         _goals(self._report, f"({case.model}, {base}, q={case.queries}, T={settings.length})", best, peaks)
-        for work in gpu_roofline.steps(case.length) if case.queries == 4 and not case.base else ():
+        for work in roofline.steps(case.length) if case.queries == 4 and not case.base else ():
             name, _, what = work.name.partition(" (")
             if what.startswith(case.model) and name in best:
-                gpu_predictions.compare(self._report, work, best[name])
+                predictions.compare(self._report, work, best[name])
 
 
 def _goals(report: GpuReport, case: str, best: dict[str, float], peaks: dict[str, float]) -> None:
