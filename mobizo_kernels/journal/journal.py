@@ -28,39 +28,33 @@ class JournalWriter:
         steps: records in it, so also the number of the next step.
     """
 
-    def __init__(self, file: JournalFile, queries: int, *, steps: int, size: int, sync_every: int) -> None:
+    def __init__(self, file: JournalFile, queries: int, *, steps: int, size: int) -> None:
         self.path, self.steps = file.path, steps
-        self._file, self._queries, self._size, self._sync_every = file, queries, size, sync_every
+        self._file, self._queries, self._size = file, queries, size
 
     @classmethod
-    def create(cls, path: PathLike, header: JournalHeader, *, sync_every: int = 1) -> JournalWriter:
+    def create(cls, path: PathLike, header: JournalHeader) -> JournalWriter:
         """Start a journal without records.
 
         Args:
             path: must not exist; its directory is created if need be. The file appears there with its whole
                 header or not at all.
             header: of the run.
-            sync_every: steps between two fsync: most steps that a failure of the power can cost.
 
         Raises:
             FileExistsError: if there is a file already.
             OSError: if it cannot be written.
-            ValueError: if `sync_every` is below 1.
         """
-        _check_sync(sync_every)
         file = JournalFile.create(Path(path), head := header.to_bytes())
-        return cls(file, header.queries, steps=0, size=len(head), sync_every=sync_every)
+        return cls(file, header.queries, steps=0, size=len(head))
 
     @classmethod
-    def resume(
-        cls, path: PathLike, header: JournalHeader, *, sync_every: int = 1
-    ) -> tuple[JournalWriter, Records]:
+    def resume(cls, path: PathLike, header: JournalHeader) -> tuple[JournalWriter, Records]:
         """Go on with a journal; a torn last record is cut off.
 
         Args:
             path: of a journal.
             header: what this run would write.
-            sync_every: as for :meth:`create`.
 
         Returns:
             The writer, and the steps recorded so far.
@@ -71,7 +65,6 @@ class JournalWriter:
             ValueError: if the file is no journal, damaged, or of an earlier version, or if its header differs
                 from `header`; it names the field then. The file is left as it was.
         """
-        _check_sync(sync_every)
         file = JournalFile.open(Path(path))
         try:
             there, records, size, version = _parse(file.read(), file.path)
@@ -84,10 +77,10 @@ class JournalWriter:
         except BaseException:
             file.close()
             raise
-        return cls(file, there.queries, steps=len(records), size=size, sync_every=sync_every), records
+        return cls(file, there.queries, steps=len(records), size=size), records
 
     def append(self, step: int, record: StepRecord) -> None:
-        """Record one step.
+        """Record one step, on the disk when this returns.
 
         Args:
             step: must be :attr:`steps`.
@@ -110,8 +103,7 @@ class JournalWriter:
         try:
             self._file.check(self._size)
             self._file.write(content, self._size)
-            if (step + 1) % self._sync_every == 0:
-                self._file.sync()
+            self._file.sync()
         except JournalLost:
             raise
         except OSError as error:
@@ -163,8 +155,3 @@ def _parse(content: bytes, path: Path) -> tuple[JournalHeader, Records, int, int
     except ValueError as error:
         raise ValueError(f"journal {path}: {error}") from error
     return header, records, size, version
-
-
-def _check_sync(sync_every: int) -> None:
-    if sync_every < 1:
-        raise ValueError(f"sync_every must be at least 1, got {sync_every}")

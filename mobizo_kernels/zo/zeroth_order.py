@@ -157,7 +157,6 @@ class ZerothOrder:
         steps: int | None = None,
         batch_size: int | None = None,
         data: str | None = None,
-        sync_every: int = 1,
     ) -> Records:
         """Record every step from now on in `path`, before it is applied: replaying the file gives this run's
         adapter bit for bit (:func:`mobizo_kernels.journal.replay`), and a run that was cut off can go on from
@@ -170,7 +169,6 @@ class ZerothOrder:
             steps: planned.
             batch_size: rows in each step.
             data: a hash of the training rows.
-            sync_every: steps between two fsync.
 
         Returns:
             The steps recorded so far. They are yet to be applied by :meth:`apply`, at once or with
@@ -209,9 +207,9 @@ class ZerothOrder:
         )
         if resume:
             with suppress(FileNotFoundError):
-                self.journal, recorded = JournalWriter.resume(path, header, sync_every=sync_every)
+                self.journal, recorded = JournalWriter.resume(path, header)
                 return recorded
-        self.journal = JournalWriter.create(path, header, sync_every=sync_every)
+        self.journal = JournalWriter.create(path, header)
         return Records.none(header.queries)
 
     def apply(self, records: Records) -> None:

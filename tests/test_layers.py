@@ -1,0 +1,54 @@
+"""Who may know whom: imports between the folders of the package point down, never up (CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mobizo_kernels
+
+PACKAGE = Path(mobizo_kernels.__file__).parent
+
+# What each folder may import of the package, beside itself; modules at the top may be imported by all.
+BELOW = {
+    "reference": "",
+    "ops": "",
+    "triton": "ops",
+    "optim": "ops",
+    "models": "",
+    "lora": "ops",
+    "data": "models",
+    "loss": "lora data",
+    "journal": "optim lora",
+    "zo": "optim lora loss journal",
+    "training": "optim lora loss journal data zo",
+    "executorch": "ops optim models lora data loss journal zo training",
+    "cli": "ops optim models lora data loss journal zo training executorch",
+}
+
+
+def imports(file: Path) -> set[str]:
+    """The folders of the package that a file imports from, at any time."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    parts = (name.split(".") for name in names)
+    return {part[1] for part in parts if part[0] == "mobizo_kernels" and len(part) > 1} & BELOW.keys()
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_arrows_point_down(folder: str) -> None:
+    allowed = {folder, *BELOW[folder].split()}
+    files = sorted((PACKAGE / folder).rglob("*.py"))
+    assert files
+    upward = {str(file.relative_to(PACKAGE)): found for file in files if (found := imports(file) - allowed)}
+    assert upward == {}
+
+
+def test_every_folder_has_its_place() -> None:
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == BELOW.keys()
