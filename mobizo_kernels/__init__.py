@@ -17,6 +17,7 @@ from mobizo_kernels import ops
 from mobizo_kernels._library import cpu_capability
 
 if TYPE_CHECKING:
+    from mobizo_kernels import training
     from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
     from mobizo_kernels.optim import UpdateRule
     from mobizo_kernels.zo import OneSided, TwoSided, ZerothOrder
@@ -32,6 +33,7 @@ __all__ = [
     "load_adapter",
     "ops",
     "save_adapter",
+    "training",
     "unwrap",
     "wrap",
 ]
@@ -45,6 +47,8 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """What needs transformers and PEFT is imported when it is asked for: both take seconds."""
+    if name == "training":
+        return import_module(f"{__name__}.training")
     for room, names in _ROOMS.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{room}"), name)

@@ -25,7 +25,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
-from mobizo_kernels.training import Selection, label_scores, label_targets, metrics
+from mobizo_kernels.training import Keeper, score_rows
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
 
@@ -122,23 +122,19 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     data = material(recipe.task)
     model = wrapped_model(recipe, data, recipe.dtype)
-    layers = adapter_layers(model)
     evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
     take_step = _STEPS[recipe.method](recipe, model, data)
     rows = data.train[: recipe.train_rows] if recipe.train_rows else data.train
     batches = training_batches(rows, recipe.batch_size, recipe.seed)
 
     curve: list[dict[str, float]] = []
-    best: dict[str, torch.Tensor] = {}
-    selection = Selection()
+    keeper = Keeper(model)
     spent, steps, tokens = 0.0, 0, 0
 
     def validate() -> None:
-        nonlocal best
         losses, quality = scored(evaluation, data.validation, data.pad)
         curve.append({"seconds": spent, "steps": steps, "tokens": tokens, "loss": losses.mean(), **quality})
-        if selection.keep(losses):
-            best = {name: layer.lora_b.clone() for name, layer in layers.items()}
+        keeper.offer(losses)
 
     validate()
     due = itertools.count(1)
@@ -153,9 +149,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             validate()
             next_validation = next(due) * recipe.seconds / 10
     _, last = scored(evaluation, data.test, data.pad)
-    with torch.no_grad():
-        for name, layer in layers.items():
-            layer.lora_b.copy_(best[name])
+    keeper.restore()
     _, kept = scored(evaluation, data.test, data.pad)
     return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept}
 
@@ -164,10 +158,10 @@ def scored(
     loss: LabelledLoss, rows: list[EncodedExample], pad: int
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Cross-entropy of each row, and of all balanced accuracy and AUC (the mean over label pairs)."""
-    scores, targets = label_scores(loss, rows, pad), label_targets(rows)
-    auc = metrics.auc(scores, targets)
-    return metrics.row_losses(scores, targets), {
-        "accuracy": metrics.balanced_accuracy(scores, targets),
+    found = score_rows(loss, rows, pad)
+    auc = found.auc
+    return found.losses, {
+        "accuracy": found.balanced_accuracy,
         "auc": float("nan") if auc is None else auc,
     }
 

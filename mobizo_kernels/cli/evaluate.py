@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
+from mobizo_kernels.cli.quality import quality
 from mobizo_kernels.cli.settings import (
     EvalSettings,
     PromptSettings,
@@ -33,7 +34,7 @@ from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import check_rows, load_model
-from mobizo_kernels.training import label_scores, label_targets, quality
+from mobizo_kernels.training import score_rows
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         loss = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
     examples = task.encode(scored_rows(task.splits, settings))
     reset_peak_rss()
-    result = quality(label_scores(loss, examples, task.pad_token), label_targets(examples))
+    result = quality(score_rows(loss, examples, task.pad_token))
     return {
         **result,
         "rows": len(examples),

@@ -1,8 +1,9 @@
-"""What a run of `mobizo train` leaves behind: curve, summary and files, the same for each engine."""
+"""What a run of `mobizo train` leaves behind: summary and files, the same for each engine."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ from mobizo_kernels._files import remove_dead_scratch, scratch_directory
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import plot_learning_curve
+from mobizo_kernels.cli.quality import quality
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.errors import InputError, first_line, naming
 from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE
-from mobizo_kernels.training import Curve, Scored, quality
+from mobizo_kernels.training import FitResult, Scored
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
@@ -29,7 +31,7 @@ def write_results(
     settings: TrainSettings,
     before: dict[str, float | None],
     test: Scored,
-    curve: Curve,
+    run: FitResult,
     save: Callable[[Path], None],
     **more: Any,
 ) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def write_results(
         settings: of the run; the files go to its `out`.
         before: `quality_before`.
         test: the test rows with the scores of the tuned model.
-        curve: of the run.
+        run: what the loop gave.
         save: writes the adapter into the directory that it is given, as the PEFT directory `adapter`.
         more: what the engine has to add to the summary.
 
@@ -50,21 +52,21 @@ def write_results(
         InputError: a score is not finite, or the files cannot be written; those of an earlier run are then
             still there; or, after they were written, that the run has lost its journal.
     """
-    after = quality(test.scores, test.labels)
+    after = quality(test)
     summary: dict[str, Any] = {
         **before,
         **{f"{name}_after": value for name, value in after.items()},
         "eval_rows": len(test.labels),
-        "steps": len(curve.losses),
-        "stopped": curve.stopped,
-        "skipped_steps": curve.skipped_steps,
-        "best_step": curve.best_step,
-        "step_ms_median": round(median(curve.step_ms), 2) if curve.step_ms else None,
+        "steps": len(run.losses),
+        "stopped": run.stopped,
+        "skipped_steps": run.skipped_steps,
+        "best_step": run.best_step,
+        "step_ms_median": round(1e3 * median(run.seconds), 2) if run.seconds else None,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         **more,
     }
     try:
-        return _write(settings, summary, test, curve, save)
+        return _write(settings, summary, test, run, save)
     except (OSError, SafetensorError) as error:
         again = "with --journal FILE a run could go on" if settings.journal is None else "go on with --resume"
         raise InputError(
@@ -76,11 +78,20 @@ def _write(
     settings: TrainSettings,
     summary: dict[str, Any],
     test: Scored,
-    curve: Curve,
+    run: FitResult,
     save: Callable[[Path], None],
 ) -> dict[str, Any]:
     """The files of `write_results`; gives the summary with the size of the adapter and the settings."""
     out = settings.out
+    losses = [_finite_or_none(loss) for loss in run.losses]
+    validation = [
+        {
+            "step": point.step,
+            "loss": _finite_or_none(point.loss),
+            "balanced_accuracy": _finite_or_none(point.balanced_accuracy),
+        }
+        for point in run.validations
+    ]
     out.mkdir(parents=True, exist_ok=True)
     with scratch_directory(out, "writing") as scratch:
         save(scratch)
@@ -88,20 +99,25 @@ def _write(
         summary |= {"adapter_bytes": weights.stat().st_size, "settings": as_json(settings)}
         record = {
             **summary,
-            "losses": curve.losses,
-            "validation": curve.validation,
+            "losses": losses,
+            "validation": validation,
             "predictions": test.scores.argmax(axis=1).tolist(),
             "environment": environment(),
         }
         (scratch / METRICS_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        plot_learning_curve(scratch / PLOT_FILE, curve.losses, curve.validation, curve.best_step)
+        plot_learning_curve(scratch / PLOT_FILE, losses, validation, run.best_step)
         (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
         for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
             os.replace(path, out / path.relative_to(scratch))
-    if curve.lost:
-        lost = naming("journal", curve.lost)
-        raise InputError(f"{lost}; stopped after {len(curve.losses)} steps, the results so far are in {out}")
+    if run.lost:
+        lost = naming("journal", run.lost)
+        raise InputError(f"{lost}; stopped after {len(losses)} steps, the results so far are in {out}")
     return summary
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """What JSON can hold."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def result_files(directory: Path) -> list[Path]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_task, tuning_rows
 from mobizo_kernels.cli.memory import reset_peak_rss
+from mobizo_kernels.cli.progress import TuningBar
+from mobizo_kernels.cli.quality import quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.targets import lora_config
@@ -18,7 +21,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.optim import Records
-from mobizo_kernels.training import Scored, label_scores, label_targets, quality_before, tune
+from mobizo_kernels.training import FitResult, Scored, Validation, fit, score_rows
 from mobizo_kernels.zo import ZerothOrder
 
 
@@ -54,7 +57,10 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     recorded = open_journal(zo, examples, settings)
 
     def scored(rows: list[EncodedExample]) -> Scored:
-        return Scored(label_scores(scoring, rows, task.pad_token), label_targets(rows))
+        return score_rows(scoring, rows, task.pad_token)
+
+    def validate() -> Scored:
+        return score_rows(evaluation, validation, task.pad_token)
 
     def save(directory: Path) -> None:
         save_adapter(task.model, directory / ADAPTER_DIRECTORY)
@@ -62,24 +68,54 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
     with zo.journal or nullcontext():
         before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
-        curve = tune(
-            zo,
-            evaluation,
-            batches,
-            validation,
-            task.pad_token,
-            recorded,
-            steps=settings.steps,
-            lr_schedule=settings.lr_schedule,
-            eval_every=settings.eval_every,
-            stop_unsteady=settings.stop_unsteady,
-        )
-    return write_results(settings, before, scored(test), curve, save)
+        run = tune(zo, batches, validate, recorded, task.pad_token, settings)
+    return write_results(settings, before, scored(test), run, save)
 
 
 def state_store(settings: TrainSettings, again: bool) -> StateStore | None:
     """Where states are kept of rows that come round again; None if they do not, or there are none."""
     return StateStore(settings.state_memory * 2**20) if settings.tail and again else None
+
+
+def tune(
+    zo: ZerothOrder,
+    batches: Iterator[list[EncodedExample]],
+    validate: Callable[[], Scored],
+    recorded: Records,
+    pad_token: int,
+    settings: TrainSettings,
+) -> FitResult:
+    """`fit` as `settings` ask for, with a bar that shows how far it is.
+
+    Raises:
+        InputError: the journal cannot be written; what is in it can be resumed.
+    """
+    with TuningBar(settings.steps, settings.batch_size) as bar:
+
+        def on_validation(validation: Validation) -> None:
+            assert validation.balanced_accuracy is not None  # `tuning_rows` are of every label
+            bar.show_validation(validation.balanced_accuracy)
+
+        try:
+            run = fit(
+                zo,
+                batches,
+                steps=settings.steps,
+                lr_schedule=settings.lr_schedule,
+                validation=validate,
+                eval_every=settings.eval_every,
+                stop_unsteady=settings.stop_unsteady,
+                recorded=recorded,
+                pad_token=pad_token,
+                on_step=lambda report: bar.show_step(report.step, report.loss, report.seconds),
+                on_validation=on_validation,
+            )
+        except OSError as error:
+            if error.filename != str(settings.journal):
+                raise
+            raise InputError(f"journal: {error}; make room and go on with --resume") from error
+        bar.reach(len(run.losses))
+    return run
 
 
 def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: TrainSettings) -> Records:

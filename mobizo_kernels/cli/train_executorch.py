@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from mobizo_kernels.cli.export import adapted_model, export, native
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.processes import in_fresh_process
+from mobizo_kernels.cli.progress import TuningBar
+from mobizo_kernels.cli.quality import quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.tokenize import tokenized
@@ -20,10 +21,11 @@ from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.models import load_tokenizer
-from mobizo_kernels.training import Curve, Scored, finite_or_none, quality_before
+from mobizo_kernels.training import FitResult, Scored, Validation
 
 if TYPE_CHECKING:
-    from mobizo_kernels.executorch import StepReport, Trainer, Validation
+    from mobizo_kernels.executorch import StepReport, Trainer
+    from mobizo_kernels.executorch import Validation as NativeValidation
 
 PROGRAM_FILE = "program.pte"
 DATASET_FILE = "dataset.safetensors"
@@ -52,14 +54,14 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
         before = quality_before(
             _scored(trainer, path, "test", settings), _scored(trainer, path, "train", settings)
         )
-    curve = _tune(trainer, path, settings)
+    run = _tune(trainer, path, settings)
 
     def save(directory: Path) -> None:
         trainer.save_adapter(directory / ADAPTER_FILE)
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
     test = _scored(trainer, path, "test", settings)
-    return write_results(settings, before, test, curve, save, program_bytes=program.stat().st_size)
+    return write_results(settings, before, test, run, save, program_bytes=program.stat().st_size)
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -149,31 +151,21 @@ def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings
     return Scored(result.scores, result.labels)
 
 
-def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
+def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> FitResult:
     """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps."""
-    executorch, curve = native(), Curve()
-    with tqdm(total=settings.steps, unit="step", desc="tuning") as progress:
+    executorch, run = native(), FitResult()
+    with TuningBar(settings.steps, settings.batch_size) as bar:
 
         def on_step(report: StepReport) -> None:
-            curve.losses.append(finite_or_none(report.loss))
-            curve.step_ms.append(1e3 * report.seconds)
-            progress.set_postfix(
-                {
-                    "loss": f"{report.loss:.3f}",
-                    "examples/s": f"{settings.batch_size / report.seconds:.1f}",
-                    "validation": f"{curve.validation[-1]['balanced_accuracy']:.1%}",
-                }
-            )
-            progress.update(report.step + 1 - progress.n)
+            run.losses.append(report.loss)
+            run.seconds.append(report.seconds)
+            bar.show_step(report.step, report.loss, report.seconds)
 
-        def on_evaluation(validation: Validation) -> None:
-            curve.validation.append(
-                {
-                    "step": validation.step,
-                    "loss": finite_or_none(validation.loss),
-                    "balanced_accuracy": finite_or_none(validation.balanced_accuracy),
-                }
+        def on_evaluation(found: NativeValidation) -> None:
+            run.validations.append(
+                Validation(found.step, found.loss, found.accuracy, found.balanced_accuracy)
             )
+            bar.show_validation(found.balanced_accuracy)
 
         with blame_input("settings"):
             try:
@@ -195,15 +187,15 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> Curve:
                 )
             except JournalLost as error:
                 assert isinstance(error.result, executorch.TrainResult)
-                result, curve.lost = error.result, str(error)
+                result, run.lost = error.result, str(error)
             except OSError as error:
                 raise InputError(f"journal: {error}; make room and go on with --resume") from error
-    curve.best_step, curve.skipped_steps = result.best_step, result.skipped_steps
-    if curve.lost:
-        curve.losses[:0] = [None] * result.resumed_steps
+    run.best_step, run.skipped_steps = result.best_step, result.skipped_steps
+    if run.lost:
+        run.losses[:0] = [math.nan] * result.resumed_steps
     elif settings.journal is not None:
         recorded = read_journal(settings.journal)[1][: result.resumed_steps]
-        curve.losses[:0] = [finite_or_none(loss) for loss in recorded.losses.tolist()]
-        curve.skipped_steps += int((~recorded.applied).sum())
-    curve.stopped = result.stopped
-    return curve
+        run.losses[:0] = recorded.losses.tolist()
+        run.skipped_steps += int((~recorded.applied).sum())
+    run.stopped = result.stopped
+    return run

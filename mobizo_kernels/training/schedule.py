@@ -8,6 +8,19 @@ from collections.abc import Callable
 import torch
 from torch.optim import lr_scheduler
 
+# Of the share of the steps that was made.
+_FACTORS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
+}
+
+
+def check_schedule(name: str) -> None:
+    """Raise ValueError if there is no schedule of that name."""
+    if name not in _FACTORS:
+        raise ValueError(f"lr_schedule must be one of {', '.join(_FACTORS)}, got {name!r}")
+
 
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, name: str, steps: int, first: int = 0
@@ -21,11 +34,10 @@ def learning_rate_schedule(
         name: "constant", "linear" or "cosine".
         steps: of the whole run.
         first: the step that comes next, in a run that is resumed.
+
+    Raises:
+        ValueError: if there is no schedule of that name.
     """
-    factors: dict[str, Callable[[float], float]] = {
-        "constant": lambda done: 1.0,
-        "linear": lambda done: 1.0 - done,
-        "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
-    }
-    factor = factors[name]
+    check_schedule(name)
+    factor = _FACTORS[name]
     return lr_scheduler.LambdaLR(optimizer, lambda step: factor((first + step) / steps))

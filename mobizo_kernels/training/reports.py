@@ -1,0 +1,62 @@
+"""What a run reports: of a step, of a validation, and of all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mobizo_kernels.zo import StepOutput
+
+
+@dataclass(frozen=True)
+class StepReport(StepOutput):
+    """A step that :func:`mobizo_kernels.training.fit` made, with what :class:`StepOutput` has.
+
+    Attributes:
+        lr: learning rate.
+        seconds: that the step took.
+        unsteady: the loss has run away, see :class:`DivergenceGuard`.
+    """
+
+    lr: float
+    seconds: float
+    unsteady: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation rows after `step` steps.
+
+    Attributes:
+        step: steps behind the parameters, from 0.
+        loss: mean cross-entropy between the label words.
+        accuracy: share of rows whose label has the highest score.
+        balanced_accuracy: mean of the accuracy over the labels; None unless every label has rows.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float | None
+
+
+@dataclass
+class FitResult:
+    """A run of :func:`mobizo_kernels.training.fit`.
+
+    Attributes:
+        losses: of each step, those applied from a journal included; what is not finite is there, too.
+        seconds: of each step that was made.
+        validations: all of them, in order.
+        best_step: steps behind the parameters that the model has now.
+        skipped_steps: steps without an update, for a loss was not finite.
+        stopped: before the last of the steps, for the loss ran away or the journal was lost.
+        lost: what befell the journal; empty if nothing did. Parameters that were kept are in the model.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+    best_step: int = 0
+    skipped_steps: int = 0
+    stopped: bool = False
+    lost: str = ""
