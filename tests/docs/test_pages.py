@@ -100,6 +100,7 @@ def test_python_blocks_run(
     tokens = torch.tensor(tokenizer(["This cast is warm. It was great"] * 2)["input_ids"])
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
     names: dict[str, Any] = {"loader": [batch, batch], "batches": [batch, batch], "tokenizer": tokenizer}
+    names["reviews"] = tiny_texts.reviews()
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
     for block in blocks:
         exec(compile(block, page, "exec"), names)
