@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 MODELS = (*SIZES, SMOLLM2)
 _EXPORT = (
-    "description", "export", "lowering", "partitioner", "program", "quantization", "widening",
+    "describe", "description", "export", "lowering", "partitioner", "program", "quantization", "widening",
     "xnnpack_rewrites",
 )  # fmt: skip
 MAKERS = (

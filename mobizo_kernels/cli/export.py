@@ -67,8 +67,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     return {
         "program": str(settings.out),
         "bytes": settings.out.stat().st_size,
-        "groups": description["groups"],
-        "adapted_linears": len(description["adapter"]["parameters"]),
+        "groups": description.groups,
+        "adapted_linears": len(description.adapter.parameters),
         "seconds": round(perf_counter() - started, 1),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "settings": as_json(settings),

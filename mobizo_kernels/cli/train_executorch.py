@@ -108,41 +108,39 @@ def _check_program(program: Path, wanted: ExportSettings) -> None:
     verbalizer = parse_verbalizer(wanted.verbalizer)
     encoder = PromptEncoder(tokenizer, wanted.template, verbalizer, wanted.max_length)
     model = adapted_model(wanted, encoder)
-    expected: Mapping[str, Any] = {
-        "queries": wanted.queries,
-        "batch_size": wanted.batch_size,
-        "estimator": wanted.estimator,
-        "distribution": wanted.distribution,
-        "optimizer": update_rule(wanted).as_json(),
-        "quantization": wanted.quantization,
-        "max_length": wanted.max_length,
-    }
-    for name, value in expected.items():
-        if description[name] != value:
-            raise InputError(f"{name}: {program} was exported for {description[name]}, got {value}")
+    for name in ("queries", "batch_size", "estimator", "distribution", "quantization", "max_length"):
+        _check_same(name, program, getattr(description, name), getattr(wanted, name))
+    _check_same("optimizer", program, description.optimizer.as_json(), update_rule(wanted).as_json())
     tail = adapter_of(model).config.alora_invocation_tokens
-    if description["invocation_tokens"] != tail:
-        there = description["invocation_tokens"]
+    there = None if description.invocation_tokens is None else list(description.invocation_tokens)
+    if there != tail:
         raise InputError(f"tail: {program} was exported for adapters from the tokens {there} on, got {tail}")
     fingerprint = model_fingerprint(model)
-    if description["model"]["fingerprint"] != fingerprint:
-        got = description["model"]["name"] or "another model"
+    if description.model.fingerprint != fingerprint:
+        got = description.model.name or "another model"
         raise InputError(f"model: {program} was exported from {got}, not from {wanted.model}")
-    adapter = {
-        f"{name}.weight": (list(layer.lora_b.shape), layer.scaling)
+    ours = {
+        f"{name}.weight": (tuple(layer.lora_b.shape), layer.scaling)
         for name, layer in adapter_layers(model).items()
     }
-    there = {p["name"]: (p["lora_b"], p["scaling"]) for p in description["adapter"]["parameters"]}
-    if there != adapter:
+    theirs = {p.name: (p.lora_b, p.scaling) for p in description.adapter.parameters}
+    if theirs != ours:
         raise InputError(
             f"program: the adapter of {program} has other targets, layers, rank or alpha: expected "
-            f"{len(adapter)} LoRA-B of {_shapes(adapter)}, got {len(there)} of {_shapes(there)}"
+            f"{len(ours)} LoRA-B of {_shapes(ours)}, got {len(theirs)} of {_shapes(theirs)}"
         )
 
 
-def _shapes(adapter: Mapping[str, tuple[list[int], float]]) -> str:
+def _check_same(name: str, program: Path, there: object, wanted: object) -> None:
+    if there != wanted:
+        raise InputError(f"{name}: {program} was exported for {there}, got {wanted}")
+
+
+def _shapes(adapter: Mapping[str, tuple[tuple[int, ...], float]]) -> str:
     """The different shapes and scalings in an adapter, in words."""
-    return " and ".join(sorted({f"{shape} scaled by {scaling:g}" for shape, scaling in adapter.values()}))
+    return " and ".join(
+        sorted({f"{list(shape)} scaled by {scaling:g}" for shape, scaling in adapter.values()})
+    )
 
 
 def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings) -> Scored:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.executorch._library import load_ops
+from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
 from mobizo_kernels.executorch.trainer import Trainer, read_description
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mobizo_kernels.executorch.export import export_training_program
 
 __all__ = [
+    "Description",
     "EvaluationResult",
     "StepReport",
     "TrainResult",

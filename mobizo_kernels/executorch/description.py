@@ -1,98 +1,302 @@
-"""What a program says of itself, so that whoever runs it needs no other file: docs/formats.md."""
+"""What a program says of itself, so that whoever runs it needs no other file: docs/formats.md.
+
+executorch_ops/trainer/program/description.cpp is the native twin: the same fields, checks and sentences.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import version
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-import mobizo_kernels
-from mobizo_kernels.data import tokenizer_fingerprint
-from mobizo_kernels.lora import adapter_config, adapter_layers, adapter_of, model_fingerprint
+from mobizo_kernels import _strict_json
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
 DESCRIPTION = "mobizo_description"
 """The method of a program that gives it."""
 
+_MOST_SIZE = 2**31 - 1  # ExecuTorch's sizes are int32
+_LEAST = {
+    "queries": 1, "batch_size": 1, "groups": 1, "min_length": 1, "max_length": 1, "targets_per_row": 1,
+    "vocabulary": 1, "pad_token": 0, "evaluation_rows": 1,
+}  # fmt: skip
 
-def describe(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    rule: UpdateRule,
-    *,
-    queries: int,
-    batch_size: int,
-    groups: int,
-    estimator: str,
-    distribution: str,
-    quantization: str,
-    min_length: int,
-    max_length: int,
-    targets_per_row: int,
-    tail_length: int | None,
-    candidate_tokens: Sequence[int] | None,
-) -> dict[str, Any]:
-    """The description of a program that is made of a wrapped model, as JSON can hold it.
 
-    Args:
-        model: wrapped, in float32, before anything in it is replaced.
-        tokenizer: of the data that the program takes; None for any.
-        rule: of the update.
-        min_length: fewest tokens of a row's input, `max_length` if it is always that.
-        queries: q; this and all others as :func:`export_training_program` has them.
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """The model that a program was made of.
+
+    Attributes:
+        name: the directory or hub name that it was loaded from, perhaps empty.
+        architecture: its class in transformers.
+        fingerprint: :func:`mobizo_kernels.lora.model_fingerprint`.
     """
-    text = model.config.get_text_config()
-    invocation = adapter_of(model).config.alora_invocation_tokens
-    return {
-        "format": FORMAT,
-        "versions": {
-            "mobizo_kernels": mobizo_kernels.__version__,
-            **{name: version(name) for name in ("executorch", "torch", "transformers")},
-        },
-        "model": {
-            "name": str(model.name_or_path),
-            "architecture": type(model).__name__,
-            "fingerprint": model_fingerprint(model),
-        },
-        "quantization": quantization,
-        "queries": queries,
-        "batch_size": batch_size,
-        "groups": groups,
-        "estimator": estimator,
-        "distribution": distribution,
-        "optimizer": rule.as_json(),
-        "min_length": min_length,
-        "max_length": max_length,
-        "dynamic_length": min_length < max_length,
-        "targets_per_row": targets_per_row,
-        "invocation_tokens": None if invocation is None else list(invocation),
-        "tail_length": tail_length,
-        "candidate_tokens": None if candidate_tokens is None else list(candidate_tokens),
-        "vocabulary": text.vocab_size,
-        "pad_token": _pad_token(model, tokenizer),
-        # As many tokens go through all layers at once as in a step, for the memory is planned for the most.
-        "evaluation_rows": batch_size * (groups if tail_length is None else 1),
-        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "adapter": {
-            "config": adapter_config(model),
-            "parameters": [
-                {
-                    "name": f"{name}.weight",
-                    "stream": layer.stream,
-                    "lora_a": list(layer.lora_a.shape),
-                    "lora_b": list(layer.lora_b.shape),
-                    "scaling": layer.scaling,
-                }
-                for name, layer in adapter_layers(model).items()
-            ],
-        },
-    }
+
+    name: str
+    architecture: str
+    fingerprint: str
 
 
-def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    config = model.config.get_text_config()
-    found = [getattr(source, "pad_token_id", None) for source in (tokenizer, model.generation_config, config)]
-    return next((token for token in found if token is not None), 0)
+@dataclass(frozen=True, kw_only=True)
+class AdapterParameter:
+    """A LoRA, x -> scaling * (x A^T) B^T.
+
+    Attributes:
+        name: of the weight that it adapts, in the model without adapters.
+        stream: of the noise of its B.
+        lora_a: shape, (r, in).
+        lora_b: shape, (out, r).
+        scaling: from alpha, the rank, and use_rslora.
+    """
+
+    name: str
+    stream: int
+    lora_a: tuple[int, int]
+    lora_b: tuple[int, int]
+    scaling: float
+
+    def __post_init__(self) -> None:
+        for factor in ("lora_a", "lora_b"):
+            with _blaming(factor):
+                for size in getattr(self, factor):
+                    _check_size(size, 1)
+        if self.lora_a[0] != self.lora_b[1]:
+            raise ValueError("lora_a and lora_b are of different rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterDescription:
+    """The adapter of a program.
+
+    Attributes:
+        config: PEFT's, as adapter_config.json holds it.
+        parameters: in the order of the model.
+    """
+
+    config: dict[str, Any]
+    parameters: tuple[AdapterParameter, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a training program was made for, in the order of the file.
+
+    Attributes:
+        versions: of the packages that made it, by their names.
+        model: that was exported.
+        quantization: of the base weights, "none", "int8" or "int4".
+        queries: q.
+        batch_size: B, rows of a step.
+        groups: G, copies of the batch: 2q (two-sided) or q + 1.
+        estimator: "two_sided" or "one_sided".
+        distribution: of the directions, "gaussian" or "rademacher".
+        optimizer: the rule of the update.
+        min_length: fewest tokens of a row's input, `max_length` if it is always that.
+        max_length: most of them.
+        dynamic_length: whether they may vary.
+        targets_per_row: K, most tokens to predict in a row.
+        invocation_tokens: from whose last occurrence on the adapters act (Activated LoRA), or None.
+        tail_length: n, most tokens of a row's input from there on; None without invocation tokens.
+        candidate_tokens: to which the softmax is restricted, or None.
+        vocabulary: size of the model's.
+        pad_token: what fills rows up.
+        evaluation_rows: E, rows of the method `evaluate`.
+        tokenizer: :func:`mobizo_kernels.data.tokenizer_fingerprint` of the data that it takes; None for any.
+        adapter: that it trains.
+
+    Raises:
+        ValueError: naming the field, if one is out of range or contradicts the rest.
+    """
+
+    versions: dict[str, str]
+    model: ModelDescription
+    quantization: str
+    queries: int
+    batch_size: int
+    groups: int
+    estimator: str
+    distribution: str
+    optimizer: UpdateRule
+    min_length: int
+    max_length: int
+    dynamic_length: bool
+    targets_per_row: int
+    invocation_tokens: tuple[int, ...] | None
+    tail_length: int | None
+    candidate_tokens: tuple[int, ...] | None
+    vocabulary: int
+    pad_token: int
+    evaluation_rows: int
+    tokenizer: str | None
+    adapter: AdapterDescription
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            with _blaming(name):
+                _check_size(getattr(self, name), least)
+        if self.estimator not in ("two_sided", "one_sided"):
+            raise ValueError(f"estimator must be two_sided or one_sided, got '{self.estimator}'")
+        groups = 2 * self.queries if self.estimator == "two_sided" else self.queries + 1
+        if self.groups != groups:
+            raise ValueError(
+                f"groups must be {groups} for {self.queries} queries {self.estimator}, got {self.groups}"
+            )
+        if self.max_length < self.min_length:
+            raise ValueError(f"max_length must be at least {self.min_length}, got {self.max_length}")
+        if self.pad_token >= self.vocabulary:
+            raise ValueError(f"pad_token must be below {self.vocabulary}, got {self.pad_token}")
+        self._check_tail()
+        if self.candidate_tokens is not None and len(self.candidate_tokens) < 2:
+            raise ValueError("candidate_tokens must be at least 2")
+        names = [parameter.name for parameter in self.adapter.parameters]
+        if not names:
+            raise ValueError("the adapter has no parameters")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the adapter has two parameters called {twice}")
+
+    def _check_tail(self) -> None:
+        invocation, tail = self.invocation_tokens, self.tail_length
+        if (invocation is None) != (tail is None):
+            raise ValueError("invocation_tokens and tail_length must be both given, or both null")
+        if invocation is None or tail is None:
+            return
+        if not invocation:
+            raise ValueError("invocation_tokens must be at least 1")
+        if not len(invocation) <= tail < self.max_length:
+            raise ValueError(
+                f"tail_length must be from {len(invocation)} to {self.max_length - 1}, got {tail}"
+            )
+
+    @property
+    def text(self) -> str:
+        """The JSON that a program holds."""
+        values = {"format": FORMAT, **asdict(self), "optimizer": self.optimizer.as_json()}
+        return json.dumps(values, allow_nan=False)
+
+
+def parse_description(text: str) -> Description:
+    """The description whose :attr:`Description.text` this is.
+
+    Raises:
+        ValueError: naming the field, if it is no JSON, of another format, or if a field is missing, unknown,
+            of the wrong type, or contradicts the rest.
+    """
+    values = _of_kind(dict, _strict_json.loads_as_native(text.encode()))
+    if "format" not in values:
+        raise ValueError("'format' is missing")
+    with _blaming("format"):
+        found = _of_kind(int, values.pop("format"))
+        _check_size(found, 1)
+    if found != FORMAT:
+        raise ValueError(f"expected a program of format {FORMAT}, got {found}")
+    return _description(values)
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """A ValueError that leaves the block gets `where` in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_size(size: int, least: int) -> None:
+    if size < least:
+        raise ValueError(f"expected at least {least}, got {size}")
+    if size > _MOST_SIZE:
+        raise ValueError(f"expected at most {_MOST_SIZE}, got {size}")
+
+
+_KINDS = {
+    type(None): "null", bool: "a boolean", int: "a whole number", float: "a number", str: "a string",
+    list: "a list", dict: "an object",
+}  # fmt: skip
+
+
+def _of_kind(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"expected {_KINDS[kind]}, got {_KINDS[type(value)]}")
+    return value
+
+
+# What makes a value of Python of one of JSON, or raises ValueError.
+Reader = Callable[[Any], Any]
+
+
+def _list_of(item: Reader) -> Reader:
+    return lambda value: tuple(item(entry) for entry in _of_kind(list, value))
+
+
+def _or_null(reader: Reader) -> Reader:
+    return lambda value: None if value is None else reader(value)
+
+
+def _object(make: Callable[..., Any], members: Mapping[str, Reader]) -> Reader:
+    """Calls `make` with the members of an object that has all of these and no others."""
+
+    def read(value: Any) -> Any:
+        found = {}
+        for name, reader in members.items():
+            if name not in _of_kind(dict, value):
+                raise ValueError(f"'{name}' is missing")
+            with _blaming(name):
+                found[name] = reader(value[name])
+        if unknown := next((name for name in value if name not in members), None):
+            raise ValueError(f"'{unknown}' is unknown")
+        return make(**found)
+
+    return read
+
+
+_text, _whole, _boolean = (partial(_of_kind, kind) for kind in (str, int, bool))
+
+
+def _number(value: Any) -> float:
+    return float(value) if type(value) is int else _of_kind(float, value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if len(_of_kind(list, value)) != 2:
+        raise ValueError(f"expected two sizes, got {json.dumps(value, separators=(',', ':'))}")
+    return tuple(_whole(size) for size in value)
+
+
+def _versions(value: Any) -> dict[str, str]:
+    return _object(dict, dict.fromkeys(_of_kind(dict, value), _text))(value)
+
+
+_unnamed_parameter = _object(
+    AdapterParameter,
+    {"name": _text, "stream": _whole, "lora_a": _shape, "lora_b": _shape, "scaling": _number},
+)
+
+
+def _parameter(value: Any) -> AdapterParameter:
+    name = _of_kind(dict, value).get("name")
+    with _blaming(name) if isinstance(name, str) else nullcontext():
+        return _unnamed_parameter(value)
+
+
+_description = _object(
+    Description,
+    {
+        "versions": _versions,
+        "model": _object(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), _text)),
+        **dict.fromkeys(("quantization", "estimator", "distribution"), _text),
+        **dict.fromkeys(_LEAST, _whole),
+        "optimizer": UpdateRule.from_json,
+        "dynamic_length": _boolean,
+        "invocation_tokens": _or_null(_list_of(_whole)),
+        "tail_length": _or_null(_whole),
+        "candidate_tokens": _or_null(_list_of(_whole)),
+        "tokenizer": _or_null(_text),
+        "adapter": _object(
+            AdapterDescription, {"config": partial(_of_kind, dict), "parameters": _list_of(_parameter)}
+        ),
+    },
+)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -16,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
-from mobizo_kernels.executorch.description import DESCRIPTION, describe
+from mobizo_kernels.executorch.describe import describe
+from mobizo_kernels.executorch.description import DESCRIPTION, Description
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
@@ -56,7 +55,7 @@ def export_training_program(
     betas: tuple[float, float] | None = None,
     adam_eps: float | None = None,
     weight_decay: float | None = None,
-) -> dict[str, Any]:
+) -> Description:
     """Write a program that trains LoRA-B of `model` by forward passes, and evaluates it, inside ExecuTorch.
 
     The program holds the model, the loss and the update (MobiZO, arXiv 2409.15520). Its methods share the
@@ -174,7 +173,7 @@ def export_training_program(
         )
         agreement.check(graph, _TOLERANCE[quantization])
         try:
-            lowered = lower(trace(graph, description), {DESCRIPTION: json.dumps(description)})
+            lowered = lower(trace(graph, description), {DESCRIPTION: description.text})
         except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder
             raise cannot_be_exported(model, error) from error
     write(lowered, Path(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from mobizo_kernels._files import written_whole
 from mobizo_kernels.executorch.checksum import append_checksum
+from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
     Evaluate,
@@ -45,23 +46,23 @@ def usual_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, ExportedProgram]:
+def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedProgram]:
     """The methods by their names, for the sizes that the description gives."""
-    groups, queries, length = graph.groups, description["queries"], description["max_length"]
+    groups, queries, length = graph.groups, description.queries, description.max_length
     directions = (torch.arange(groups), torch.zeros(groups))
     update = (torch.arange(queries), torch.zeros(queries))
     rule = graph.rule
     numbers = tuple(torch.ones(1) for given in (rule.takes_rate, rule.weight_decay) if given)
     # An example at a bound would be taken for a fixed length.
-    example = length - 1 if description["dynamic_length"] else length
-    time = _length_of(description) if description["dynamic_length"] else None
+    example = length - 1 if description.dynamic_length else length
+    time = _length_of(description) if description.dynamic_length else None
 
     def tokens(rows: int) -> tuple[torch.Tensor, ...]:
         ids = torch.ones(rows, example, dtype=torch.int64)
-        positions = torch.zeros(rows, description["targets_per_row"], dtype=torch.int64)
+        positions = torch.zeros(rows, description.targets_per_row, dtype=torch.int64)
         return ids, torch.ones_like(ids), positions
 
-    train, evaluate = tokens(description["batch_size"]), tokens(description["evaluation_rows"])
+    train, evaluate = tokens(description.batch_size), tokens(description.evaluation_rows)
     adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
     methods: dict[str, tuple[Method, tuple[torch.Tensor, ...], Any]] = {
         "train_step": (
@@ -81,9 +82,9 @@ def trace(graph: TrainingGraph, description: Mapping[str, Any]) -> dict[str, Exp
     return programs
 
 
-def _length_of(description: Mapping[str, Any]) -> dict[int, Any]:
+def _length_of(description: Description) -> dict[int, Any]:
     """The dynamic size of inputs [rows, T]: T itself, or T - n, for of T torch.export does not see T > n."""
-    shortest, longest, tail = (description[key] for key in ("min_length", "max_length", "tail_length"))
+    shortest, longest, tail = description.min_length, description.max_length, description.tail_length
     if tail is None:
         return {1: Dim("length", min=shortest, max=longest)}
     return {1: Dim("prefix", min=shortest - tail, max=longest - tail) + tail}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobizo_kernels.executorch._library import load_trainer
+from mobizo_kernels.executorch.description import Description, parse_description
 from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Trainer:
         program: the .pte that :func:`export_training_program` wrote.
         threads: CPU threads of ExecuTorch in this process, 0 for its own choice.
 
+    Attributes:
+        description: what the program was made for.
+
     Raises:
         ValueError: if the file is no training program or damaged, or `threads` differs from what a loaded
             program uses.
@@ -41,7 +45,7 @@ class Trainer:
 
     def __init__(self, program: str | os.PathLike[str], *, threads: int = 0) -> None:
         self._native: _trainer.Trainer = load_trainer().Trainer(Path(program), threads)
-        self.description: dict[str, Any] = json.loads(self._native.description())
+        self.description = parse_description(self._native.description())
 
     def train(
         self,
@@ -255,18 +259,18 @@ class Trainer:
 
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""
-        own = self.description["adapter"]["config"]
+        own = self.description.adapter.config
         for name, default in _SCALING.items():
             expected, got = own.get(name, default), config.get(name, default)
             if expected != got:
                 raise ValueError(f"{path}: {name} must be {expected}, that of the program, got {got}")
 
 
-def read_description(program: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a training program says of itself, its model not loaded; docs/executorch.md lists the entries.
+def read_description(program: str | os.PathLike[str]) -> Description:
+    """What a training program says of itself, its model not loaded.
 
     Raises:
         ValueError: if the file is no training program or damaged.
         OSError: if it cannot be read.
     """
-    return json.loads(load_trainer().read_description(Path(program)))
+    return parse_description(load_trainer().read_description(Path(program)))

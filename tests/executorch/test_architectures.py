@@ -16,7 +16,7 @@ from programs import CANDIDATES, export_quietly, program_batch, tiny_rows
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import collate
-from mobizo_kernels.executorch import export
+from mobizo_kernels.executorch import Description, export
 from mobizo_kernels.executorch.program import TrainStep
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS
 from mobizo_kernels.lora import adapter_layers, adapter_of
@@ -139,7 +139,7 @@ def test_an_adapted_head_over_candidates(
     groups, found = (torch.arange(4), 0.05 * torch.randn(4, generator=rng)), {}
     rows = tiny_rows(rng, [9, 5, 12])
 
-    def stop(graph: Any, description: dict[str, Any]) -> None:
+    def stop(graph: Any, description: Description) -> None:
         batch = program_batch(rows, description)
         found["losses"] = TrainStep(graph)(*map(torch.from_numpy, batch), *groups)
         raise KeyboardInterrupt

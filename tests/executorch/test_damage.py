@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from executorch.runtime import Runtime, Verification
 from programs import MAGIC, program_bytes, tiny_dataset, with_checksum
 
 from mobizo_kernels.executorch import Trainer, read_description
+from mobizo_kernels.executorch.description import parse_description
 
 DAMAGED = "damaged: its checksum is [0-9a-f]{8}, that of its bytes [0-9a-f]{8}"
 NO_CHECKSUM = "not a training program, or cut short: it does not end with a checksum"
@@ -87,14 +89,18 @@ def test_files_that_are_no_programs(tmp_path: Path, rng: torch.Generator) -> Non
         Trainer(nameless)
 
 
+def description_in(content: bytes) -> str:
+    """The JSON in the bytes of a program, with the spaces that may follow it."""
+    start = next(re.finditer(rb'{"(format|versions)"', content)).start()
+    return content[start : content.index(b"\0", start)].decode()
+
+
 def described(program: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
     """The program with another description, of the same length, and its checksum mended."""
     content = program_bytes(program)
-    start = content.index(b'{"format": 1')
-    text = content[start : content.index(b"\0", start)]
+    text = description_in(content).encode()
     description = json.loads(text)
-    del description["versions"]  # makes room
-    description["adapter"]["config"] = {"peft_type": "LORA"}
+    description["adapter"]["config"] = {"peft_type": "LORA"}  # makes room
     edit(description)
     other = json.dumps(description).encode()
     return with_checksum(content.replace(text, other.ljust(len(text))))
@@ -130,6 +136,26 @@ ADAM = {"name": "adam", "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay":
         (entries(pad_token=61), "description: pad_token must be below 61, got 61"),
         (parameter(lora_b=[2**62, 4]), "description: adapter: .*q_proj.weight: lora_b: expected at most"),
         (twice, "description: the adapter has two parameters called .*q_proj.weight"),
+        (entries(color="red"), "description: 'color' is unknown"),
+        (lambda description: description.pop("vocabulary"), "description: 'vocabulary' is missing"),
+        (lambda description: description.pop("format"), "description: 'format' is missing"),
+        (entries(versions={"torch": 2}), "description: versions: torch: expected a string, got a whole"),
+        (entries(dynamic_length=1), "description: dynamic_length: expected a boolean, got a whole number"),
+        (entries(tokenizer=[]), "description: tokenizer: expected a string, got a list"),
+        (entries(max_length=2), "description: max_length must be at least 3, got 2"),
+        (entries(candidate_tokens=[5]), "description: candidate_tokens must be at least 2"),
+        (entries(tail_length=2), "description: invocation_tokens and tail_length must be both given, or"),
+        (entries(invocation_tokens=[7]), "description: invocation_tokens and tail_length must be both given"),
+        (entries(invocation_tokens=[], tail_length=1), "description: invocation_tokens must be at least 1"),
+        (entries(invocation_tokens=[7, 8], tail_length=1), "description: tail_length must be from 2 to 23"),
+        (entries(model=None), "description: model: expected an object, got null"),
+        (entries(adapter={"config": {}, "parameters": []}), "description: the adapter has no parameters"),
+        (parameter(name=5), "description: adapter: parameters: name: expected a string, got a whole number"),
+        (parameter(stream=0.5), "description: adapter: .*q_proj.weight: stream: expected a whole number"),
+        (parameter(scaling="2"), "description: adapter: .*q_proj.weight: scaling: expected a number, got a"),
+        (parameter(lora_a=[4]), r"description: adapter: .*: lora_a: expected two sizes, got \[4\]"),
+        (parameter(lora_a=[3, 16]), "description: adapter: .*: lora_a and lora_b are of different rank"),
+        (parameter(rank=4), "description: adapter: .*q_proj.weight: 'rank' is unknown"),
         (
             entries(batch_size=10**9),
             r"method train_step: input 0 must be Long of shape \(1000000000, 24\) by the description, got "
@@ -154,8 +180,16 @@ ADAM = {"name": "adam", "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay":
 def test_a_description_of_another_program(edit: Any, message: str, program: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
     path.write_bytes(described(program, edit))
-    with pytest.raises(ValueError, match=f"model.pte: {message}"):
+    with pytest.raises(ValueError, match=f"model.pte: {message}") as native:
         Trainer(path)
+    text = description_in(program_bytes(path))
+    if message.startswith("method"):
+        parse_description(text)
+        return
+    with pytest.raises(ValueError) as here:
+        parse_description(text)
+    sentence = re.sub(r"[\x00-\x1f\x7f]", "?", str(here.value))
+    assert str(native.value) == f"{path}: description: {sentence}"
 
 
 def test_descriptions_changed_anywhere(program: Path, tmp_path: Path, rng: torch.Generator) -> None:

@@ -33,7 +33,7 @@ ARGUMENTS = (
 def step_arguments(trainer: Trainer, rng: torch.Generator) -> dict[str, np.ndarray]:
     d = trainer.description
     batch: Batch = program_batch(tiny_rows(rng, (9, 4, 12)), d)
-    seeds, coeffs = directions(d["groups"], rng)
+    seeds, coeffs = directions(d.groups, rng)
     values = (*batch, seeds.numpy(), coeffs.numpy(), *no_update(d))
     return dict(zip(ARGUMENTS, values, strict=True))
 

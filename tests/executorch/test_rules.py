@@ -62,7 +62,7 @@ def random_update(rng: torch.Generator) -> dict[str, Any]:
 
 def random_batch(trainer: Trainer, rng: torch.Generator) -> tuple[Any, ...]:
     """Arguments of a train_step without an update."""
-    seeds, coeffs = directions(trainer.description["groups"], rng)
+    seeds, coeffs = directions(trainer.description.groups, rng)
     return *program_batch(tiny_rows(rng, (9, 4, 12)), trainer.description), seeds.numpy(), coeffs.numpy()
 
 
@@ -71,7 +71,7 @@ def test_steps_are_those_of_eager(program: Path, rule: dict[str, Any], rng: torc
     trainer, model = Trainer(program), eager_twin()
     options = {"queries": QUERIES, "eps": 1e-2, "lr": 1e-2, "candidate_tokens": CANDIDATES}
     zo = mobizo.ZerothOrder(model, **options, **rule)
-    assert trainer.description["optimizer"] == zo.optimizer.rule.as_json()
+    assert trainer.description.optimizer == zo.optimizer.rule
     pending: dict[str, Any] = {}
     for step in range(4):
         zo.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
@@ -252,9 +252,9 @@ def test_journals_of_other_optimizers(
 
 
 def test_the_description_says_the_rule(program: Path, rule: dict[str, Any]) -> None:
-    found = read_description(program)["optimizer"]
-    assert found["name"] == rule.get("optimizer", "sgd")
-    assert found["weight_decay"] == rule.get("weight_decay", 0.0)
+    found = read_description(program).optimizer
+    assert found.name == rule.get("optimizer", "sgd")
+    assert found.weight_decay == rule.get("weight_decay", 0.0)
 
 
 def test_any_host_of_executorch_can_run_it(program: Path, rule: dict[str, Any], rng: torch.Generator) -> None:

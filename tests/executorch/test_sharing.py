@@ -31,7 +31,8 @@ from programs import (
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, collate, read_dataset
-from mobizo_kernels.executorch import StepReport, Trainer, export, read_description
+from mobizo_kernels.executorch import Description, StepReport, Trainer, export, read_description
+from mobizo_kernels.executorch.description import DESCRIPTION, parse_description
 from mobizo_kernels.executorch.program import Evaluate, TrainStep
 from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, adapter_of
@@ -71,10 +72,10 @@ def losses_of(model: Any, rows: list[EncodedExample], seeds: torch.Tensor, coeff
 
 def test_description(program: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     description = read_description(program)
-    assert description["invocation_tokens"] == INVOCATION
-    assert (description["tail_length"], description["min_length"]) == (TAIL, TAIL + 3)
-    assert description["evaluation_rows"] == description["batch_size"]
-    assert description["adapter"]["config"]["alora_invocation_tokens"] == INVOCATION
+    assert description.invocation_tokens == tuple(INVOCATION)
+    assert (description.tail_length, description.min_length) == (TAIL, TAIL + 3)
+    assert description.evaluation_rows == description.batch_size
+    assert description.adapter.config["alora_invocation_tokens"] == INVOCATION
 
 
 def test_delegates_own_their_weights(program: Path) -> None:
@@ -278,8 +279,8 @@ def test_graphs_of_all_architectures(
     groups = torch.arange(4), 0.05 * torch.randn(4, generator=rng)
     found: dict[str, Any] = {}
 
-    def stop(graph: Any, description: dict[str, Any]) -> None:
-        assert description["tail_length"] == (None if invocation is None else len(invocation) + 2)
+    def stop(graph: Any, description: Description) -> None:
+        assert description.tail_length == (None if invocation is None else len(invocation) + 2)
         shapes = [(9, 4), (0, 3), (4, 3)] if invocation is None else [(9, 2), (0, 1), (4, 3)]
         rows = []
         for (before, more), count in zip(shapes, (1, 1, 3), strict=True):
@@ -311,8 +312,8 @@ def test_the_whole_vocabulary_behind_an_invocation(
     """The traced graph, where a layer finds the keys that it has kept, and rows of one token's targets."""
     model, found = eager_twin(2, alora_invocation_tokens=INVOCATION), dict[str, Any]()
 
-    def stop(programs: dict[str, Any], _: object) -> None:
-        found.update(programs)
+    def stop(programs: dict[str, Any], constants: dict[str, str]) -> None:
+        found.update(programs, description=parse_description(constants[DESCRIPTION]))
         raise Stopped
 
     monkeypatch.setattr(export, "lower", stop)
@@ -321,8 +322,7 @@ def test_the_whole_vocabulary_behind_an_invocation(
         export.export_training_program(model, tmp_path / "model.pte", **options, dynamic_length=False)
     groups = torch.arange(4), 0.05 * torch.randn(4, generator=rng)
     rows = activated_rows(rng, [(22, 2), (3, 2), (0, 2)], INVOCATION, candidates=False)
-    sizes = {"tail_length": 2, "invocation_tokens": INVOCATION, "min_length": 24, "pad_token": 0}
-    batch = program_batch(rows, {**sizes, "targets_per_row": 1})
+    batch = program_batch(rows, found["description"])
     nothing = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
     losses, _ = found["train_step"].module()(*map(torch.from_numpy, batch), *groups, *nothing)
     loss = LabelledLoss(model)
@@ -344,8 +344,8 @@ def test_nothing_is_computed_twice(
 ) -> None:
     found: dict[str, Any] = {}
 
-    def stop(programs: dict[str, Any], _: object) -> None:
-        found.update(programs)
+    def stop(programs: dict[str, Any], constants: dict[str, str]) -> None:
+        found.update(programs, description=parse_description(constants[DESCRIPTION]))
         raise Stopped
 
     monkeypatch.setattr(export, "lower", stop)

@@ -148,7 +148,7 @@ def test_evaluation_is_that_of_eager(program: Path, dataset: Path, rng: torch.Ge
 def random_step(trainer: Trainer, rng: torch.Generator) -> tuple[Any, ...]:
     """Arguments of a train_step without an update."""
     rows = tiny_rows(rng, (9, 4, 12))
-    seeds, coeffs = directions(trainer.description["groups"], rng)
+    seeds, coeffs = directions(trainer.description.groups, rng)
     none = no_update(trainer.description)
     return *program_batch(rows, trainer.description), seeds.numpy(), coeffs.numpy(), *none
 

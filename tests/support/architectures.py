@@ -29,7 +29,7 @@ from programs import (
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, collate
-from mobizo_kernels.executorch import Trainer
+from mobizo_kernels.executorch import Description, Trainer
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
 from mobizo_kernels.lora import adapter_layers, adapter_of
@@ -210,9 +210,9 @@ class Eager:
         return self.loss.logits(collate([row], 0))
 
 
-def random_rows(count: int, description: dict[str, Any], rng: torch.Generator) -> list[EncodedExample]:
+def random_rows(count: int, description: Description, rng: torch.Generator) -> list[EncodedExample]:
     """Rows of 5 to 13 tokens with 1 to K answers."""
-    most, candidates = description["targets_per_row"], description["candidate_tokens"] is not None
+    most, candidates = description.targets_per_row, description.candidate_tokens is not None
     rows = []
     for length in torch.randint(5, 14, (count,), generator=rng).tolist():
         targets = int(torch.randint(1, most + 1, (1,), generator=rng))
@@ -248,7 +248,7 @@ def compare(case: Case, quantization: str, path: Path, rng: torch.Generator) -> 
     eager.round_weights()
     trainer = Trainer(path)
     assert_same_adapter(trainer, eager.model)
-    estimator = make_estimator(description["estimator"], queries=2, eps=1e-2)
+    estimator = make_estimator(description.estimator, queries=2, eps=1e-2)
     pending = no_update(description)
     losses = []
     for step in range(4):
@@ -262,7 +262,7 @@ def compare(case: Case, quantization: str, path: Path, rng: torch.Generator) -> 
         pending = seeds.numpy(), coeffs.numpy()
     trainer.update(*pending)
     assert_same_adapter(trainer, eager.model)
-    rows = random_rows(description["evaluation_rows"], description, rng)
+    rows = random_rows(description.evaluation_rows, description, rng)
     logits = trainer.evaluate_batch(*program_batch(rows, description)[:3])
     mine = [values[: row.targets] for row, values in zip(rows, logits, strict=True)]
     theirs = [eager.logits(row).numpy() for row in rows]

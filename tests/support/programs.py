@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from transformers import LlamaConfig
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, TokenizedDataset, write_dataset
-from mobizo_kernels.executorch import Trainer, export_training_program
+from mobizo_kernels.executorch import Description, Trainer, export_training_program
 from mobizo_kernels.lora import adapter_layers
-from mobizo_kernels.optim import UpdateRule
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -86,7 +85,7 @@ def with_checksum(program: bytes) -> bytes:
     return content + zlib.crc32(content).to_bytes(4, "little")
 
 
-def export_quietly(model: Any, path: Path, **options: Any) -> dict[str, Any]:
+def export_quietly(model: Any, path: Path, **options: Any) -> Description:
     """`export_training_program` without the warnings of the libraries below it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -179,23 +178,23 @@ def tiny_dataset(path: Path, rng: torch.Generator, **changes: Any) -> Path:
     return path
 
 
-def program_batch(rows: Sequence[EncodedExample], description: Mapping[str, Any]) -> Batch:
+def program_batch(rows: Sequence[EncodedExample], description: Description) -> Batch:
     """What `train_step` takes of some rows: their inputs side by side, so that the tails begin in one column.
 
     Returns:
         input_ids and attention_mask, int64 [rows, T]; target_positions and target_ids, int64 [rows, K].
     """
-    tail, inputs = description["tail_length"] or 0, [row.input_ids[:-1] for row in rows]
+    tail, inputs = description.tail_length or 0, [row.input_ids[:-1] for row in rows]
     before = [len(tokens) for tokens in inputs]
-    if invocation := description["invocation_tokens"]:
+    if invocation := description.invocation_tokens:
         before = [
-            max(i for i in range(len(tokens)) if tokens[i : i + len(invocation)] == invocation)
+            max(i for i in range(len(tokens)) if tuple(tokens[i : i + len(invocation)]) == invocation)
             for tokens in inputs
         ]
-    width = max(description["min_length"], max(before) + tail)
-    ids = np.full((len(rows), width), description["pad_token"])
+    width = max(description.min_length, max(before) + tail)
+    ids = np.full((len(rows), width), description.pad_token)
     mask = np.zeros_like(ids)
-    positions = np.zeros((len(rows), description["targets_per_row"]), np.int64)
+    positions = np.zeros((len(rows), description.targets_per_row), np.int64)
     targets = np.full_like(positions, -100)
     for i, (row, tokens) in enumerate(zip(rows, inputs, strict=True)):
         first = width - tail - before[i]
@@ -206,9 +205,9 @@ def program_batch(rows: Sequence[EncodedExample], description: Mapping[str, Any]
     return ids, mask, positions, targets
 
 
-def no_update(description: Mapping[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def no_update(description: Description) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The arguments of an update by plain SGD that changes nothing."""
-    return np.zeros(description["queries"], np.int64), np.zeros(description["queries"], np.float32)
+    return np.zeros(description.queries, np.int64), np.zeros(description.queries, np.float32)
 
 
 def lora_b_of(trainer: Trainer) -> list[torch.Tensor]:
@@ -237,5 +236,5 @@ class Unchanged:
     def __exit__(self, *_: object) -> None:
         for now, before in zip(lora_b_of(self.trainer), self.before, strict=True):
             assert torch.equal(now, before)
-        if UpdateRule.from_json(self.trainer.description["optimizer"]).plain:
+        if self.trainer.description.optimizer.plain:
             assert self.trainer.update(*no_update(self.trainer.description)) == 0

@@ -136,7 +136,7 @@ class Trainer {
     const Adapter adapter = working([&] { return program_.adapter(); });
     py::dict tensors;
     for (size_t i = 0; i < adapter.lora_a.size(); ++i) {
-      const AdapterParameter& parameter = program_.description().parameters[i];
+      const AdapterParameter& parameter = program_.description().adapter.parameters[i];
       tensors[py::str(factor_name(parameter, "A"))] = to_array(adapter.lora_a[i], parameter.lora_a);
       tensors[py::str(factor_name(parameter, "B"))] = to_array(adapter.lora_b[i], parameter.lora_b);
     }

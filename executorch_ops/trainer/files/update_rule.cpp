@@ -51,6 +51,9 @@ UpdateRule parse_update_rule(const Json& json) {
     fail("optimizer must be sgd, adam or sign, got '", rule.name, "'");
   }
   rule.weight_decay = number(json, "weight_decay", is_not_negative);
+  const Json expected = rule.json();
+  for (const auto& [name, value] : json.as_object())
+    if (expected.find(name) == nullptr) fail("unknown ", name);
   return rule;
 }
 

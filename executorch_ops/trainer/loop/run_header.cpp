@@ -12,7 +12,7 @@ std::string fingerprint(const Description& description, const std::vector<std::v
   Blake2b hash;
   const auto add = [&](const std::string& text) { hash.update(text.c_str(), text.size() + 1); };  // the zero byte, too
   for (size_t i = 0; i < factors.size(); ++i) {
-    const AdapterParameter& parameter = description.parameters[i];
+    const AdapterParameter& parameter = description.adapter.parameters[i];
     const std::vector<int64_t>& sizes = parameter.*shape;
     add(parameter.name);
     add(message(sizes[0], ",", sizes[1]));
@@ -23,7 +23,7 @@ std::string fingerprint(const Description& description, const std::vector<std::v
 
 Json parameters_of(const Description& description) {
   Json::Array parameters;
-  for (const AdapterParameter& p : description.parameters)
+  for (const AdapterParameter& p : description.adapter.parameters)
     parameters.push_back(
         Json::Object{{"name", p.name}, {"shape", Json::list(p.lora_b)}, {"stream", p.stream}, {"scaling", p.scaling}});
   return parameters;
@@ -37,7 +37,7 @@ Json tokens_of(const std::optional<std::vector<int64_t>>& tokens) {
 Json::Object program_fields(Program& program) {
   const Description& d = program.description();
   const Adapter adapter = program.adapter();
-  return {{"base_fingerprint", d.fingerprint},
+  return {{"base_fingerprint", d.model.fingerprint},
           {"base_dtype", d.quantization == "none" ? "float32" : d.quantization},
           {"parameters", parameters_of(d)},
           {"invocation_tokens", tokens_of(d.invocation_tokens)},
@@ -58,7 +58,7 @@ Json journal_header(Program& program, const Dataset& dataset, const TrainOptions
                       {"normalize", options.normalize},
                       {"distribution", description.distribution},
                       {"estimator", description.estimator},
-                      {"optimizer", description.rule.json()},
+                      {"optimizer", description.optimizer.json()},
                       {"batch_size", description.batch_size},
                       {"data", dataset.checksum()},
                       {"candidate_tokens", tokens_of(description.candidate_tokens)}};
@@ -68,8 +68,9 @@ Json journal_header(Program& program, const Dataset& dataset, const TrainOptions
 
 void check_replayable(const std::string& path, const Journal& journal, Program& program) {
   const Description& description = program.description();
-  Json::Object expected{
-      {"queries", description.queries}, {"distribution", description.distribution}, {"optimizer", description.rule.json()}};
+  Json::Object expected{{"queries", description.queries},
+                        {"distribution", description.distribution},
+                        {"optimizer", description.optimizer.json()}};
   for (Json::Member& member : program_fields(program)) {
     // The type of the base decides on losses, which a replay does not compute.
     const Json* there = journal.header.find(member.first);

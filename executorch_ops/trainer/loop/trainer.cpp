@@ -133,7 +133,7 @@ class Run {
 
   // What the step is about to do.
   StepRecord record_of(const StepReport& report) const {
-    const UpdateRule& rule = program_.description().rule;
+    const UpdateRule& rule = program_.description().optimizer;
     const double scale = rule.coefficient(report.lr, program_.description().queries);
     StepRecord record{true,
                       static_cast<float>(report.loss),

@@ -24,7 +24,7 @@ void check_scaling(const SafetensorsFile& file, const Description& description) 
   const std::string text = file.metadata("adapter_config");
   if (text.empty()) return;
   const Json config = blaming(file.path() + ": adapter_config", [&] { return parse_json(text); });
-  const Json own = parse_json(description.adapter_config);
+  const Json own = parse_json(description.adapter.config);
   for (const char* name : {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}) {
     const Json *expected = own.find(name), *got = config.find(name);
     if (expected != nullptr && got != nullptr && *expected != *got)
@@ -44,28 +44,28 @@ std::string factor_name(const AdapterParameter& parameter, const char* factor) {
 
 void save_adapter(const std::string& path, const Description& description, const Adapter& adapter) {
   std::vector<NamedTensor> tensors;
-  for (size_t i = 0; i < description.parameters.size(); ++i) {
-    const AdapterParameter& parameter = description.parameters[i];
+  for (size_t i = 0; i < description.adapter.parameters.size(); ++i) {
+    const AdapterParameter& parameter = description.adapter.parameters[i];
     tensors.push_back({factor_name(parameter, "A"), parameter.lora_a, &adapter.lora_a[i]});
     tensors.push_back({factor_name(parameter, "B"), parameter.lora_b, &adapter.lora_b[i]});
   }
   write_safetensors(
       path, tensors,
-      {{"format", "pt"}, {"base_fingerprint", description.fingerprint}, {"adapter_config", description.adapter_config}});
+      {{"format", "pt"}, {"base_fingerprint", description.model.fingerprint}, {"adapter_config", description.adapter.config}});
 }
 
 void load_adapter(const std::string& path, Program& program) {
   const SafetensorsFile file(path);
   const Description& description = program.description();
   const std::string base = file.metadata("base_fingerprint");
-  if (!base.empty() && base != description.fingerprint)
-    fail(path, ": the adapter is of another base model: the program's is ", description.fingerprint, ", got ", base);
+  if (!base.empty() && base != description.model.fingerprint)
+    fail(path, ": the adapter is of another base model: the program's is ", description.model.fingerprint, ", got ", base);
   check_scaling(file, description);
   const Adapter current = program.adapter();
   std::set<std::string> expected;
   std::vector<std::vector<float>> lora_b;
-  for (size_t i = 0; i < description.parameters.size(); ++i) {
-    const AdapterParameter& parameter = description.parameters[i];
+  for (size_t i = 0; i < description.adapter.parameters.size(); ++i) {
+    const AdapterParameter& parameter = description.adapter.parameters[i];
     const std::vector<float> lora_a = read_factor(file, parameter, "A", parameter.lora_a);
     if (std::memcmp(lora_a.data(), current.lora_a[i].data(), 4 * lora_a.size()) != 0)
       fail(path, ": LoRA-A of ", parameter.name, " is not that of the program, which cannot change it");

@@ -1,4 +1,5 @@
 // What a training program says of itself: the JSON that its method mobizo_description returns.
+// mobizo_kernels/executorch/description.py is the twin in Python: the same fields, checks and sentences.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,10 @@
 
 namespace mobizo::trainer {
 
+struct ModelDescription {
+  std::string name, architecture, fingerprint;
+};
+
 // A LoRA: x -> scaling * (x A^T) B^T.
 struct AdapterParameter {
   std::string name;  // of the weight that it adapts, in the model without adapters
@@ -19,12 +24,18 @@ struct AdapterParameter {
   double scaling;
 };
 
+struct AdapterDescription {
+  std::string config;  // PEFT's, JSON
+  std::vector<AdapterParameter> parameters;
+};
+
 struct Description {
   std::string text;  // the JSON itself
-  std::string model_name, architecture, fingerprint, quantization;
+  ModelDescription model;
+  std::string quantization;
   int64_t queries, batch_size, groups;
   std::string estimator, distribution;
-  UpdateRule rule;
+  UpdateRule optimizer;
   int64_t min_length, max_length;  // of the model's input, in tokens
   bool dynamic_length;
   int64_t targets_per_row;
@@ -34,8 +45,7 @@ struct Description {
   std::optional<std::vector<int64_t>> candidate_tokens;
   int64_t vocabulary, pad_token, evaluation_rows;
   std::optional<std::string> tokenizer;  // hash; not checked if there is none
-  std::string adapter_config;            // PEFT's, JSON
-  std::vector<AdapterParameter> parameters;
+  AdapterDescription adapter;
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }
@@ -43,7 +53,7 @@ struct Description {
   int64_t columns(int64_t before) const;
 };
 
-// Throws Error, naming the field, if something is missing, of the wrong type, or contradicts the rest.
+// Throws Error, naming the field, if one is missing, unknown, of the wrong type, or contradicts the rest.
 Description parse_description(const std::string& text);
 
 }  // namespace mobizo::trainer

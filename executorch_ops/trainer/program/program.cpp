@@ -152,7 +152,7 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
   arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
   arguments.add("target_positions", batch.target_positions, targets).add("target_ids", batch.target_ids, targets);
   arguments.add("seeds", seeds, {d.groups}).add("coeffs", coeffs, {d.groups});
-  const bool plain = d.rule.plain();
+  const bool plain = d.optimizer.plain();
   const auto queries = static_cast<size_t>(d.queries);
   const Update none{std::vector<int64_t>(queries), std::vector<float>(queries)};
   float norm = 0;
@@ -185,7 +185,7 @@ std::vector<float> Program::evaluate(const Batch& batch) {
 float Program::update(const Update& update) {
   const int64_t queries = description_.queries;
   Arguments arguments;
-  const UpdateRule& rule = description_.rule;
+  const UpdateRule& rule = description_.optimizer;
   const std::vector<float> rate{update.rate}, decay{update.decay};
   arguments.add("update_seeds", update.seeds, {queries}).add("update_coeffs", update.coeffs, {queries});
   if (rule.takes_rate()) arguments.add("update_lr", rate, {1});
@@ -197,11 +197,11 @@ float Program::update(const Update& update) {
 
 Adapter Program::adapter() {
   auto outputs = methods_->run(path_, "get_adapter", {});
-  const auto middle = outputs.begin() + static_cast<std::ptrdiff_t>(description_.parameters.size());
+  const auto middle = outputs.begin() + static_cast<std::ptrdiff_t>(description_.adapter.parameters.size());
   Adapter adapter{{std::make_move_iterator(outputs.begin()), std::make_move_iterator(middle)},
                   {std::make_move_iterator(middle), std::make_move_iterator(outputs.end())}};
-  for (size_t i = 0; i < description_.parameters.size(); ++i) {
-    const AdapterParameter& p = description_.parameters[i];
+  for (size_t i = 0; i < description_.adapter.parameters.size(); ++i) {
+    const AdapterParameter& p = description_.adapter.parameters[i];
     if (static_cast<int64_t>(adapter.lora_a[i].size()) != p.lora_a[0] * p.lora_a[1] ||
         static_cast<int64_t>(adapter.lora_b[i].size()) != p.lora_b[0] * p.lora_b[1])
       fail(path_, ": get_adapter returns ", p.name, " in another shape than the description has");
@@ -210,7 +210,7 @@ Adapter Program::adapter() {
 }
 
 void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
-  const auto& parameters = description_.parameters;
+  const auto& parameters = description_.adapter.parameters;
   if (lora_b.size() != parameters.size()) fail("the adapter must have ", parameters.size(), " LoRA-B, got ", lora_b.size());
   Arguments arguments;
   for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);
@@ -218,7 +218,7 @@ void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
 }
 
 void Program::reset_optimizer() {
-  if (description_.rule.has_state()) set_lora_b(adapter().lora_b);
+  if (description_.optimizer.has_state()) set_lora_b(adapter().lora_b);
 }
 
 void Program::check_length(int64_t length) const {

@@ -12,7 +12,7 @@
 
 namespace mobizo::trainer {
 
-// A and B of every parameter, in the order of Description::parameters, each row-major.
+// A and B of every parameter, in the order of AdapterDescription::parameters, each row-major.
 struct Adapter {
   std::vector<std::vector<float>> lora_a, lora_b;
 };

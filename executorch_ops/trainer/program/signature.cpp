@@ -32,7 +32,7 @@ std::vector<Signature> signatures(const Description& d) {
     const TensorType tokens = ints({rows, d.max_length});
     return std::vector<TensorType>{tokens, tokens, ints({rows, d.targets_per_row})};
   };
-  const UpdateRule& rule = d.rule;
+  const UpdateRule& rule = d.optimizer;
   const std::vector<TensorType> directions{ints({d.queries}), floats({d.queries})};
   Signature step{"train_step", batch(d.batch_size), {floats({d.groups})}};
   step.inputs.insert(step.inputs.end(), {ints({d.batch_size, d.targets_per_row}), ints({d.groups}), floats({d.groups})});
@@ -43,8 +43,8 @@ std::vector<Signature> signatures(const Description& d) {
   Signature update{"update", directions, {floats({1})}};
   update.inputs.insert(update.inputs.end(), size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, floats({1}));
   Signature get{"get_adapter", {}, {}}, set{"set_adapter", {}, {floats({1})}};
-  for (const AdapterParameter& parameter : d.parameters) get.outputs.push_back(floats(parameter.lora_a));
-  for (const AdapterParameter& parameter : d.parameters) {
+  for (const AdapterParameter& parameter : d.adapter.parameters) get.outputs.push_back(floats(parameter.lora_a));
+  for (const AdapterParameter& parameter : d.adapter.parameters) {
     get.outputs.push_back(floats(parameter.lora_b));
     set.inputs.push_back(floats(parameter.lora_b));
   }

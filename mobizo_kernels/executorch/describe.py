@@ -1,0 +1,102 @@
+"""The description of a program from the model that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import mobizo_kernels
+from mobizo_kernels.data import tokenizer_fingerprint
+from mobizo_kernels.executorch.description import (
+    AdapterDescription,
+    AdapterParameter,
+    Description,
+    ModelDescription,
+    parse_description,
+)
+from mobizo_kernels.lora import adapter_config, adapter_layers, adapter_of, model_fingerprint
+from mobizo_kernels.optim import UpdateRule
+
+
+def describe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rule: UpdateRule,
+    *,
+    queries: int,
+    batch_size: int,
+    groups: int,
+    estimator: str,
+    distribution: str,
+    quantization: str,
+    min_length: int,
+    max_length: int,
+    targets_per_row: int,
+    tail_length: int | None,
+    candidate_tokens: Sequence[int] | None,
+) -> Description:
+    """The description of a program that is made of a wrapped model, as a reader of the program finds it.
+
+    Args:
+        model: wrapped, in float32, before anything in it is replaced.
+        tokenizer: of the data that the program takes; None for any.
+        rule: of the update.
+        min_length: fewest tokens of a row's input, `max_length` if it is always that.
+        queries: q; this and all others as :func:`export_training_program` has them.
+
+    Raises:
+        ValueError: naming the field, if the native trainer would refuse the program for it.
+    """
+    invocation = adapter_of(model).config.alora_invocation_tokens
+    made = Description(
+        versions={
+            "mobizo_kernels": mobizo_kernels.__version__,
+            **{name: version(name) for name in ("executorch", "torch", "transformers")},
+        },
+        model=ModelDescription(
+            name=str(model.name_or_path),
+            architecture=type(model).__name__,
+            fingerprint=model_fingerprint(model),
+        ),
+        quantization=quantization,
+        queries=queries,
+        batch_size=batch_size,
+        groups=groups,
+        estimator=estimator,
+        distribution=distribution,
+        optimizer=rule,
+        min_length=min_length,
+        max_length=max_length,
+        dynamic_length=min_length < max_length,
+        targets_per_row=targets_per_row,
+        invocation_tokens=None if invocation is None else tuple(invocation),
+        tail_length=tail_length,
+        candidate_tokens=None if candidate_tokens is None else tuple(candidate_tokens),
+        vocabulary=model.config.get_text_config().vocab_size,
+        pad_token=_pad_token(model, tokenizer),
+        # As many tokens go through all layers at once as in a step, for the memory is planned for the most.
+        evaluation_rows=batch_size * (groups if tail_length is None else 1),
+        tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        adapter=AdapterDescription(
+            config=adapter_config(model),
+            parameters=tuple(
+                AdapterParameter(
+                    name=f"{name}.weight",
+                    stream=layer.stream,
+                    lora_a=(layer.lora_a.shape[0], layer.lora_a.shape[1]),
+                    lora_b=(layer.lora_b.shape[0], layer.lora_b.shape[1]),
+                    scaling=layer.scaling,
+                )
+                for name, layer in adapter_layers(model).items()
+            ),
+        ),
+    )
+    return parse_description(made.text)
+
+
+def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    config = model.config.get_text_config()
+    found = [getattr(source, "pad_token_id", None) for source in (tokenizer, model.generation_config, config)]
+    return next((token for token in found if token is not None), 0)
