@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.steps import with_folded_head
 from mobizo_kernels import wrap
+from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.lora.targets import layer_range, linear_names
@@ -46,27 +47,27 @@ class Recipe:
         decay: the learning rate falls linearly to 0 over the budget.
     """
 
-    task: str = "rotten-tomatoes"
+    task: str = TrainSettings.data
     seed: int = 0
     method: str = "zo"
-    tail: int = 2
+    tail: int = TrainSettings.tail
     kept: bool = False
     train_rows: int = 0
-    targets: str = "all-linear"
-    layers: str = "top-67%"
-    rank: int = 8
-    queries: int = 32
-    batch_size: int = 8
-    estimator: str = "two_sided"
-    distribution: str = "rademacher"
-    normalize: bool = True
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    lr: float = 0.2
+    targets: str = TrainSettings.targets
+    layers: str = TrainSettings.layers
+    rank: int = TrainSettings.rank
+    queries: int = TrainSettings.queries
+    batch_size: int = TrainSettings.batch_size
+    estimator: str = TrainSettings.estimator
+    distribution: str = TrainSettings.distribution
+    normalize: bool = TrainSettings.normalize
+    optimizer: str = TrainSettings.optimizer
+    momentum: float = TrainSettings.momentum
+    lr: float = TrainSettings.lr
     decay: bool = True
-    eps: float = 0.1
+    eps: float = TrainSettings.eps
     seconds: float = 60.0
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # which "auto" is in torch
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ class Material:
 
 
 @lru_cache(maxsize=2)
-def material(task: str, validation_rows: int = 200, test_rows: int = 600) -> Material:
+def material(
+    task: str,
+    validation_rows: int = TrainSettings.validation_rows,
+    test_rows: int = TrainSettings.eval_rows,
+) -> Material:
     """The task's texts in its own prompt."""
     named = TASKS[task]
     _, tokenizer = load_model("smollm2", "bfloat16")

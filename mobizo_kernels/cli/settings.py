@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
+from mobizo_kernels._run_defaults import RUN, LrSchedule
 from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
@@ -171,18 +172,22 @@ class TrainSettings(StepSettings, TaskSettings):
     program: Annotated[
         Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
     ] = None
-    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = 160
-    eps: Annotated[float, _tune(help="Size of a perturbation.")] = 0.1
-    lr: Annotated[float, _tune(help="Learning rate.")] = 0.2
-    lr_schedule: Annotated[
-        Literal["constant", "linear", "cosine"], _tune(help="How --lr goes on; all but constant fall to 0.")
-    ] = "linear"
-    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = True
+    steps: Annotated[int, _tune(min=1, help="Number of steps.")] = RUN.steps
+    eps: Annotated[float, _tune(help="Size of a perturbation.")] = RUN.eps
+    lr: Annotated[float, _tune(help="Learning rate.")] = RUN.lr
+    lr_schedule: Annotated[LrSchedule, _tune(help="How --lr goes on; all but constant fall to 0.")] = (
+        RUN.lr_schedule
+    )
+    normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = (
+        RUN.normalize
+    )
     stop_unsteady: Annotated[
         bool, _tune(help="End the run when its loss runs away; what was better is kept in any case.")
-    ] = True
-    seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = 0
-    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+    ] = RUN.stop_unsteady
+    seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = RUN.run_seed
+    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = (
+        RUN.validation_rows
+    )
     state_memory: Annotated[
         int,
         _run(
@@ -197,7 +202,7 @@ class TrainSettings(StepSettings, TaskSettings):
     journal: Annotated[
         Path | None, _run(help="File that records each step, so that a run that is cut off can go on.")
     ] = None
-    resume: Annotated[bool, _run("--resume", help="Go on with the run that --journal records.")] = False
+    resume: Annotated[bool, _run("--resume", help="Go on with the run that --journal records.")] = RUN.resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +210,12 @@ class TokenizeSettings(PromptSettings):
     """What `mobizo tokenize` can be told."""
 
     out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
-    steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = 160
-    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = 8
-    seed: Annotated[int, _run(help="Of the batches.")] = 0
-    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = 200
+    steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = RUN.steps
+    batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = StepSettings.batch_size
+    seed: Annotated[int, _run(help="Of the batches.")] = RUN.run_seed
+    validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = (
+        RUN.validation_rows
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobizo_kernels._run_defaults import RUN
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
 from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
@@ -51,19 +52,19 @@ class Trainer:
         self,
         dataset: str | os.PathLike[str],
         *,
-        steps: int = 160,
-        eps: float = 0.1,
-        lr: float = 0.2,
-        lr_schedule: str = "linear",
-        normalize: bool = True,
-        run_seed: int = 0,
+        steps: int = RUN.steps,
+        eps: float = RUN.eps,
+        lr: float = RUN.lr,
+        lr_schedule: str = RUN.lr_schedule,
+        normalize: bool = RUN.normalize,
+        run_seed: int = RUN.run_seed,
         journal: str | os.PathLike[str] | None = None,
-        sync_every: int = 1,
-        resume: bool = False,
+        sync_every: int = RUN.sync_every,
+        resume: bool = RUN.resume,
         eval_every: int | None = None,
-        validation_rows: int = 200,
-        keep: str = "best",
-        stop_unsteady: bool = True,
+        validation_rows: int = RUN.validation_rows,
+        keep: str = RUN.keep,
+        stop_unsteady: bool = RUN.stop_unsteady,
         on_step: Callable[[StepReport], object] | None = None,
         on_evaluation: Callable[[Validation], object] | None = None,
     ) -> TrainResult:

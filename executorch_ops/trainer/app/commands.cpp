@@ -140,8 +140,8 @@ void train_command(int argc, char** argv) {
   options.whole("steps", train_options.steps, 1, "number of steps");
   options.number("eps", train_options.eps, "size of a perturbation");
   options.number("lr", train_options.lr, "learning rate");
-  options.choice("lr-schedule", "constant|linear|cosine", train_options.lr_schedule, "how it goes on [linear]");
-  options.flag("normalize", train_options.normalize, "divide by the spread of the losses [the default]");
+  options.choice("lr-schedule", "constant|linear|cosine", train_options.lr_schedule, "how it goes on");
+  options.flag("normalize", train_options.normalize, "divide by the spread of the losses");
   options.flag("no-normalize", train_options.normalize, "divide by eps", false);
   options.seed("run-seed", train_options.run_seed, "seed of all directions");
   options.text("journal", "FILE", train_options.journal, "record every step, so that the run can be resumed");
@@ -150,8 +150,8 @@ void train_command(int argc, char** argv) {
   options.whole("eval-every", train_options.eval_every, 0, "steps between validations, 0 for none [a tenth of steps]");
   options.whole("validation-rows", train_options.validation_rows, 1, "most rows of the validation split to use");
   options.choice("keep", "best|last", train_options.keep,
-                 "the adapter of the last step, or the latest not significantly worse than the best [best]");
-  options.flag("stop-unsteady", train_options.stop_unsteady, "end the run when its loss runs away [the default]");
+                 "the adapter of the last step, or the latest not significantly worse than the best");
+  options.flag("stop-unsteady", train_options.stop_unsteady, "end the run when its loss runs away");
   options.flag("no-stop-unsteady", train_options.stop_unsteady, "go on whatever the loss does", false);
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
   options.text("log", "FILE", log, "append a line of JSON for each step and validation");
@@ -199,7 +199,7 @@ void evaluate_command(int argc, char** argv) {
   int64_t rows = 0, threads = 0;
   bool json = false;
   Options options("evaluate PROGRAM DATASET [OPTION...]", "Score the rows of a split.");
-  options.choice("split", "train|validation|test", split, "the rows to score [test]");
+  options.choice("split", "train|validation|test", split, "the rows to score");
   options.whole("rows", rows, 0, "most rows to score, 0 for all");
   options.text("adapter", "FILE", adapter, "the adapter to score [that of the program]");
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");

@@ -28,7 +28,8 @@ int64_t checked_whole(const std::string& name, const std::string& text, int64_t 
 }  // namespace
 
 void Options::flag(const char* name, bool& target, const std::string& help, bool value) {
-  options_.push_back({name, "", help, [&target, value](const std::string&) { target = value; }});
+  options_.push_back(
+      {name, "", target == value ? help + " [the default]" : help, [&target, value](const std::string&) { target = value; }});
 }
 
 void Options::text(const char* name, const char* value, std::string& target, const std::string& help) {
@@ -36,7 +37,7 @@ void Options::text(const char* name, const char* value, std::string& target, con
 }
 
 void Options::choice(const char* name, const char* choices, std::string& target, const std::string& help) {
-  options_.push_back({name, choices, help, [&target, name, choices](const std::string& text) {
+  options_.push_back({name, choices, message(help, " [", target, "]"), [&target, name, choices](const std::string& text) {
                         const std::string all = message('|', choices, '|');
                         if (text.empty() || all.find('|' + text + '|') == std::string::npos)
                           fail("--", name, " must be ", choices, ", got '", text, "'");

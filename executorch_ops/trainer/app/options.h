@@ -1,4 +1,5 @@
-// Command-line options: declared once, with the place that takes the value and a line of help.
+// Command-line options: declared once, with the place that takes the value and a line of help, which ends with the value that
+// is there: the default.
 #pragma once
 
 #include <functional>

@@ -207,7 +207,6 @@ PYBIND11_MODULE(_trainer, module) {
   using namespace mobizo::trainer;
   py::register_local_exception_translator(&translate);
   module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
-  const TrainOptions defaults;
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
       .def("description", &Trainer::description)
@@ -217,16 +216,25 @@ PYBIND11_MODULE(_trainer, module) {
              bool normalize, int64_t run_seed, const std::optional<Path>& journal, int64_t sync_every, bool resume,
              std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, bool stop_unsteady,
              const py::object& on_step, const py::object& on_evaluation) {
-            const TrainOptions options{
-                steps,      eps,    lr,         lr_schedule,     normalize, run_seed,     journal ? journal->string() : "",
-                sync_every, resume, eval_every, validation_rows, keep,      stop_unsteady};
+            TrainOptions options;
+            options.steps = steps;
+            options.eps = eps;
+            options.lr = lr;
+            options.lr_schedule = lr_schedule;
+            options.normalize = normalize;
+            options.run_seed = run_seed;
+            if (journal) options.journal = journal->string();
+            options.sync_every = sync_every;
+            options.resume = resume;
+            options.eval_every = eval_every;
+            options.validation_rows = validation_rows;
+            options.keep = keep;
+            options.stop_unsteady = stop_unsteady;
             return trainer.train(dataset, options, on_step, on_evaluation);
           },
-          "dataset"_a, py::kw_only(), "steps"_a = defaults.steps, "eps"_a = defaults.eps, "lr"_a = defaults.lr,
-          "lr_schedule"_a = defaults.lr_schedule, "normalize"_a = defaults.normalize, "run_seed"_a = defaults.run_seed,
-          "journal"_a = py::none(), "sync_every"_a = defaults.sync_every, "resume"_a = defaults.resume,
-          "eval_every"_a = py::none(), "validation_rows"_a = defaults.validation_rows, "keep"_a = defaults.keep,
-          "stop_unsteady"_a = defaults.stop_unsteady, "on_step"_a = py::none(), "on_evaluation"_a = py::none())
+          "dataset"_a, py::kw_only(), "steps"_a, "eps"_a, "lr"_a, "lr_schedule"_a, "normalize"_a, "run_seed"_a, "journal"_a,
+          "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_step"_a,
+          "on_evaluation"_a)
       .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0)
       .def("train_step", &Trainer::train_step, "input_ids"_a, "attention_mask"_a, "target_positions"_a, "target_ids"_a,
            "seeds"_a, "coeffs"_a, "update_seeds"_a = py::none(), "update_coeffs"_a = py::none(), "update_lr"_a = 0.0f,

@@ -114,10 +114,13 @@ class Run {
     const TrainStep forward =
         program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), std::exchange(pending_, std::nullopt));
 
-    const double loss = static_cast<float>(estimator_.loss(forward.losses));  // as a journal has it
-    const double lr = schedule_.lr(step);
-    StepReport report{step, loss,  forward.losses, estimator_.projected_gradients(forward.losses), forward.update_norm, lr,
-                      0,    false, false};
+    StepReport report{};
+    report.step = step;
+    report.loss = static_cast<float>(estimator_.loss(forward.losses));  // as a journal has it
+    report.losses = forward.losses;
+    report.projected_gradients = estimator_.projected_gradients(forward.losses);
+    report.update_norm = forward.update_norm;
+    report.lr = schedule_.lr(step);
     const StepRecord record = record_of(report);
     if (!record.applied) {
       report.skipped = true;

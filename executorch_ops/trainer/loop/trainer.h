@@ -1,6 +1,8 @@
 // The training loop: seeds and batches in, losses out, an update per step, a journal of all of it.
 #pragma once
 
+#include <loop/run_defaults.h>  // generated
+
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -13,18 +15,27 @@
 namespace mobizo::trainer {
 
 struct TrainOptions {
-  int64_t steps = 160;
-  double eps = 0.1, lr = 0.2;
-  std::string lr_schedule = "linear";  // or "constant", "cosine"
-  bool normalize = true;               // divide by the spread of the losses, not by eps
-  int64_t run_seed = 0;
-  std::string journal;                // path; "" for none
-  int64_t sync_every = 1;             // steps between syncs of the journal to the disk
-  bool resume = false;                // go on with the journal if it exists
-  std::optional<int64_t> eval_every;  // steps between validations; 0 for none; a tenth of steps if not given
-  int64_t validation_rows = 200;      // at most
-  std::string keep = "best";          // the adapter that Selection chooses, or that of the "last" step
-  bool stop_unsteady = true;          // end the run when its loss has run away, see DivergenceGuard
+  int64_t steps = run_defaults::steps;
+  double eps = run_defaults::eps, lr = run_defaults::lr;
+  // "constant", "linear" or "cosine"
+  std::string lr_schedule = run_defaults::lr_schedule;
+  // divide by the spread of the losses, not by eps
+  bool normalize = run_defaults::normalize;
+  int64_t run_seed = run_defaults::run_seed;
+  // path; "" for none
+  std::string journal;
+  // steps between syncs of the journal to the disk
+  int64_t sync_every = run_defaults::sync_every;
+  // go on with the journal if it exists
+  bool resume = run_defaults::resume;
+  // steps between validations; 0 for none; a tenth of steps if not given
+  std::optional<int64_t> eval_every;
+  // at most
+  int64_t validation_rows = run_defaults::validation_rows;
+  // "best", the adapter that Selection chooses, or "last", that of the last step
+  std::string keep = run_defaults::keep;
+  // end the run when its loss has run away, see DivergenceGuard
+  bool stop_unsteady = run_defaults::stop_unsteady;
 };
 
 struct StepReport {
