@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CONSTRAINTS := .ci/constraints.txt
-NATIVE := $(shell find csrc executorch_ops -type f)
+NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.json
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
