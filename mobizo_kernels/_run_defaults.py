@@ -12,7 +12,7 @@ LrSchedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class RunDefaults:
-    """Defaults of `mobizo train`, `mobizo_runner train` and
+    """Defaults of `mobizo train`, `mobizo_runner train`, :func:`mobizo_kernels.training.fit` and
     :meth:`mobizo_kernels.executorch.Trainer.train`, which says what each is.
     """
 

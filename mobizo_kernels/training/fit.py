@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from mobizo_kernels._run_defaults import RUN
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.journal import JournalLost
 from mobizo_kernels.journal.header import PathLike
@@ -35,13 +36,13 @@ def fit(
     batches: Iterable[Batch],
     *,
     steps: int,
-    lr_schedule: str = "linear",
+    lr_schedule: str = RUN.lr_schedule,
     validation: Sequence[EncodedExample] | Callable[[], Scored] | None = None,
     eval_every: int | None = None,
-    keep: str = "best",
-    stop_unsteady: bool = True,
+    keep: str = RUN.keep,
+    stop_unsteady: bool = RUN.stop_unsteady,
     journal: PathLike | None = None,
-    resume: bool = False,
+    resume: bool = RUN.resume,
     data: str | None = None,
     recorded: Records | None = None,
     pad_token: int = 0,
