@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +27,12 @@ class Timing:
     p20: float
     p50: float
     p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """That of 2 samples or more."""
+        p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(p20, statistics.median(samples), p80)
 
     def show(self, scale: float) -> str:
         """Median and, in brackets, the other two quantiles, in seconds * scale."""
@@ -49,7 +55,7 @@ def time_variants(variants: Mapping[str, Variant], rounds: int, shortest: float 
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(_seconds(variants[name], calls[name]) / calls[name])
-    return {name: _quantiles(values) for name, values in samples.items()}
+    return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:
@@ -60,11 +66,6 @@ def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """float32, not torch.float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def _quantiles(samples: list[float]) -> Timing:
-    p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
-    return Timing(p20, statistics.median(samples), p80)
 
 
 def _calls_to_last(seconds: float, variant: Variant) -> int:

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from benchmarks.harness import Report, Variant, dtype_name, fastest, parser, time_variants
 from benchmarks.peers import make_sign_stack_, make_stack_, stacked_lora_linear
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 
 LAYERS = 8
 EPS, SCALING = 1e-2, 2.0
@@ -54,7 +55,6 @@ FEW_ROWS = (
     (128, 2048, 2048, 8, 64),
 )
 QUICK_SHAPES = ((64, 48, 32, 4, 4),)
-DISTRIBUTIONS = ("gaussian", "rademacher")
 
 
 @dataclass(frozen=True)

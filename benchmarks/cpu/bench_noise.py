@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.harness import Report, Variant, dtype_name, fastest, parser, time_variants
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 
 
 def peers(out: torch.Tensor, distribution: str) -> dict[str, Variant]:
@@ -75,9 +76,9 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     report = Report("noise", options)
     sizes, rounds = ((2**10, 2**14), 3) if options.quick else ((2**14, 2**22), 31)
-    dtypes, distributions = (torch.float32, torch.bfloat16), ("gaussian", "rademacher")
+    dtypes = (torch.float32, torch.bfloat16)
     for threads, size, dtype, distribution in product(
-        sorted({1, options.threads}), sizes, dtypes, distributions
+        sorted({1, options.threads}), sizes, dtypes, DISTRIBUTIONS
     ):
         torch.set_num_threads(threads)
         compare(report, rounds, size, distribution, dtype)

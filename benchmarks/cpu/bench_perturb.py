@@ -25,6 +25,7 @@ import torch
 from benchmarks.harness import Report, Variant, dtype_name, fastest, parser, time_variants
 from benchmarks.peers import MaterialisedNoise, mezo_perturb_
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
 
 LORA_B_SHAPES = [(576, 16), (192, 16)] * 30
 COEFF = 1e-4
@@ -108,13 +109,12 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     report = Report("perturb", options)
     rounds, powers = (3, (10, 14)) if options.quick else (21, (14, 22))
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
     cases: list[tuple[str, Sequence[tuple[int, ...]], torch.dtype]] = [
-        *((f"2^{power}", [(2**power,)], dtype) for power, dtype in product(powers, dtypes)),
+        *((f"2^{power}", [(2**power,)], dtype) for power, dtype in product(powers, STORAGE_DTYPES)),
         ("60 LoRA-B", LORA_B_SHAPES, torch.float32),
     ]
     for threads, (label, shapes, dtype), n_seeds, distribution in product(
-        sorted({1, options.threads}), cases, (1, 4), ("gaussian", "rademacher")
+        sorted({1, options.threads}), cases, (1, 4), DISTRIBUTIONS
     ):
         torch.set_num_threads(threads)
         params = [torch.randn(shape).to(dtype) for shape in shapes]

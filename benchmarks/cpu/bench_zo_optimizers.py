@@ -26,6 +26,7 @@ import torch
 from benchmarks.cpu.bench_perturb import COEFF, LORA_B_SHAPES
 from benchmarks.harness import Report, Variant, parser, time_variants
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 
 OPTIMIZERS = ("zo_momentum", "zo_adam", "zo_sign")
 STATES = {"zo_momentum": 1, "zo_adam": 2, "zo_sign": 0}
@@ -151,7 +152,7 @@ def main() -> None:
         ("60 LoRA-B", LORA_B_SHAPES),
     ]
     for threads, optimizer, (label, shapes), n_seeds, distribution in product(
-        sorted({1, options.threads}), OPTIMIZERS, cases, (1, 4), ("gaussian", "rademacher")
+        sorted({1, options.threads}), OPTIMIZERS, cases, (1, 4), DISTRIBUTIONS
     ):
         torch.set_num_threads(threads)
         compare(report, rounds, label, shapes, optimizer, n_seeds, distribution)

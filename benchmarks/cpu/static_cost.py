@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.harness import Timing, Variant, time_variants
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED_VALUES = 1 << 18  # 1 MiB of float32
@@ -159,7 +160,7 @@ def measured() -> dict[str, Timing]:
     torch.set_num_threads(1)
     seed = torch.tensor(1)
     calls: dict[str, Variant] = {
-        name: partial(ops.noise, [MEASURED_VALUES], seed, 2, name) for name in ("gaussian", "rademacher")
+        name: partial(ops.noise, [MEASURED_VALUES], seed, 2, name) for name in DISTRIBUTIONS
     }
     return time_variants(calls, rounds=50)
 

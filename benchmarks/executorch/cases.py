@@ -13,9 +13,9 @@ from typing import Any
 from safetensors import safe_open
 
 from mobizo_kernels.models import SMOLLM2
+from mobizo_kernels.models.quantization import QUANTIZATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-QUANTIZATIONS = ("none", "int8", "int4")
 LOWERINGS = ("rewritten", "per-op", "portable")  # of first-order training
 ROWS = 32  # of every forward: q * B = 16, each direction with both signs
 MANY = 128  # of those that share a part: q * B = 64

@@ -19,11 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mobizo_kernels as mobizo
 from mobizo_kernels import ops, reference
+from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
 from mobizo_kernels.optim import query_seeds
 from mobizo_kernels.zo import tuned_parameters
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DISTRIBUTIONS = ("gaussian", "rademacher")
 SIZES = (1, 130, 4099)
 SHAPES = ((6, 33, 65, 4, 3), (130, 64, 128, 16, 2), (96, 72, 40, 5, 16), (64, 48, 96, 96, 1))
 FUSED_SHAPE = (8000, 136, 264, 16, 8)  # with x and A of one 16-bit dtype: one kernel on Hopper
@@ -37,7 +36,7 @@ Task = tuple[str, str, torch.dtype, str]
 
 def check(name: str, device: torch.device) -> tuple[int, list[str]]:
     """Run the check `name`, a key of `CHECKS`: the number of comparisons made, and what is wrong."""
-    kinds = product(DTYPES[:1] if name == "step" else DTYPES, DISTRIBUTIONS)
+    kinds = product(STORAGE_DTYPES[:1] if name == "step" else STORAGE_DTYPES, DISTRIBUTIONS)
     tasks: list[Task] = [(name, str(device), dtype, distribution) for dtype, distribution in kinds]
     processes = min(len(tasks), os.cpu_count() or 1) if device.type == "cuda" else 1
     if processes == 1:

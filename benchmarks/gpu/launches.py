@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from triton.language.target_info import cuda_capability_geq
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DISTRIBUTIONS = ("gaussian", "rademacher")
+from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
+
 STREAM = -5
 
 
@@ -25,7 +25,7 @@ def noise_and_updates() -> None:
     from mobizo_kernels.triton import noise, perturb, zo_update
 
     seeds, coeffs = torch.arange(3), torch.ones(3)
-    for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
+    for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
         room = torch.zeros(5001, dtype=dtype)
         some = (seeds, coeffs, STREAM, 0.5, distribution)
         noise.noise([5000], seeds[0], STREAM, distribution, dtype=dtype)
@@ -40,7 +40,7 @@ def optimizers() -> None:
     from mobizo_kernels.triton import zo_adam, zo_momentum, zo_sign
 
     directions, lr, numbers = (torch.arange(3), torch.ones(3)), torch.ones(1), (0.9, 0.999, 1e-8)
-    for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
+    for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
         rooms = [torch.zeros(5001, dtype=dtype), torch.zeros(5001), torch.zeros(5001)]
         rest = (0.5, distribution)
         for p, m, v in (tuple(room[:5000] for room in rooms), tuple(room[1:] for room in rooms)):
@@ -82,7 +82,7 @@ class Adapter:
 
 def adapter_cases() -> list[Adapter]:
     """Every kind of rank, mixes of dtypes, and both ends of the shapes."""
-    f32, bf16, f16 = DTYPES
+    f32, bf16, f16 = STORAGE_DTYPES
     return [
         *(Adapter(bf16, rank) for rank in (1, 5, 8, 16, 64, 96, 256)),
         *(Adapter(x, rank) for x, rank in product((f32, f16), (5, 16, 256))),
@@ -90,7 +90,7 @@ def adapter_cases() -> list[Adapter]:
         *(Adapter(x, 16, "rademacher") for x in (f32, f16)),
         *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, bf16, bf16), (f16, f16, f16))),
         *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, f16, bf16), (f32, bf16, f16))),
-        *(Adapter(x, 16, rows=3, in_features=4096) for x in DTYPES),
+        *(Adapter(x, 16, rows=3, in_features=4096) for x in STORAGE_DTYPES),
         Adapter(bf16, 256, rows=3, in_features=4096),
         Adapter(bf16, 16, groups=3, rows=7, in_features=65, out_features=33),
         Adapter(bf16, 16, out_features=1 << 27, device="meta"),  # elements of B are numbered in 64 bits
@@ -149,7 +149,7 @@ def adapters() -> None:
     for case in (*adapter_cases(), *measured_cases()):
         base, x, _, tail = case.operands()
         mp_lora.mp_lora_(base, x, *tail)
-    for dtype in DTYPES:
+    for dtype in STORAGE_DTYPES:
         base, x, weight, tail = Adapter(dtype, 8).operands()
         mp_lora_linear.mp_lora_linear(x, weight, None, *tail)
     for case in fused_cases():

@@ -19,6 +19,7 @@ from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import Timing, Variant, dtype_name, fastest
 from benchmarks.peers import MaterialisedNoise, make_stack_, mezo_perturb_
 from mobizo_kernels import ops
+from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
 from mobizo_kernels.triton import mp_lora_linear
 
 RANK, SEQUENCES = 16, 32
@@ -57,7 +58,7 @@ def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     device, values = watch.device, extent.values
     seed = torch.ones((), dtype=torch.int64, device=device)
     table = report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's")
-    for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
+    for dtype, distribution in product((torch.float32, torch.bfloat16), DISTRIBUTIONS):
         out = torch.empty(values, dtype=dtype, device=device)
         own = partial(out.normal_) if distribution == "gaussian" else partial(out.random_, 0, 2)
         calls: dict[str, list[Variant]] = {
@@ -81,8 +82,8 @@ def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     seeds, coeffs = torch.arange(4, device=device), torch.full((4,), COEFF, device=device)
     caption = "ns per value and seed; of the speed of a copy; times MeZO's materialised noise"
     table = report.table("perturb_", caption)
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for count, dtype, distribution in product((1, 4), dtypes, ("gaussian", "rademacher")):
+    dtypes = STORAGE_DTYPES
+    for count, dtype, distribution in product((1, 4), dtypes, DISTRIBUTIONS):
         param = torch.zeros(values, dtype=dtype, device=device)
         target, kept = torch.empty_like(param), MaterialisedNoise([param])
         some = (seeds[:count], coeffs[:count], 5, 1.0, distribution)
@@ -123,7 +124,7 @@ def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     device, values = watch.device, extent.values
     caption = "ns per value; of the speed of a copy of all that is written; times torch's"
     table = report.table("optimizers", caption)
-    for count, optimizer, distribution in product((1, 4), OPTIMIZERS, ("gaussian", "rademacher")):
+    for count, optimizer, distribution in product((1, 4), OPTIMIZERS, DISTRIBUTIONS):
         with device:
             problem = Problem(optimizer, [(values,)], count)
             every = problem.tensors()
@@ -149,7 +150,7 @@ def every_adapter(report: GpuReport, watch: Stopwatch) -> None:
     """Table `foreach_perturb_`: all LoRA-B of a model, float32, by one launch."""
     caption = "us for every LoRA-B of a model; times MeZO's materialised noise"
     table = report.table("foreach_perturb_", caption)
-    for count, (model, shapes), distribution in product((1, 4), ADAPTED.items(), ("gaussian", "rademacher")):
+    for count, (model, shapes), distribution in product((1, 4), ADAPTED.items(), DISTRIBUTIONS):
         size = 4 * sum(rows * columns for rows, columns in shapes)
         sets = [[torch.zeros(s, device=watch.device) for s in shapes] for _ in range(watch.copies(size))]
         seeds = torch.arange(count, device=watch.device)
@@ -180,7 +181,7 @@ def every_parameter(report: GpuReport, watch: Stopwatch) -> None:
     shapes = parameter_shapes(SIZES[model] if on_gpu else SMALL)
     caption = "ms for every parameter; of a copy's speed; times MeZO's torch.normal"
     table = report.table("full parameters", caption)
-    for dtype, distribution in product((torch.float32, torch.bfloat16), ("gaussian", "rademacher")):
+    for dtype, distribution in product((torch.float32, torch.bfloat16), DISTRIBUTIONS):
         params = [torch.zeros(shape, dtype=dtype, device=watch.device) for shape in shapes]
         source = [torch.zeros_like(param) for param in params]
         seeds, coeffs = (t.to(watch.device) for t in (torch.arange(1), torch.full((1,), COEFF)))

@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.gpu import targets
 from benchmarks.gpu.targets import DEVICES, Kernel
 from benchmarks.harness import count
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 
 MARKER = "<!-- static cost -->"
 THREADS = 128  # of a block of the noise kernel
@@ -58,7 +59,7 @@ def noise_cost(target: str) -> dict[str, float]:
     from mobizo_kernels.triton.noise import noise_kernel
 
     sizes = (2048, 4096)
-    for distribution in ("gaussian", "rademacher"):
+    for distribution in DISTRIBUTIONS:
         for block in sizes:
             out, seed = torch.empty(block), torch.tensor(1)
             noise_kernel[(1,)](out, block, seed, 2, block, 4, distribution, enable_fp_fusion=False)
@@ -68,8 +69,7 @@ def noise_cost(target: str) -> dict[str, float]:
     }
     warps = THREADS // 32 * DEVICES[target].target.warp_size
     return {
-        d: (found[d, sizes[1]] - found[d, sizes[0]]) * warps / (sizes[1] - sizes[0])
-        for d in ("gaussian", "rademacher")
+        d: (found[d, sizes[1]] - found[d, sizes[0]]) * warps / (sizes[1] - sizes[0]) for d in DISTRIBUTIONS
     }
 
 
@@ -94,7 +94,7 @@ def table(kernels: list[Kernel], costs: dict[str, dict[str, float]]) -> str:
     rows = [["kernel", "dtype", "distribution", *costs], ["---"] * (3 + len(costs))]
     for names, alike in groups.items():
         rows.append([*names, *(_shown([k for k in alike if k.target == target]) for target in costs)])
-    for name in ("gaussian", "rademacher"):
+    for name in DISTRIBUTIONS:
         per_value = [f"{cost[name]:.1f} a value" for cost in costs.values()]
         rows.append(["noise alone", "fp32", name, *per_value])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

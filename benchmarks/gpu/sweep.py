@@ -27,6 +27,7 @@ import triton.language as tl
 
 from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import Variant, parser
+from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.triton import shrink_expand
 from mobizo_kernels.triton.perturb import perturb_kernel
 from mobizo_kernels.triton.tensors import noise_launch
@@ -34,7 +35,6 @@ from mobizo_kernels.triton.tensors import noise_launch
 RANK, ROWS, GROUPS, VALUES = 16, 4096, 8, 1 << 26
 SHAPES = ((2048, 2048), (2048, 256), (4096, 4096))  # in and out features
 DTYPES = (torch.float32, torch.bfloat16)
-DISTRIBUTIONS = ("gaussian", "rademacher")
 
 Configuration = tuple[int, ...]
 Operands = tuple[torch.Tensor, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -46,7 +45,7 @@ class Stopwatch:
         for _ in range(self._rounds):  # in turns: a change of the clock meets all of them
             for name, replay in replays.items():
                 samples[name].append(_seconds(replay, counts[name]) / counts[name] / len(variants[name]))
-        return {name: quantiles(values) for name, values in samples.items()}
+        return {name: Timing.of(values) for name, values in samples.items()}
 
     def _count(self, replay: Variant) -> int:
         _seconds(replay, 1)
@@ -78,13 +77,7 @@ def time_steps(step: Variant, device: torch.device, seconds: float, least: int =
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         samples.append(time.perf_counter() - start)
-    return quantiles(samples)
-
-
-def quantiles(samples: Sequence[float]) -> Timing:
-    """The 20, 50 and 80 % quantiles."""
-    p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
-    return Timing(p20, statistics.median(samples), p80)
+    return Timing.of(samples)
 
 
 def _all(calls: Sequence[Variant]) -> Variant:

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, METRICS_FILE
-from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.settings import Engine, TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_executorch import DATASET_FILE
 from mobizo_kernels.data import EncodedExample, collate, read_dataset
 from mobizo_kernels.errors import blame_input
 from mobizo_kernels.models import load_model
 
-ENGINES = ("executorch", "eager")
+ENGINES: tuple[Engine, ...] = ("executorch", "eager")
 PLANS = {
     "executorch": "In ExecuTorch: export SmolLM2-135M to a .pte, tune and score it with the native trainer,\n"
     "score the adapter in transformers and PEFT. Two cores take 17 minutes: 10 to export, 1.1 s a step.",
@@ -33,7 +33,7 @@ PLANS = {
 _ROWS_PER_FORWARD = 32
 
 
-def demo(out: Path, engines: Sequence[str] = ENGINES, **changes: Any) -> dict[str, Any]:
+def demo(out: Path, engines: Sequence[Engine] = ENGINES, **changes: Any) -> dict[str, Any]:
     """Run `mobizo train` with each of `engines`, every one in a process of its own.
 
     What ExecuTorch tuned is then loaded by transformers and PEFT alone, and scored on the same test rows.
@@ -49,7 +49,7 @@ def demo(out: Path, engines: Sequence[str] = ENGINES, **changes: Any) -> dict[st
     Raises:
         InputError: as `train`.
     """
-    summaries = {}
+    summaries: dict[str, Any] = {}
     for engine in engines:
         directory = out / engine
         settings = TrainSettings(**changes, engine=engine, out=directory, overwrite=True)  # type: ignore[arg-type]

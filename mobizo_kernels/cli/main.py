@@ -29,6 +29,7 @@ from mobizo_kernels.cli.report import (
 )
 from mobizo_kernels.cli.settings import (
     AdapterSettings,
+    Engine,
     EvalSettings,
     ExportSettings,
     Json,
@@ -91,7 +92,7 @@ def demo_command(
         "demo"
     ),
     engine: Annotated[
-        Literal["both", "executorch", "eager"],
+        Literal["both", Engine],
         typer.Option(help="ExecuTorch takes 17 minutes on two cores, eager torch three."),
     ] = "both",
     print_json: Json = False,

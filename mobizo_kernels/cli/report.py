@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE
+
 
 def training_table(summary: dict[str, Any]) -> str:
     """The summary of `train`: quality before, before with a fitted bias, and after; then what it cost."""
@@ -71,8 +73,7 @@ def _demo_column(summary: dict[str, Any]) -> dict[str, str]:
 def _base_weights(settings: dict[str, Any]) -> str:
     if settings["quantization"] != "none":
         return settings["quantization"]
-    automatic = "float32" if settings["engine"] == "executorch" else "bfloat16"
-    return automatic if settings["dtype"] == "auto" else settings["dtype"]
+    return AUTOMATIC_DTYPE[settings["engine"]] if settings["dtype"] == "auto" else settings["dtype"]
 
 
 def evaluation_table(result: dict[str, Any]) -> str:

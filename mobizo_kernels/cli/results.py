@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels._files import remove_dead_scratch, scratch_directory
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
@@ -19,7 +20,6 @@ from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.quality import quality
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.errors import InputError, first_line, naming
-from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE
 from mobizo_kernels.training import FitResult, Scored
 
 ADAPTER_DIRECTORY = "adapter"
@@ -95,7 +95,7 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     with scratch_directory(out, "writing") as scratch:
         save(scratch)
-        weights = scratch / ADAPTER_DIRECTORY / WEIGHTS_FILE
+        weights = scratch / ADAPTER_DIRECTORY / PEFT_WEIGHTS
         summary |= {"adapter_bytes": weights.stat().st_size, "settings": as_json(settings)}
         record = {
             **summary,
@@ -128,7 +128,7 @@ def result_files(directory: Path) -> list[Path]:
 
 def adapter_files(directory: Path) -> list[Path]:
     """The two files of a PEFT adapter."""
-    return [directory / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return [directory / name for name in (PEFT_CONFIG, PEFT_WEIGHTS)]
 
 
 def remove_dead_results(directory: Path) -> None:

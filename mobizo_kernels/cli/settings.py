@@ -17,8 +17,16 @@ from mobizo_kernels._run_defaults import RUN, LrSchedule
 from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
+from mobizo_kernels.models.loading import Dtype
+from mobizo_kernels.models.quantization import Quantization
+from mobizo_kernels.ops.checks import MAX_RANK, Distribution
 from mobizo_kernels.optim import UpdateRule
+from mobizo_kernels.optim.update_rule import Optimizer
 from mobizo_kernels.zo import Estimator, make_estimator, make_rule
+from mobizo_kernels.zo.estimators import EstimatorName
+
+Engine = Literal["eager", "executorch"]
+AUTOMATIC_DTYPE: dict[str, str] = {"eager": "bfloat16", "executorch": "float32"}
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
 
@@ -86,7 +94,7 @@ class TaskSettings(PromptSettings):
     """The same, to be computed by torch."""
 
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        Literal["auto", Dtype],
         _task(help="Type of the base model's weights; auto is bfloat16, inside ExecuTorch float32."),
     ] = "auto"
     threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="the engine's choice")] = (
@@ -95,8 +103,8 @@ class TaskSettings(PromptSettings):
 
     @property
     def weights(self) -> str:
-        """The type that `dtype` stands for."""
-        return "bfloat16" if self.dtype == "auto" else self.dtype
+        """The type that `dtype` stands for in torch."""
+        return AUTOMATIC_DTYPE["eager"] if self.dtype == "auto" else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +120,10 @@ class StepSettings:
 
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 32
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 8
-    estimator: Annotated[Literal["two_sided", "one_sided"], _tune(help="Central or forward differences.")] = (
-        "two_sided"
-    )
-    distribution: Annotated[Literal["gaussian", "rademacher"], _tune(help="Of the directions.")] = (
-        "rademacher"
-    )
+    estimator: Annotated[EstimatorName, _tune(help="Central or forward differences.")] = "two_sided"
+    distribution: Annotated[Distribution, _tune(help="Of the directions.")] = "rademacher"
     optimizer: Annotated[
-        Literal["sgd", "adam", "sign"],
+        Optimizer,
         _tune(help="What an estimate makes of LoRA-B; each wants its own --lr."),
     ] = "sgd"
     momentum: Annotated[float, _tune(help="Of sgd, in [0, 1).")] = 0.0
@@ -127,7 +131,7 @@ class StepSettings:
     beta2: Annotated[float, _tune(help="Of adam: the same for their squares.")] = 0.999
     adam_eps: Annotated[float, _tune(help="Of adam: added to the root of the mean square.")] = 1e-8
     weight_decay: Annotated[float, _tune(help="Of LoRA-B, decoupled.")] = 0.0
-    rank: Annotated[int, _tune(min=1, max=256, help="Of the LoRA.")] = 8
+    rank: Annotated[int, _tune(min=1, max=MAX_RANK, help="Of the LoRA.")] = 8
     alpha: Annotated[float | None, _tune(help="Of the LoRA.", show_default="twice the rank")] = None
     targets: Annotated[str, _tune(help="Names of the linears to adapt, or all-linear.")] = "all-linear"
     tail: Annotated[
@@ -141,7 +145,7 @@ class StepSettings:
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"
-    quantization: Annotated[Literal["none", "int8", "int4"], _engine(help="Of the base weights.")] = "none"
+    quantization: Annotated[Quantization, _engine(help="Of the base weights.")] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +170,7 @@ class TrainSettings(StepSettings, TaskSettings):
 
     out: Annotated[Path, _run(help="Directory for the adapter, the metrics and the plot.")]
     overwrite: Annotated[bool, _run("--overwrite", help="Replace the files of a run in --out.")] = False
-    engine: Annotated[
-        Literal["eager", "executorch"], _engine(help="torch, or ExecuTorch with the native trainer.")
-    ] = "eager"
+    engine: Annotated[Engine, _engine(help="torch, or ExecuTorch with the native trainer.")] = "eager"
     program: Annotated[
         Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
     ] = None
@@ -229,7 +231,7 @@ class AdapterSettings:
         Option(help=f"Base model of FROM, if that is a directory: {SMOLLM2}, a directory, or a hub name."),
     ] = None
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
+        Dtype,
         Option(help="Type of the base model's weights; the device's program was made from the same."),
     ] = "float32"
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False

@@ -14,7 +14,13 @@ from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.quality import quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
-from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
+from mobizo_kernels.cli.settings import (
+    AUTOMATIC_DTYPE,
+    ExportSettings,
+    TrainSettings,
+    estimator,
+    update_rule,
+)
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
@@ -72,8 +78,8 @@ def program_files(settings: TrainSettings) -> list[Path]:
 
 def _check(settings: TrainSettings) -> None:
     """Find what would only show after the export. Raises InputError."""
-    if settings.dtype not in ("auto", "float32"):
-        raise InputError(f"dtype: the native trainer has float32 only, got {settings.dtype}")
+    if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
+        raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
     with blame_input("settings"):
         estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:

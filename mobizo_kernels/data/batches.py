@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from mobizo_kernels._conventions import IGNORED
 from mobizo_kernels.data.prompts import EncodedExample
 from mobizo_kernels.errors import InputError
-
-IGNORED_LABEL = -100  # the label of a token without a loss, as in transformers
 
 EVALUATION_TOKENS = 2048
 """Most tokens of a batch that is only scored."""
@@ -123,13 +122,13 @@ def collate(examples: Sequence[EncodedExample], pad_token: int) -> dict[str, tor
 
     Returns:
         input_ids, attention_mask and labels, each int64 [rows, length of the longest row], padded on the
-        left. labels is `IGNORED_LABEL` but for the answer; as in transformers it is the model's output one
+        left. labels is `IGNORED` but for the answer; as in transformers it is the model's output one
         position earlier that is compared with a label.
     """
     width = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), width), pad_token, dtype=torch.int64, device="cpu")
     attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    labels = torch.full_like(input_ids, IGNORED)
     for row, example in enumerate(examples):
         input_ids[row, width - len(example.input_ids) :] = torch.tensor(example.input_ids, device="cpu")
         attention_mask[row, width - len(example.input_ids) :] = 1

@@ -19,18 +19,20 @@ from mobizo_kernels.executorch.description import DESCRIPTION, Description
 from mobizo_kernels.executorch.experts import replace_experts
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
-from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
+from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
 from mobizo_kernels.lora import adapter_of, is_wrapped, wrap
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.models.quantization import require_quantization
+from mobizo_kernels.ops.checks import require_distribution
 from mobizo_kernels.optim import UpdateRule
 from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 
 MAX_QUERIES = 256
 
-# Where activations are rounded to 8 bits, a change in the last bit can move one to its neighbour.
-_TOLERANCE = {"none": 1e-4, "int8": 1e-4, "int4": 3e-2}
+_TOLERANCE = 1e-4
+_ROUNDED_TOLERANCE = 3e-2  # activations of 8 bits: a change in the last bit can move one to its neighbour
 
 
 def export_training_program(
@@ -171,7 +173,7 @@ def export_training_program(
             attention=attention,
             tail_length=tail_length,
         )
-        agreement.check(graph, _TOLERANCE[quantization])
+        agreement.check(graph, _ROUNDED_TOLERANCE if quantization == "int4" else _TOLERANCE)
         try:
             lowered = lower(trace(graph, description), {DESCRIPTION: description.text})
         except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder
@@ -195,10 +197,8 @@ def _check(
         raise ValueError(
             f"targets_per_row must be from 1 to max_length ({max_length}), got {targets_per_row}"
         )
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    if distribution not in ("gaussian", "rademacher"):
-        raise ValueError(f"distribution must be gaussian or rademacher, got {distribution!r}")
+    require_quantization(quantization)
+    require_distribution(distribution)
 
 
 def _tail_length(wanted: int | None, invocation: Sequence[int] | None, targets_per_row: int) -> int | None:

@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.lora import MPLoRALinear
+from mobizo_kernels.models.quantization import INT4_GROUP
 
 _log = logging.getLogger(__name__)
-
-QUANTIZATIONS = ("none", "int8", "int4")
-INT4_GROUP = 32  # weights that share a scale; XNNPACK asks for multiples of 32
 
 
 def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:

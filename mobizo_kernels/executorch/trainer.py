@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobizo_kernels._conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels._run_defaults import RUN
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
@@ -19,10 +20,6 @@ from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, Trai
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import _trainer
-
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT calls them
-# What decides, beside the matrices, what a LoRA computes, and what it is where a configuration does not say.
-_SCALING = {"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
 
 
 class Trainer:
@@ -177,7 +174,7 @@ class Trainer:
         from mobizo_kernels.lora import peft_from_device  # PEFT takes seconds to import
 
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, _ADAPTER_WEIGHTS)
+            path = Path(scratch, PEFT_WEIGHTS)
             self.save_adapter(path)
             peft_from_device(path, directory)
 
@@ -193,8 +190,8 @@ class Trainer:
         """
         path = Path(path)
         if path.is_dir():
-            self._check_scaling(json.loads((path / _ADAPTER_CONFIG).read_text()), path)
-            path = path / _ADAPTER_WEIGHTS
+            self._check_scaling(json.loads((path / PEFT_CONFIG).read_text()), path)
+            path = path / PEFT_WEIGHTS
         self._native.load_adapter(path)
 
     def train_step(
@@ -261,7 +258,7 @@ class Trainer:
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""
         own = self.description.adapter.config
-        for name, default in _SCALING.items():
+        for name, default in LORA_SCALING.items():
             expected, got = own.get(name, default), config.get(name, default)
             if expected != got:
                 raise ValueError(f"{path}: {name} must be {expected}, that of the program, got {got}")

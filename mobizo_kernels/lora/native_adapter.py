@@ -16,13 +16,12 @@ from safetensors.torch import save
 from torch import nn
 
 from mobizo_kernels import _strict_json
+from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels._files import sorted_metadata, written_whole
 from mobizo_kernels._safetensors import Tensor, read_safetensors, with_checksum
 from mobizo_kernels.lora.adapter import Model
 from mobizo_kernels.lora.peft_load import load_adapter
 from mobizo_kernels.lora.peft_save import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     adapter_config,
     adapter_tensors,
     check_saves,
@@ -74,7 +73,7 @@ def device_from_peft(model: Model, directory: str | os.PathLike[str], path: str 
         OSError: if `path` cannot be written.
     """
     load_adapter(model, directory)
-    there = adapter_metadata(Path(directory) / WEIGHTS_FILE).get("base_fingerprint")
+    there = adapter_metadata(Path(directory) / PEFT_WEIGHTS).get("base_fingerprint")
     if there is not None and there != (here := model_fingerprint(model)):
         raise ValueError(
             f"adapter {directory} is of another base model: its base_fingerprint is {there}, that of the "
@@ -108,8 +107,8 @@ def peft_from_device(path: str | os.PathLike[str], directory: str | os.PathLike[
     config = _config(metadata, path)
     _check_tensors(tensors, path)
     with files_of_adapter(directory) as scratch:
-        shutil.copyfile(path, scratch / WEIGHTS_FILE)
-        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+        shutil.copyfile(path, scratch / PEFT_WEIGHTS)
+        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def adapter_metadata(path: Path) -> dict[str, str]:

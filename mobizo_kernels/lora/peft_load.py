@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels._safetensors import check_undamaged
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.adapter import Model, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.linear import lora_scaling
 from mobizo_kernels.lora.patterns import check_patterns
 from mobizo_kernels.lora.peft_check import check_no_peft, peft_key
-from mobizo_kernels.lora.peft_save import CONFIG_FILE, WEIGHTS_FILE, check_saves, parameters_by_key
+from mobizo_kernels.lora.peft_save import check_saves, parameters_by_key
 from mobizo_kernels.lora.targets import check_options, find_targets, plain_name, rank_and_alpha
 from mobizo_kernels.lora.wrapping import install
 
@@ -80,13 +81,13 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
 
 
 def _read(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"load_adapter: {directory} holds no {name}")
     try:
         config = PeftConfig.from_pretrained(str(directory))
-        check_undamaged(directory / WEIGHTS_FILE)
-        tensors = load_file(directory / WEIGHTS_FILE)
+        check_undamaged(directory / PEFT_WEIGHTS)
+        tensors = load_file(directory / PEFT_WEIGHTS)
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"load_adapter: {directory} cannot be read as a PEFT adapter: {error}") from error
     if not isinstance(config, LoraConfig):

@@ -19,14 +19,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels._files import remove_dead_scratch, scratch_directory, sorted_metadata
 from mobizo_kernels._safetensors import with_checksum
 from mobizo_kernels.lora.adapter import adapter_layers, adapter_of
 from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft_key, vocabulary_of
 from mobizo_kernels.lora.targets import Target
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -48,8 +46,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     config, tensors = adapter_config(model), adapter_tensors(model)
     with files_of_adapter(directory) as scratch:
         metadata = with_checksum({"format": "pt"}, {name: tensor.numpy() for name, tensor in tensors.items()})
-        (scratch / WEIGHTS_FILE).write_bytes(sorted_metadata(save(tensors, metadata)))
-        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+        (scratch / PEFT_WEIGHTS).write_bytes(sorted_metadata(save(tensors, metadata)))
+        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def files_of_adapter(directory: str | os.PathLike[str]) -> Iterator[Path]:
     remove_dead_scratch(directory)
     with scratch_directory(directory, "adapter") as scratch:
         yield scratch
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
+        for name in (PEFT_WEIGHTS, PEFT_CONFIG):
             os.replace(scratch / name, directory / name)
 
 

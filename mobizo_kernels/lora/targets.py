@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.lora.linear import device_of
+from mobizo_kernels.ops.checks import MAX_RANK
 
 # The options of LoraConfig that are honoured, and those that say nothing about the computation. Any other
 # option, also one that a later PEFT adds, has to be at its default. fan_in_fan_out follows from the layer.
@@ -33,8 +34,6 @@ _NEUTRAL = {
 
 # Tasks whose heads PEFT saves with the adapter.
 _WITH_HEADS = {TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS}
-
-_MAX_RANK = 256  # of the kernels
 
 
 @dataclass(frozen=True)
@@ -213,8 +212,8 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
     if isinstance(weight, torch.Tensor) and weight.dtype == torch.float64:
         raise ValueError(f"the weight of {name} is float64; load it in float32, bfloat16 or float16")
     rank, alpha = rank_and_alpha(config, name)
-    if not (isinstance(rank, int) and 1 <= rank <= _MAX_RANK):
-        raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {_MAX_RANK}, got {rank}")
+    if not (isinstance(rank, int) and 1 <= rank <= MAX_RANK):
+        raise ValueError(f"LoraConfig: the rank of {name} must be from 1 to {MAX_RANK}, got {rank}")
     if not abs(alpha) <= torch.finfo(torch.float32).max:
         raise ValueError(f"LoraConfig: the alpha of {name} must be finite in float32, got {alpha}")
     return Target(name, module, *features, rank, alpha)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
-QUANTIZATIONS = ("none", "int8", "int4")
-INT4_GROUP = 32  # weights that share a scale
+Quantization = Literal["none", "int8", "int4"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+INT4_GROUP = 32  # weights that share a scale; XNNPACK asks for multiples of 32
+
+
+def require_quantization(kind: str) -> None:
+    """Raise ValueError unless base weights can be quantised so."""
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {kind!r}")
 
 
 def quantize_base(model: nn.Module, kind: str) -> None:
@@ -23,8 +32,7 @@ def quantize_base(model: nn.Module, kind: str) -> None:
         ValueError: if `kind` is none of these.
         ImportError: if torchao is not installed.
     """
-    if kind not in QUANTIZATIONS:
-        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {kind!r}")
+    require_quantization(kind)
     if kind == "none":
         return
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 
-MAX_RANK = 256
+Distribution = Literal["gaussian", "rademacher"]
+DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
+STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_RANK = 256  # kMaxRank of csrc/kernels/kernels.h
 
 
 def shape_of(tensor: torch.Tensor) -> str:
@@ -23,7 +27,7 @@ def check(op: str, condition: bool | torch.SymBool, message: str) -> None:
 
 
 def check_storage_dtype(op: str, name: str, tensor: torch.Tensor) -> None:
-    supported = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    supported = tensor.dtype in STORAGE_DTYPES
     check(op, supported, f"{name} must be float32, bfloat16 or float16, got {dtype_name(tensor)}")
 
 
@@ -42,8 +46,14 @@ def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device)
 
 
 def check_distribution(op: str, distribution: str) -> None:
-    known = distribution in ("gaussian", "rademacher")
+    known = distribution in DISTRIBUTIONS
     check(op, known, f"distribution must be 'gaussian' or 'rademacher', got '{distribution}'")
+
+
+def require_distribution(distribution: str) -> None:
+    """Raise ValueError, before any op is called, unless there are such directions."""
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution must be {' or '.join(DISTRIBUTIONS)}, got {distribution!r}")
 
 
 def check_directions(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mobizo_kernels.ops import foreach_perturb_, parameter_stream
+from mobizo_kernels.ops.checks import require_distribution
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.optim.update_rule import UpdateRule
@@ -34,8 +35,7 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
         """Add parameters with options of their own. Raises ValueError as the constructor does."""
         options = {**self.defaults, **param_group}
         self.rule_of(options)
-        if options["distribution"] not in ("gaussian", "rademacher"):
-            raise ValueError(f"distribution must be gaussian or rademacher, got {options['distribution']!r}")
+        require_distribution(options["distribution"])
         super().add_param_group(param_group)
         if "param_names" not in self.param_groups[-1]:
             self.param_groups.pop()

@@ -6,11 +6,12 @@ import ctypes
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
-OPTIMIZERS = ("sgd", "adam", "sign")
+Optimizer = Literal["sgd", "adam", "sign"]
+OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 
 
 @dataclass(frozen=True)

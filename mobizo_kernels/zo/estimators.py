@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from mobizo_kernels.optim.update_rule import is_positive_float32
+
+EstimatorName = Literal["two_sided", "one_sided"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Estimator(ABC):
             `normalize` has one loss only.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[EstimatorName]
 
     queries: int = 4
     eps: float = 1e-2
@@ -125,7 +127,7 @@ class TwoSided(Estimator):
     Definition 1, with the q queries of MobiZO, arXiv 2409.15520). Groups 0..q-1 carry +eps, q..2q-1 -eps.
     """
 
-    name: ClassVar[str] = "two_sided"
+    name: ClassVar[EstimatorName] = "two_sided"
 
     def plan(self) -> list[tuple[int, int]]:
         return [(query, sign) for sign in (1, -1) for query in range(self.queries)]
@@ -147,7 +149,7 @@ class OneSided(Estimator):
     Group 0 is clean, groups 1..q carry +eps.
     """
 
-    name: ClassVar[str] = "one_sided"
+    name: ClassVar[EstimatorName] = "one_sided"
 
     def __post_init__(self) -> None:
         super().__post_init__()

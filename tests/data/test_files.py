@@ -132,7 +132,11 @@ DEEP = '{"text": "a", "label": 1}\n' + "[" * 100_000
         ("csv", b"text,label\nfine,a\nf\0ne,a\n", "has a zero byte on line 3, expected text in UTF-8"),
         ("csv", "text,label\nfine,a\n".encode("utf-16"), "is UTF-16, expected text in UTF-8"),
         ("csv", "text,label\nfine,a\n".encode("utf-16-be"), "has a zero byte on line 1"),
-        ("csv", gzip.compress(b"text,label\nfine,a\n"), "is compressed by gzip, expected text in UTF-8"),
+        (
+            "csv",
+            gzip.compress(b"text,label\nfine,a\n", mtime=0),
+            "is compressed by gzip, expected text in UTF-8",
+        ),
         ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("jsonl", "[1, 2]\n", r"line 1 is no JSON object, but '\[1, 2\]'"),
         ("jsonl", "[\n", r"line 1 is not JSON \(Expecting value at column 2\)"),

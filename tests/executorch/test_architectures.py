@@ -18,9 +18,9 @@ import mobizo_kernels as mobizo
 from mobizo_kernels.data import collate
 from mobizo_kernels.executorch import Description, export
 from mobizo_kernels.executorch.program import TrainStep
-from mobizo_kernels.executorch.quantization import QUANTIZATIONS
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.models.quantization import QUANTIZATIONS
 
 # All kinds of weights, and what only a whole program shows; the others are slow tests.
 USUAL = {

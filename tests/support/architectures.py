@@ -31,9 +31,10 @@ import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.executorch import Description, Trainer
 from mobizo_kernels.executorch.experts import replace_experts
-from mobizo_kernels.executorch.quantization import QUANTIZATIONS, quantize
+from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.models.quantization import QUANTIZATIONS
 from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.zo import make_estimator
 
