@@ -30,8 +30,8 @@ def loads(text: str) -> Any:
 
 
 def loads_as_native(content: bytes) -> Any:
-    """The value that a file holds which the native trainer reads, too: executorch_ops/trainer/files/json.cpp
-    takes and refuses the same bytes.
+    """The value that a file holds which the native trainer reads, too: json_parser.cpp in
+    executorch_ops/trainer/files takes and refuses the same bytes.
 
     Raises:
         ValueError: what :func:`loads` refuses; bytes that are not UTF-8, half a pair of surrogates, whole
