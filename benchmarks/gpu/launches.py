@@ -22,13 +22,16 @@ def launch_all() -> None:
 
 def noise_and_updates() -> None:
     """noise, perturb_, foreach_perturb_ and zo_update, on aligned and other addresses."""
-    from mobizo_kernels.triton import noise, perturb, zo_update
+    from mobizo_kernels.triton import launch, noise, perturb, zo_update
 
+    for blocks in (5, 5000):
+        launch.store_norm(torch.zeros(blocks, dtype=torch.float64), torch.zeros(1))
     seeds, coeffs = torch.arange(3), torch.ones(3)
     for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
         room = torch.zeros(5001, dtype=dtype)
         some = (seeds, coeffs, STREAM, 0.5, distribution)
         noise.noise([5000], seeds[0], STREAM, distribution, dtype=dtype)
+        noise.noise_out([5000], seeds[0], STREAM, distribution, dtype=dtype, out=room[1:])
         for param in (room[:5000], room[1:]):
             perturb.perturb_(param, *some)
             perturb.foreach_perturb_([param], seeds, coeffs, [STREAM], 0.5, distribution)
@@ -36,14 +39,15 @@ def noise_and_updates() -> None:
 
 
 def optimizers() -> None:
-    """zo_momentum, zo_adam, zo_sign and their foreach forms, on aligned and other addresses."""
+    """zo_momentum, zo_adam, zo_sign and their foreach forms, on aligned and other addresses, or on copies."""
     from mobizo_kernels.triton import zo_adam, zo_momentum, zo_sign
 
     directions, lr, numbers = (torch.arange(3), torch.ones(3)), torch.ones(1), (0.9, 0.999, 1e-8)
     for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
         rooms = [torch.zeros(5001, dtype=dtype), torch.zeros(5001), torch.zeros(5001)]
         rest = (0.5, distribution)
-        for p, m, v in (tuple(room[:5000] for room in rooms), tuple(room[1:] for room in rooms)):
+        for place in (slice(5000), slice(1, 5001), slice(None, None, 2)):
+            p, m, v = (room[place] for room in rooms)
             zo_momentum.zo_momentum(p, m, *directions, STREAM, 0.9, *rest)
             zo_momentum.foreach_zo_momentum_([p], [m], *directions, [STREAM], 0.9, *rest)
             zo_adam.zo_adam(p, m, v, *directions, lr, STREAM, *numbers, *rest)

@@ -23,13 +23,18 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+import triton
+import triton.language as tl
+
 from benchmarks.gpu import targets
 from benchmarks.gpu.targets import DEVICES, Kernel
 from benchmarks.harness import count
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
+from mobizo_kernels.triton.philox import noise_run
 
 MARKER = "<!-- static cost -->"
-THREADS = 128  # of a block of the noise kernel
+BLOCKS, WARPS = (2048, 4096), 4  # of noise alone
 
 
 def compile_all(target: str) -> tuple[list[Kernel], list[str], set[str]]:
@@ -50,27 +55,27 @@ def compile_all(target: str) -> tuple[list[Kernel], list[str], set[str]]:
     return list(targets.compiled(package, target)), failures, targets.never_launched(package)
 
 
+@triton.jit
+def noise_alone(out, seed, stream, BLOCK: tl.constexpr, DISTRIBUTION: tl.constexpr):
+    """Whole blocks of noise, float32, without the masks and the tail that an op has to have."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    z = noise_run(tl.load(seed), stream, first, BLOCK, 4, DISTRIBUTION)
+    tl.store(out + first + tl.arange(0, BLOCK), z)
+
+
 def noise_cost(target: str) -> dict[str, float]:
     """Instructions per value of noise, by distribution. To be called once in a process."""
-    import torch
-
-    targets.install(target)
-    import mobizo_kernels.triton
-    from mobizo_kernels.triton.noise import noise_kernel
-
-    sizes = (2048, 4096)
+    warp_size = targets.install(target).get_current_target().warp_size
+    costs = {}
     for distribution in DISTRIBUTIONS:
-        for block in sizes:
-            out, seed = torch.empty(block), torch.tensor(1)
-            noise_kernel[(1,)](out, block, seed, 2, block, 4, distribution, enable_fp_fusion=False)
-    found = {
-        (kernel.constants["DISTRIBUTION"], kernel.constants["BLOCK"]): kernel.instructions
-        for kernel in targets.compiled(mobizo_kernels.triton, target)
-    }
-    warps = THREADS // 32 * DEVICES[target].target.warp_size
-    return {
-        d: (found[d, sizes[1]] - found[d, sizes[0]]) * warps / (sizes[1] - sizes[0]) for d in DISTRIBUTIONS
-    }
+        instructions = []
+        for block in BLOCKS:
+            arguments = (torch.empty(block), torch.tensor(1), 2, block, distribution)
+            binary = noise_alone[(1,)](*arguments, num_warps=WARPS, enable_fp_fusion=False)
+            instructions.append(targets.cost(binary)[0])
+        more = (instructions[1] - instructions[0]) * WARPS * warp_size
+        costs[distribution] = more / (BLOCKS[1] - BLOCKS[0])
+    return costs
 
 
 def faults(kernels: list[Kernel]) -> list[str]:

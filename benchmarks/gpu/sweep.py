@@ -29,8 +29,9 @@ from benchmarks.gpu.timing import Stopwatch
 from benchmarks.harness import Variant, parser
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.triton import shrink_expand
-from mobizo_kernels.triton.perturb import perturb_kernel
+from mobizo_kernels.triton.perturb import perturb_step
 from mobizo_kernels.triton.tensors import noise_launch
+from mobizo_kernels.triton.update import update_kernel
 
 RANK, ROWS, GROUPS, VALUES = 16, 4096, 8, 1 << 26
 SHAPES = ((2048, 2048), (2048, 256), (4096, 4096))  # in and out features
@@ -60,9 +61,9 @@ class Sweep:
 
 
 def perturbations() -> Iterator[Sweep]:
-    """(block, warps, neighbours of a thread) of `perturb_kernel`, one seed."""
+    """(block, warps, neighbours of a thread) of perturb_'s kernel, one seed."""
     for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
-        some = noise_launch(torch.empty(0, dtype=dtype), distribution)
+        some = noise_launch([torch.empty(0, dtype=dtype)], distribution)
         vectors = (4, 8) if distribution == "gaussian" else (some["VECTOR"],)
         least = 8 if distribution == "rademacher" else 4
         tried = tuple(
@@ -90,8 +91,8 @@ def _parameter(dtype: torch.dtype, device: torch.device) -> Operands:
 def _perturb(distribution: str, operands: Operands, configuration: Configuration) -> None:
     param, seeds, coeffs = operands
     block, warps, vector = configuration
-    perturb_kernel[(triton.cdiv(param.numel(), block),)](
-        param, param.numel(), seeds, coeffs, 1, 5, 1.0,
+    update_kernel[(triton.cdiv(param.numel(), block),)](
+        (param,), param.numel(), None, seeds, coeffs, 1, 5, (1.0,), perturb_step,
         BLOCK=block, VECTOR=vector, DISTRIBUTION=distribution, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 

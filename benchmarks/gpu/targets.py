@@ -21,6 +21,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.compiler import CompiledKernel
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
@@ -49,8 +50,10 @@ class Kernel:
     Attributes:
         name: of the function.
         target: key of `DEVICES`.
-        arguments: type of each run-time argument, by name, as Triton writes it: "*bf16", "i64".
-        constants: values of the compile-time arguments, by name, and `num_warps` and `num_stages`.
+        arguments: type of each run-time argument, by name, as Triton writes it: "*bf16", "i64"; those of a
+            tuple are "tensors.0", "tensors.1".
+        constants: values of the compile-time arguments, by name, a function's name for itself, and
+            `num_warps` and `num_stages`.
         instructions: in its machine code, each counted once however often it runs.
         registers: of a thread, 32-bit; on AMD those of its vectors.
         shared: bytes of shared memory of a block.
@@ -150,24 +153,38 @@ def install(name: str) -> StubDriver:
 
 def compiled(package: ModuleType, target: str) -> Iterator[Kernel]:
     """What the launches of a package's kernels in this process have compiled."""
-    for name, function in _functions(package):
+    for _, function in _functions(package):
         for binary in function.device_caches[0][0].values() if 0 in function.device_caches else ():
             source, metadata = binary.src, binary.metadata
-            arguments = {n: kind for n, kind in source.signature.items() if kind != "constexpr"}
+            arguments = {n: kind for n, kind in _flat(source.signature) if kind != "constexpr"}
             constants = {
                 function.arg_names[path[0]]: _shown(value)
                 for path, value in source.constants.items()
                 if source.signature[function.arg_names[path[0]]] == "constexpr"
             }
             constants |= {"num_warps": metadata.num_warps, "num_stages": metadata.num_stages}
-            cost = _nvidia_cost(binary.asm) if "cubin" in binary.asm else _amd_cost(binary.asm["amdgcn"])
-            yield Kernel(name, target, arguments, constants, *cost[:2], metadata.shared, cost[2])
+            instructions, registers, spills = cost(binary)
+            yield Kernel(
+                metadata.name, target, arguments, constants, instructions, registers, metadata.shared, spills
+            )
+
+
+def cost(binary: CompiledKernel) -> tuple[int, int, int]:
+    """Instructions, registers and spills of a kernel that was compiled."""
+    return _nvidia_cost(binary.asm) if "cubin" in binary.asm else _amd_cost(binary.asm["amdgcn"])
 
 
 def never_launched(package: ModuleType) -> set[str]:
-    """The kernels of a package, which by convention are called `..._kernel`, that nothing has launched."""
-    functions = dict(_functions(package))
-    return {n for n, f in functions.items() if n.endswith("_kernel") and 0 not in f.device_caches}
+    """What nothing has launched of a package's kernels, which by convention are called `..._kernel`, and of
+    the functions that a kernel takes as an argument, called `..._step`.
+    """
+    launched, names = set(), set()
+    for name, function in _functions(package):
+        names |= {name} if name.endswith(("_kernel", "_step")) else set()
+        for binary in function.device_caches[0][0].values() if 0 in function.device_caches else ():
+            taken = (value for value in binary.src.constants.values() if isinstance(value, JITFunction))
+            launched |= {name, *(value.__name__ for value in taken)}
+    return names - launched
 
 
 def _functions(package: ModuleType) -> Iterator[tuple[str, JITFunction]]:
@@ -181,7 +198,18 @@ def _functions(package: ModuleType) -> Iterator[tuple[str, JITFunction]]:
                 yield name, value
 
 
+def _flat(signature: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and types, with tuples unpacked."""
+    for name, kind in signature.items():
+        if isinstance(kind, tuple):
+            yield from _flat({f"{name}.{index}": part for index, part in enumerate(kind)})
+        else:
+            yield name, kind
+
+
 def _shown(value: Any) -> Any:
+    if isinstance(value, JITFunction):
+        return value.__name__
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 

@@ -20,6 +20,7 @@ from mobizo_kernels.ops.noise import check_noise
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
 from mobizo_kernels.triton.tensors import NOISE_BLOCKS, contiguous_update, noise_launch
+from mobizo_kernels.triton.update import store_block
 
 
 @triton.jit(do_not_specialize=["numel", "stream"])
@@ -28,9 +29,13 @@ def noise_kernel(
 ):
     """out[e] = z(seed, stream, e), a block of elements per program."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    z = noise_run(tl.load(seed), stream, first, BLOCK, VECTOR, DISTRIBUTION)
+    z = noise_run(tl.load(seed), stream, first, BLOCK, VECTOR, DISTRIBUTION).to(out.dtype.element_ty)
     offset = tl.arange(0, BLOCK)
-    tl.store(out + first + offset, z.to(out.dtype.element_ty), mask=offset < numel - first)
+    inside = offset < tl.minimum(numel - first, BLOCK).to(tl.int32)
+    if first + BLOCK <= numel:
+        store_block(out + first + offset, z, inside, False)
+    else:
+        store_block(out + first + offset, z, inside, True)
 
 
 def _fill(out: torch.Tensor, seed: torch.Tensor, stream: int, distribution: str) -> None:
@@ -38,7 +43,7 @@ def _fill(out: torch.Tensor, seed: torch.Tensor, stream: int, distribution: str)
     numel = out.numel()
     if numel > 0:
         grid = (triton.cdiv(numel, NOISE_BLOCKS[distribution]),)
-        noise_kernel[grid](out, numel, seed, stream, **noise_launch(out, distribution))
+        noise_kernel[grid](out, numel, seed, stream, **noise_launch([out], distribution))
 
 
 def noise(

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from triton.language.target_info import is_cuda, is_hip
 
-# Elements that one program of 128 threads makes or updates. 8 per thread are enough for accesses of 16 bytes
-# and leave registers for many programs; a Philox call makes 128 signs, so signs come 16 per thread.
+# Elements that one program makes or updates. A Philox call makes 128 signs.
 NOISE_BLOCKS = {"gaussian": 1024, "rademacher": 2048}
 
 
-def noise_launch(tensor: torch.Tensor, distribution: str) -> dict[str, Any]:
-    """Configuration of a kernel that visits every element of `tensor`; values don't depend on it.
+def noise_launch(tensors: Sequence[torch.Tensor], distribution: str) -> dict[str, Any]:
+    """Configuration of a kernel that visits every element of `tensors`; values don't depend on it.
 
-    There is nothing to contract in these kernels; contraction is switched off to say so.
+    A thread holds 16 values, or 8 where a wavefront has 64 threads or state wants registers as well, in runs
+    of VECTOR neighbours, 16 bytes of the widest tensor. There is nothing to contract in these kernels;
+    contraction is switched off to say so.
     """
+    wide = is_hip() or (distribution == "gaussian" and len(tensors) == 1)
     return {
         "BLOCK": NOISE_BLOCKS[distribution],
-        "VECTOR": 16 // tensor.element_size(),
+        "VECTOR": 16 // max(tensor.element_size() for tensor in tensors),
         "DISTRIBUTION": distribution,
-        "num_warps": 2 if is_hip() else 4,
+        "num_warps": 2 if wide else 4,
         "enable_fp_fusion": False,
     }
 

@@ -1,45 +1,47 @@
-"""What the kernels that update a parameter share: the sum of directions, its block, the norm of a change."""
+"""The kernels of all updates. Each op brings a step: what becomes of a block of the parameter and its state.
+
+A step is a jit function of `directions` and `at`, which it passes on to :func:`add_directions`,
+:func:`load_block` and :func:`store_block`; the parameter's values, float32; pointers to the block of each
+state; the op's numbers. It stores the new state and returns the parameter's new values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops.checks import check_one_float, check_param, check_state
-from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
-from mobizo_kernels.triton.tensors import (
-    NOISE_BLOCKS,
-    all_registers,
-    contiguous_update,
-    noise_launch,
-)
 
-NORM_BLOCK = 1024
+# Sums of squares in float32 that lost nothing to its range, and factors that bring changes beyond it there.
+LEAST_SUM, GREATEST_SUM = tl.constexpr(2.0**-80), tl.constexpr(2.0**120)
+ENLARGE, SHRINK = tl.constexpr(2.0**100), tl.constexpr(2.0**-80)
+# Columns of a table: number of elements, stream, first block, then the addresses of parameter and state.
+ADDRESSES = tl.constexpr(3)
 
 
 @triton.jit
 def add_directions(
-    value,
-    first,
-    seeds,
-    coeffs,
-    count,
-    stream,
-    BLOCK: tl.constexpr,
-    VECTOR: tl.constexpr,
+    value, first, seeds, coeffs, count, stream, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
     DISTRIBUTION: tl.constexpr,
-):
+):  # fmt: skip
     """value + sum_i coeffs[i] * z(seeds[i]) of elements first .. first + BLOCK - 1, by one fma per seed."""
     for i in range(count):
         z = noise_run(tl.load(seeds + i), stream, first, BLOCK, VECTOR, DISTRIBUTION)
         value = tl.fma(tl.load(coeffs + i), z, value)
     return value
+
+
+@triton.jit
+def zeros_beside(param):
+    """Zeros to sum directions from, held by the threads that hold `param`.
+
+    A constant would be held by others, and the noise of every direction would cross threads to get there.
+    That these bits are 0 is seen by LLVM, after each value has got its thread.
+    """
+    return ((param.to(tl.int32, bitcast=True) & 1) & 2).to(tl.float32)
 
 
 @triton.jit
@@ -50,100 +52,92 @@ def load_block(block, inside, MASKED: tl.constexpr):
 
 @triton.jit
 def store_block(block, value, inside, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(block, value, mask=inside)
-    else:
-        tl.store(block, value)
+    tl.store(block, value, mask=inside if MASKED else None)
 
 
 @triton.jit
-def store_param(block, stored, value, inside, MASKED: tl.constexpr):
-    """Rounds `value` into a parameter that held `stored`; returns the change of what is stored, float32."""
-    rounded = value.to(stored.dtype)
-    change = rounded.to(tl.float32) - stored.to(tl.float32)
-    store_block(block, rounded, inside, MASKED)
+def _move(
+    STEP: tl.constexpr, tensors, first, numel, directions, numbers, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    offset = tl.max_contiguous(tl.arange(0, BLOCK), VECTOR)
+    inside = offset < tl.minimum(numel - first, BLOCK).to(tl.int32)  # in 64 bits it takes many registers
+    blocks = [tensor + first + offset for tensor in tensors]
+    held = load_block(blocks[0], inside, MASKED)
+    moved = STEP(directions, (inside, MASKED), held.to(tl.float32), *blocks[1:], *numbers).to(held.dtype)
+    store_block(blocks[0], moved, inside, MASKED)
+    change = moved.to(tl.float32) - held.to(tl.float32)
     return tl.where(inside, change, 0.0) if MASKED else change
 
 
 @triton.jit
-def store_square(squares, change):
-    """The sum of a block's squared changes, float64, in squares[program]."""
-    wide = change.to(tl.float64)
-    tl.store(squares + tl.program_id(0), tl.sum(wide * wide))
+def _update(
+    STEP: tl.constexpr, tensors, first, numel, directions, numbers, BLOCK: tl.constexpr, VECTOR: tl.constexpr
+):
+    """The step of elements first .. first + BLOCK - 1; returns the stored values' change, float32."""
+    if first + BLOCK <= numel:
+        change = _move(STEP, tensors, first, numel, directions, numbers, BLOCK, VECTOR, False)
+    else:
+        change = _move(STEP, tensors, first, numel, directions, numbers, BLOCK, VECTOR, True)
+    return change
+
+
+@triton.jit
+def sum_of_squares(change):
+    """float64; summed in float32, and once more where that gave too much or too little for it, or NaN."""
+    total = tl.sum(change * change)
+    if (total >= LEAST_SUM) & (total <= GREATEST_SUM):
+        result = total.to(tl.float64)
+    else:
+        small = total < LEAST_SUM
+        scaled = change * tl.where(small, ENLARGE, SHRINK)
+        unscale = tl.where(small, 1 / (ENLARGE * ENLARGE), 1 / (SHRINK * SHRINK))  # float64
+        result = tl.sum(scaled * scaled).to(tl.float64) * unscale
+    return result
+
+
+def _name(prefix: str) -> Callable[[Any], str]:
+    """Of a kernel, by its step, which profilers show: zo_adam_kernel of zo_adam_step."""
+    return lambda kernel: f"{prefix}{kernel.constants['STEP'].__name__.removesuffix('step')}kernel"
+
+
+@triton.jit(do_not_specialize=["numel", "count", "stream"], repr=_name(""))
+def update_kernel(
+    tensors, numel, squares, seeds, coeffs, count, stream, numbers, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr, DISTRIBUTION: tl.constexpr,
+):  # fmt: skip
+    """A block of elements per program; squares[program], float64, gets the sum of its squared changes."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    change = _update(
+        STEP, tensors, first, numel, (first, seeds, coeffs, count, stream, BLOCK, VECTOR, DISTRIBUTION),
+        numbers, BLOCK, VECTOR,
+    )  # fmt: skip
+    if squares is not None:
+        tl.store(squares + tl.program_id(0), sum_of_squares(change))
+
+
+@triton.jit(do_not_specialize=["count"], repr=_name("foreach_"))
+def foreach_update_kernel(
+    owners, table, seeds, coeffs, count, numbers, STEP: tl.constexpr, STATES: tl.constexpr,
+    DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    DISTRIBUTION: tl.constexpr,
+):  # fmt: skip
+    """:func:`update_kernel` for every parameter of a table; program p updates a block of owners[p]."""
+    row = table + (ADDRESSES + 1 + STATES) * tl.load(owners + tl.program_id(0))
+    first = (tl.program_id(0) - tl.load(row + 2)) * BLOCK
+    tensors = ()
+    for i in tl.static_range(1 + STATES):
+        tensor = tl.load(row + ADDRESSES + i).to(tl.pointer_type(DTYPE if i == 0 else tl.float32))
+        tensors = tensors + (tl.multiple_of(tensor, ALIGNMENT),)  # type: ignore[assignment]
+    _update(
+        STEP, tensors, first, tl.load(row),
+        (first, seeds, coeffs, count, tl.load(row + 1), BLOCK, VECTOR, DISTRIBUTION), numbers, BLOCK, VECTOR,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])
-def norm_kernel(squares, count, out, BLOCK: tl.constexpr):
-    """out[0] = sqrt(sum of squares[0 .. count - 1]), by one program."""
-    offset = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, count, BLOCK):
-        total += tl.load(squares + first + offset, mask=offset < count - first, other=0.0)
-    tl.store(out, tl.sqrt(tl.sum(total)).to(tl.float32))
-
-
-def begin_update(
-    op: str,
-    written: dict[str, torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    distribution: str,
-    lr: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> None:
-    """All checks. `written` are a parameter and its state, by their names; `out` is written as well."""
-    (name, param), *states = written.items()
-    check_param(op, name, param, seeds, coeffs, distribution)
-    check_no_overlap(op, name, param)
-    for state_name, state in states:
-        check_state(op, state_name, state, param)
-        check_no_overlap(op, state_name, state)
-    read = {"seeds": seeds, "coeffs": coeffs}
-    if lr is not None:
-        check_one_float(op, "lr", lr, param.device)
-        read["lr"] = lr
-    if out is not None:
-        check_one_float(op, "out", out, param.device)
-        written = {**written, "out": out}
-    names = [*written, *read]
-    check_apart(op, list(written.values()), list(read.values()), names.__getitem__)
-    announce_changes(op, list(written.values()), names.__getitem__)
-
-
-def step_with_norm(
-    op: str,
-    kernel: Any,
-    written: dict[str, torch.Tensor],
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    stream: int,
-    numbers: Sequence[torch.Tensor | float],
-    distribution: str,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Check, and launch a kernel over one parameter; `out`, float32 [1], gets the norm of its change.
-
-    The kernel takes the tensors of `written`, then numel, squares, seeds, coeffs, count, stream, `numbers`.
-    """
-    lr = next((number for number in numbers if isinstance(number, torch.Tensor)), None)
-    begin_update(op, written, seeds, coeffs, distribution, lr, out)
-    param, *_ = written.values()
-    blocks = triton.cdiv(param.numel(), NOISE_BLOCKS[distribution])
-    squares = param.new_empty(blocks, dtype=torch.float64)
-    if blocks > 0:
-        with ExitStack() as stack:
-            values = [stack.enter_context(contiguous_update(tensor)) for tensor in written.values()]
-            kernel[(blocks,)](
-                *values,
-                param.numel(),
-                squares,
-                seeds.contiguous(),
-                coeffs.contiguous(),
-                seeds.numel(),
-                stream,
-                *numbers,
-                **noise_launch(values[0], distribution),
-                **all_registers(),
-            )
-    norm_kernel[(1,)](squares, blocks, out, NORM_BLOCK)
-    return out
+def sum_kernel(squares, count, out, BLOCK: tl.constexpr, ROOT: tl.constexpr):
+    """out[program] = sum of a block of squares[0 .. count - 1], float64, or its root, float32."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.sum(tl.load(squares + index, mask=index < count, other=0.0))
+    tl.store(out + tl.program_id(0), tl.sqrt(total).to(tl.float32) if ROOT else total)

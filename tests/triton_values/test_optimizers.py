@@ -11,7 +11,7 @@ from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
-    assert_norm,
+    assert_norm_of_gpu,
     assert_same_bits,
     directions,
     gaps_untouched,
@@ -86,7 +86,7 @@ def test_step(
     for (tensor, memory), wanted in zip(held, expected, strict=True):
         assert_same_bits(tensor.cpu(), wanted)
         assert_guarded(tensor, memory)
-    assert_norm(norm, expected_norm)
+    assert_norm_of_gpu(norm, expected_norm)
 
 
 @pytest.mark.parametrize("count", [0, 1, 9], ids="{}-seeds".format)
@@ -128,7 +128,7 @@ def test_non_contiguous(name: str, op: Callable, device: str, rng: torch.Generat
             got = [value.to(device, copy=True) for value in values]
             got[odd] = poisoned(27, 19).to(device)[1::2, 1::2].copy_(values[odd])
             if form == "single":
-                assert_norm(op(name)(*got, **on(device, given), stream=2), expected_norm)
+                assert_norm_of_gpu(op(name)(*got, **on(device, given), stream=2), expected_norm)
             else:
                 op(f"foreach_{name}_")(*([tensor] for tensor in got), **on(device, given), streams=[2])
             for tensor, wanted in zip(got, expected, strict=True):

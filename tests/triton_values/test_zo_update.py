@@ -11,6 +11,8 @@ from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
     DISTRIBUTIONS,
     DTYPES,
+    assert_norm,
+    assert_norm_of_gpu,
     assert_same_bits,
     directions,
     gaps_untouched,
@@ -19,14 +21,7 @@ from helpers import (
 )
 
 from mobizo_kernels import reference
-from mobizo_kernels.triton.update import NORM_BLOCK, norm_kernel
-
-
-def assert_norm(norm: torch.Tensor, expected: float) -> None:
-    """One float32 rounding of each difference and one of the root: 2 units in the last place at most."""
-    assert norm.dtype == torch.float32
-    assert norm.shape == (1,)
-    assert norm.item() == pytest.approx(expected, rel=2.0**-22, abs=0)
+from mobizo_kernels.triton.launch import SUM_BLOCK, store_norm
 
 
 @pytest.mark.parametrize("form", ["zo_update", "zo_update.out"])
@@ -53,16 +48,17 @@ def test_update(
         norm = poisoned(1).to(device)
         assert op(form)(*args, out=norm) is norm
     assert_same_bits(param.cpu(), expected)
-    assert_norm(norm, expected_norm)
+    assert_norm_of_gpu(norm, expected_norm)
     assert_guarded(param, memory)
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("blocks", [0, 1, 1023, 1024, 1025, 5000, 1024 * 1024 + 1])
 def test_norm_sums_every_block(blocks: int, device: str, rng: torch.Generator) -> None:
+    """By one program, by one for each 1024 blocks, and those by others."""
     squares = torch.rand(blocks, generator=rng, dtype=torch.float64)
-    guarded = torch.cat([squares, poisoned(NORM_BLOCK, dtype=torch.float64)]).to(device)
+    guarded = torch.cat([squares, poisoned(SUM_BLOCK, dtype=torch.float64)]).to(device)
     norm = poisoned(1).to(device)
-    norm_kernel[(1,)](guarded, blocks, norm, NORM_BLOCK)
+    store_norm(guarded[:blocks], norm)
     assert_norm(norm, float(squares.sum().sqrt()))
 
 
@@ -74,13 +70,53 @@ def test_norm_is_of_stored_values(op: Callable, device: str, rng: torch.Generato
     assert bool((param == 1).all())
 
 
-def test_norm_of_tiny_and_huge_changes(op: Callable, device: str) -> None:
+@pytest.mark.filterwarnings("ignore:overflow")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("coefficient", [1e-36, 1e-30, 1e-25, 1e-13, 1e-11, 1e15, 1e20, 1e30])
+def test_norm_of_tiny_and_huge_changes(coefficient: float, op: Callable, device: str) -> None:
     """Their squares are beyond float32."""
-    for coefficient in (1e-30, 1e30):
-        values = torch.zeros(300)
-        seeds, coeffs = torch.tensor([4]), torch.tensor([coefficient])
-        _, expected = reference.zo_update(values, seeds, coeffs, 3)
-        assert_norm(op("zo_update")(values.to(device), seeds.to(device), coeffs.to(device), 3), expected)
+    values = torch.zeros(2500)
+    seeds, coeffs = torch.tensor([4]), torch.tensor([coefficient])
+    _, expected = reference.zo_update(values, seeds, coeffs, 3)
+    assert expected > 0
+    assert_norm_of_gpu(op("zo_update")(values.to(device), seeds.to(device), coeffs.to(device), 3), expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of NumPy, in the interpreter
+@pytest.mark.parametrize("place", ["apart", "together"])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 1e-30), (0.0, 1.0), (1e-40, 1e-25), (1e-25, 1e-13), (1e-20, 1.0), (1e-25, 1e20), (1e15, 1e20)],
+)
+def test_norm_of_tiny_beside_huge_changes(
+    low: float, high: float, place: str, op: Callable, device: str, rng: torch.Generator
+) -> None:
+    """A parameter that halves, in blocks of one size of changes or of two."""
+    values = torch.cat([torch.full((4096,), low), torch.full((4096,), high)])
+    if place == "together":
+        values = values[torch.randperm(8192, generator=rng)]
+    seeds, coeffs = directions(0, rng)
+    _, expected = reference.zo_update(values, seeds, coeffs, 1, 0.5)
+    assert_norm_of_gpu(
+        op("zo_update")(values.to(device), seeds.to(device), coeffs.to(device), 1, 0.5), expected
+    )
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of NumPy, in the interpreter
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [([3e38], torch.inf), ([torch.inf], torch.nan), ([torch.nan], torch.nan), ([3e38, torch.nan], torch.nan)],
+    ids=["inf", "inf-inf", "nan", "inf-and-nan"],
+)
+@pytest.mark.parametrize("rest", [0.0, 1e-25, 1.0, 1e20])
+def test_norm_of_changes_that_are_not_finite(
+    special: list[float], expected: float, rest: float, op: Callable, device: str, rng: torch.Generator
+) -> None:
+    """Whatever the changes beside them: 3e38 leaves the range of float32, as its double does."""
+    values = torch.full((3000,), rest)
+    values[:: 3000 // len(special)] = torch.tensor(special)
+    seeds, coeffs = directions(0, rng)
+    norm = op("zo_update")(values.to(device), seeds.to(device), coeffs.to(device), 1, 2.0)
+    assert_norm(norm, expected)
 
 
 def test_no_seeds(op: Callable, device: str, rng: torch.Generator) -> None:
@@ -96,7 +132,7 @@ def test_non_contiguous_parameter(op: Callable, device: str, rng: torch.Generato
     seeds, coeffs = directions(3, rng)
     expected, expected_norm = reference.zo_update(values, seeds, coeffs, 2)
     param = poisoned(27, 19).to(device)[1::2, 1::2].copy_(values)
-    assert_norm(op("zo_update")(param, seeds.to(device), coeffs.to(device), 2), expected_norm)
+    assert_norm_of_gpu(op("zo_update")(param, seeds.to(device), coeffs.to(device), 2), expected_norm)
     assert_same_bits(param.contiguous().cpu(), expected)
     assert gaps_untouched(param)
 
