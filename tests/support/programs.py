@@ -57,10 +57,11 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent  # of all processes that run the tests
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
-    program = directory / f"program-{key}.pte"
+    program = directory / f"program-{key}" / "tiny.pte"
     with open(directory / f"program-{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
+            program.parent.mkdir(exist_ok=True)
             model = tiny_llama(options.pop("layers", 1))
             targets = lora_config(**options.pop("adapter", {}))
             export_quietly(model, program, **{"targets": targets, **DEFAULTS, **options})
