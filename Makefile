@@ -11,7 +11,7 @@ CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quick coverage bench lint native arm wheel clean
-PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

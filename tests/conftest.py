@@ -1,5 +1,5 @@
 """Fixtures of every test: random numbers that depend on the test alone, and the thread count given back. And
-what a test is by where it lies: its marks, and the tests that one process runs after each other.
+the marks that a test has by where it lies.
 """
 
 from __future__ import annotations
@@ -36,17 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that tells processes by groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    groups = "PYTEST_XDIST_WORKER" in os.environ
     for item in items:
         place = item.path.relative_to(TESTS).parts[0]
         if mark := MARKS.get(place):
             item.add_marker(mark)
-        # Tests of a file share what it makes; those of the GPU kernels share nothing and take long.
-        if groups:
-            group = item.name if place == "test_triton.py" else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
 
@@ -54,8 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     """A generator seeded by the test's own id: running one test alone draws what the whole suite draws."""
-    test, _, _ = request.node.nodeid.partition("@")  # behind which a group of processes stands
-    return torch.Generator().manual_seed(zlib.crc32(test.encode()))
+    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ cp -r tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md pyproject.tom
 library=$(echo "$base"/lib*)
 (
   cd "$away"
-  PYTHONPATH=$library python -m pytest --numprocesses auto --dist loadgroup tests --cov mobizo_kernels --cov-report "xml:$base/python.xml" \
+  PYTHONPATH=$library python -m pytest --numprocesses auto --dist loadfile tests --cov mobizo_kernels --cov-report "xml:$base/python.xml" \
     --cov-report term | tee "$base/python.txt" | tail -n 4
 )
 gcovr --root . --filter csrc --filter executorch_ops --object-directory "$base" --gcov-ignore-parse-errors=all \
