@@ -16,11 +16,11 @@ find "$base" -name '*.gcda' -delete
 # From another folder, whose sources would hide the instrumented package.
 away=$(mktemp -d)
 trap 'rm -rf "$away"' EXIT
-cp -r tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md pyproject.toml "$away"
+cp -r tests benchmarks pyproject.toml "$away"
 library=$(echo "$base"/lib*)
 (
   cd "$away"
-  PYTHONPATH=$library python -m pytest --numprocesses auto --dist loadfile tests --cov mobizo_kernels --cov-report "xml:$base/python.xml" \
+  PYTHONPATH=$library python -m pytest --numprocesses auto --dist loadfile tests --ignore tests/docs --cov mobizo_kernels --cov-report "xml:$base/python.xml" \
     --cov-report term | tee "$base/python.txt" | tail -n 4
 )
 gcovr --root . --filter csrc --filter executorch_ops --object-directory "$base" --gcov-ignore-parse-errors=all \

@@ -13,6 +13,7 @@ from helpers import (
     assert_norm,
     assert_same_bits,
     directions,
+    every_kind_of_update,
     gaps_untouched,
     name_of,
     on_device,
@@ -34,11 +35,7 @@ def state(shape: tuple[int, ...], dtype: torch.dtype, rng: torch.Generator) -> t
     return param, exp_avg, 0.01 * torch.rand(shape, generator=rng)
 
 
-@pytest.mark.parametrize("form", ["functional", "out"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(), (0, 2), (3,), (7, 19), (2, 2051)], ids=name_of)
-@pytest.mark.parametrize("decay", [1.0, 0.875])
+@every_kind_of_update
 def test_step(
     form: str,
     dtype: torch.dtype,

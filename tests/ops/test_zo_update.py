@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import (
-    DISTRIBUTIONS,
-    DTYPES,
     assert_norm,
     assert_same_bits,
     directions,
+    every_kind_of_update,
     gaps_untouched,
     name_of,
     on_device,
@@ -22,11 +21,7 @@ from helpers import (
 from mobizo_kernels import ops, reference
 
 
-@pytest.mark.parametrize("form", ["functional", "out"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(), (0, 2), (3,), (7, 19), (2, 2051)], ids=name_of)
-@pytest.mark.parametrize("decay", [1.0, 0.875])
+@every_kind_of_update
 def test_update(
     form: str,
     dtype: torch.dtype,
