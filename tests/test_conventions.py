@@ -8,28 +8,28 @@ import peft
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from mobizo_kernels import _conventions
-from mobizo_kernels._run_defaults import LrSchedule
+from mobizo_kernels import conventions
 from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE, Engine
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.reference.noise import _DISTRIBUTIONS
+from mobizo_kernels.run_defaults import LrSchedule
 from mobizo_kernels.training import schedule
 from mobizo_kernels.zo import arguments
 from mobizo_kernels.zo.estimators import EstimatorName
 
 
 def test_the_label_of_no_target() -> None:
-    assert torch.nn.CrossEntropyLoss().ignore_index == _conventions.IGNORED
+    assert torch.nn.CrossEntropyLoss().ignore_index == conventions.IGNORED
 
 
 def test_files_of_an_adapter() -> None:
-    assert CONFIG_NAME == _conventions.PEFT_CONFIG
-    assert SAFETENSORS_WEIGHTS_NAME == _conventions.PEFT_WEIGHTS
+    assert CONFIG_NAME == conventions.PEFT_CONFIG
+    assert SAFETENSORS_WEIGHTS_NAME == conventions.PEFT_WEIGHTS
 
 
 def test_defaults_of_what_scales_an_adapter() -> None:
     plain = peft.LoraConfig()
-    assert {name: getattr(plain, name) for name in _conventions.LORA_SCALING} == _conventions.LORA_SCALING
+    assert {name: getattr(plain, name) for name in conventions.LORA_SCALING} == conventions.LORA_SCALING
 
 
 def test_words_of_options_have_a_meaning() -> None:

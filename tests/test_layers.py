@@ -11,21 +11,22 @@ import mobizo_kernels
 
 PACKAGE = Path(mobizo_kernels.__file__).parent
 
-# What each folder may import of the package, beside itself; modules at the top may be imported by all.
+# What each folder may import of the package, beside itself. Modules at the top may be imported by all.
 BELOW = {
     "reference": "",
     "ops": "",
     "triton": "ops",
     "optim": "ops",
+    "files": "",
     "models": "",
-    "lora": "ops",
-    "data": "models",
-    "loss": "lora data",
-    "journal": "optim lora",
+    "lora": "files ops",
+    "data": "files models",
+    "loss": "files lora data",
+    "journal": "files optim lora",
     "zo": "optim lora loss journal",
     "training": "optim lora loss journal data zo",
-    "executorch": "ops optim models lora data loss journal zo training",
-    "cli": "ops optim models lora data loss journal zo training executorch",
+    "executorch": "files ops optim models lora data loss journal zo training",
+    "cli": "files ops optim models lora data loss journal zo training executorch",
 }
 
 
@@ -48,6 +49,11 @@ def test_arrows_point_down(folder: str) -> None:
     assert files
     upward = {str(file.relative_to(PACKAGE)): found for file in files if (found := imports(file) - allowed)}
     assert upward == {}
+
+
+def test_modules_at_the_top_know_no_folder() -> None:
+    found = {file.stem: imports(file) for file in PACKAGE.glob("*.py") if file.stem != "__init__"}
+    assert found and not any(found.values()), found
 
 
 def test_every_folder_has_its_place() -> None:

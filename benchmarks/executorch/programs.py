@@ -28,8 +28,8 @@ from benchmarks.executorch.peers import (
     decoder,
     lower,
 )
-from mobizo_kernels._files import written_whole
 from mobizo_kernels.executorch.export import export_training_program
+from mobizo_kernels.files.file import written_whole
 from mobizo_kernels.loss import IGNORED, LabelledLoss
 from mobizo_kernels.models import SMOLLM2, load_model
 

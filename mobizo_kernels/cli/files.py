@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mobizo_kernels._files import same_file
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.files.file import same_file
 
 
 def check_distinct(outputs: Mapping[str, Iterable[Path]], inputs: Mapping[str, str | Path | None]) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels._files import remove_dead_scratch, scratch_directory
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import plot_learning_curve
 from mobizo_kernels.cli.quality import quality
 from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.errors import InputError, first_line, naming
+from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory
 from mobizo_kernels.training import FitResult, Scored
 
 ADAPTER_DIRECTORY = "adapter"

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
-from mobizo_kernels._run_defaults import RUN, LrSchedule
 from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
@@ -22,6 +21,7 @@ from mobizo_kernels.models.quantization import Quantization
 from mobizo_kernels.ops.checks import MAX_RANK, Distribution
 from mobizo_kernels.optim import UpdateRule
 from mobizo_kernels.optim.update_rule import Optimizer
+from mobizo_kernels.run_defaults import RUN, LrSchedule
 from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 from mobizo_kernels.zo.estimators import EstimatorName
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mobizo_kernels._conventions import IGNORED
+from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.data.prompts import EncodedExample
 from mobizo_kernels.errors import InputError
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mobizo_kernels import _strict_json
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.errors import InputError, first_line, listed, refuse_half_characters, shortened
+from mobizo_kernels.files import strict_json
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
@@ -132,7 +132,7 @@ def _jsonl_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
             continue
         with _blame_line(path, number):
             try:
-                row = _strict_json.loads(line.rstrip("\n"))
+                row = strict_json.loads(line.rstrip("\n"))
             except ValueError as error:
                 raise ValueError(f"is not JSON ({first_line(error)})") from error
             if not isinstance(row, dict):

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from mobizo_kernels import _strict_json
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_fingerprint
 from mobizo_kernels.errors import InputError, blame_input, first_line, refuse_half_characters, shortened
+from mobizo_kernels.files import strict_json
 
 Part = tuple[str, str | None]
 
@@ -267,7 +267,7 @@ def parse_verbalizer(text: str) -> dict[str, str]:
         InputError: not a JSON object of words.
     """
     try:
-        value = _strict_json.loads(text)
+        value = strict_json.loads(text)
     except ValueError as error:
         raise InputError(
             f"verbalizer: expected a JSON object, got {shortened(text, 200)} ({first_line(error)})"

@@ -17,11 +17,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mobizo_kernels._files import sorted_metadata, written_whole
 from mobizo_kernels.data.datasets import Example
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder
 from mobizo_kernels.data.tokenized import example_arrays, examples_fingerprint, examples_of_arrays
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.files.file import sorted_metadata, written_whole
 from mobizo_kernels.models.loading import cache_directory
 
 # Goes up when `PromptEncoder` makes other tokens of the same text.

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from mobizo_kernels import _strict_json
-from mobizo_kernels._files import sorted_metadata, written_whole
-from mobizo_kernels._safetensors import read_safetensors, with_checksum
 from mobizo_kernels.data.prompts import EncodedExample
 from mobizo_kernels.errors import InputError, first_line
+from mobizo_kernels.files import strict_json
+from mobizo_kernels.files.file import sorted_metadata, written_whole
+from mobizo_kernels.files.safetensors import read_safetensors, with_checksum
 
 FORMAT = "mobizo-dataset-1"
 SPLITS = ("train", "validation", "test")
@@ -182,7 +182,7 @@ def _tensor(tensors: dict[str, NDArray[Any]], name: str, dtype: Any, path: Path)
 def _list(metadata: dict[str, str], name: str, kind: type, path: Path) -> list[Any]:
     """A JSON list of strings or of numbers in the metadata."""
     try:
-        value = _strict_json.loads_as_native(metadata[name].encode())
+        value = strict_json.loads_as_native(metadata[name].encode())
     except (KeyError, ValueError):
         value = None
     if not isinstance(value, list) or any(type(item) is not kind for item in value):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from mobizo_kernels import _strict_json
+from mobizo_kernels.files import strict_json
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
@@ -185,7 +185,7 @@ def parse_description(text: str) -> Description:
         ValueError: naming the field, if it is no JSON, of another format, or if a field is missing, unknown,
             of the wrong type, or contradicts the rest.
     """
-    values = _of_kind(dict, _strict_json.loads_as_native(text.encode()))
+    values = _of_kind(dict, strict_json.loads_as_native(text.encode()))
     if "format" not in values:
         raise ValueError("'format' is missing")
     with _blaming("format"):

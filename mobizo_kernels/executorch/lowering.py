@@ -14,7 +14,6 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch.export import Dim, ExportedProgram
 
-from mobizo_kernels._files import written_whole
 from mobizo_kernels.executorch.checksum import append_checksum
 from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
@@ -28,6 +27,7 @@ from mobizo_kernels.executorch.program import (
     Update,
     UpdateAndTrainStep,
 )
+from mobizo_kernels.files.file import written_whole
 
 MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobizo_kernels._conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels._run_defaults import RUN
+from mobizo_kernels.conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
 from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
+from mobizo_kernels.run_defaults import RUN
 
 if TYPE_CHECKING:
     from mobizo_kernels.executorch import _trainer

@@ -9,7 +9,7 @@ import weakref
 from io import FileIO
 from pathlib import Path
 
-from mobizo_kernels._files import remove_dead_scratch, scratch_file, sync, try_lock
+from mobizo_kernels.files.file import remove_dead_scratch, scratch_file, sync, try_lock
 
 # How a file system says that it has no hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)

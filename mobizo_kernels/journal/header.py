@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mobizo_kernels import _strict_json
+from mobizo_kernels.files import strict_json
 from mobizo_kernels.optim.update_rule import UpdateRule
 
 MAGIC = b"MOBIZOJN"
@@ -162,7 +162,7 @@ def parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:
     if zlib.crc32(content[:end]) != crc:
         raise ValueError(f"journal {path}: its header is damaged")
     try:
-        header = _from_json(_strict_json.loads_as_native(content[_PREFIX.size : end]), version)
+        header = _from_json(strict_json.loads_as_native(content[_PREFIX.size : end]), version)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"journal {path}: its header cannot be understood ({error})") from error
     return header, end + _CRC.size, version

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from mobizo_kernels import _strict_json
-from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels._files import sorted_metadata, written_whole
-from mobizo_kernels._safetensors import Tensor, read_safetensors, with_checksum
+from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
+from mobizo_kernels.files import strict_json
+from mobizo_kernels.files.file import sorted_metadata, written_whole
+from mobizo_kernels.files.safetensors import Tensor, read_safetensors, with_checksum
 from mobizo_kernels.lora.adapter import Model
 from mobizo_kernels.lora.peft_load import load_adapter
 from mobizo_kernels.lora.peft_save import (
@@ -125,7 +125,7 @@ def _config(metadata: dict[str, str], path: Path) -> dict[str, object]:
             f"{', '.join(sorted(metadata)) or 'none'}"
         )
     try:
-        values = _strict_json.loads_as_native(metadata["adapter_config"].encode())
+        values = strict_json.loads_as_native(metadata["adapter_config"].encode())
         config = PeftConfig.from_peft_type(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"adapter {path}: its adapter_config cannot be understood ({error})") from error

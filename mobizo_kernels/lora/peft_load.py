@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels._safetensors import check_undamaged
+from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
+from mobizo_kernels.files.safetensors import check_undamaged
 from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.adapter import Model, adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.linear import lora_scaling

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from mobizo_kernels._conventions import PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels._files import remove_dead_scratch, scratch_directory, sorted_metadata
-from mobizo_kernels._safetensors import with_checksum
+from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
+from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory, sorted_metadata
+from mobizo_kernels.files.safetensors import with_checksum
 from mobizo_kernels.lora.adapter import adapter_layers, adapter_of
 from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft_key, vocabulary_of
 from mobizo_kernels.lora.targets import Target

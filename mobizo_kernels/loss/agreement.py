@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels._conventions import IGNORED
+from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.lora import adapter_of, is_wrapped
 from mobizo_kernels.loss.rows import RowReader, Rows
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels._conventions import IGNORED
+from mobizo_kernels.conventions import IGNORED
 
 
 class LabelHead:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mobizo_kernels._conventions import IGNORED
+from mobizo_kernels.conventions import IGNORED
 
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What transformers' collators may say of packed rows besides `position_ids`."""

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from mobizo_kernels._run_defaults import RUN
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.journal import JournalLost
 from mobizo_kernels.journal.header import PathLike
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim import Records
+from mobizo_kernels.run_defaults import RUN
 from mobizo_kernels.training.divergence import DivergenceGuard
 from mobizo_kernels.training.reports import FitResult, StepReport, Validation
 from mobizo_kernels.training.schedule import check_schedule, learning_rate_schedule

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobizo_kernels import _strict_json
 from mobizo_kernels.data import Example
 from mobizo_kernels.data.files import read_file
 from mobizo_kernels.errors import InputError
@@ -201,17 +200,3 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fstat", fstat_and_append)
     with pytest.raises(InputError, match="changed while it was read"):
         read_file(file, "text", "label")
-
-
-@given(
-    value=st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.text()
-        | st.floats(allow_nan=False, allow_infinity=False),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_json_is_what_json_says(value: object) -> None:
-    assert _strict_json.loads(json.dumps(value)) == value

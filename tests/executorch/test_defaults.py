@@ -9,9 +9,9 @@ from pathlib import Path
 
 from crash import start_runner
 
-from mobizo_kernels._run_defaults import RUN
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings
 from mobizo_kernels.executorch import Trainer
+from mobizo_kernels.run_defaults import RUN
 
 RECIPE = Path(__file__).resolve().parents[2] / "docs" / "recipe.md"
 

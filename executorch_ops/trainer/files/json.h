@@ -60,7 +60,8 @@ class Json {
 };
 
 // Throws Error with the byte at which `text` is not JSON in UTF-8. A name that comes twice in an object, more than 64 levels,
-// half a pair of surrogates and whole numbers beyond int64 are refused, too. mobizo_kernels/_strict_json.py refuses the same.
+// half a pair of surrogates and whole numbers beyond int64 are refused, too. mobizo_kernels/files/strict_json.py refuses the
+// same.
 Json parse_json(std::string_view text);
 
 }  // namespace mobizo::trainer

@@ -39,7 +39,7 @@ class SafetensorsFile {
   };
 
   // Throws Error unless the file is what the format says, to the last byte, and has the checksum that its metadata name, if
-  // they name one. mobizo_kernels/_safetensors.py refuses the same.
+  // they name one. mobizo_kernels/files/safetensors.py refuses the same.
   explicit SafetensorsFile(const std::string& path);
 
   const std::string& path() const { return file_.path(); }

@@ -19,7 +19,7 @@ std::vector<float> read_factor(const SafetensorsFile& file, const AdapterParamet
   return values;
 }
 
-// What decides, beside the matrices, what an adapter computes: LORA_SCALING of mobizo_kernels/_conventions.py. PEFT writes all
+// What decides, beside the matrices, what an adapter computes: LORA_SCALING of mobizo_kernels/conventions.py. PEFT writes all
 // of it; another file need not say any.
 void check_scaling(const SafetensorsFile& file, const Description& description) {
   const std::string text = file.metadata("adapter_config");

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mobizo_kernels._files import written_whole
+from mobizo_kernels.files.file import written_whole
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 

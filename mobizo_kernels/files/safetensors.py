@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from mobizo_kernels import _strict_json
+from mobizo_kernels.files import strict_json
 
 CHECKSUM = "checksum"  # in the metadata
 
@@ -72,7 +72,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(
             f"not a safetensors file, or cut short: a header of {size} bytes in a file of {len(content)}"
         )
-    header = _strict_json.loads_as_native(bytes(content[8 : 8 + size]))
+    header = strict_json.loads_as_native(bytes(content[8 : 8 + size]))
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     metadata = header.pop("__metadata__", {})
