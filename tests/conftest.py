@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +28,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 TESTS = Path(__file__).parent
-MARKS = {"executorch": "executorch", "test_triton.py": "gpu", "test_binaries.py": "native"}  # by place
+MARKS = {"executorch": "executorch", "triton": "gpu", "test_binaries.py": "native"}  # by place
+# Whose tests take seconds each: they start first, or a core would have them left when the others are done.
+SLOWEST = ("triton", "benchmarks", "executorch", "cli")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # xdist's order, by the number of tests, has files of few last
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,6 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(mark)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
+    files = Counter(item.path for item in items)
+    items.sort(key=lambda item: (_rank(item), -files[item.path], item.path))  # those of a file stay in order
+
+
+def _rank(item: pytest.Item) -> int:
+    place = item.path.relative_to(TESTS).parts[0]
+    return SLOWEST.index(place) if place in SLOWEST else len(SLOWEST)
 
 
 @pytest.fixture
