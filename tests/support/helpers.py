@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,6 @@ def name_of(value: Any) -> str:
 def signed(word: str) -> int:
     """A hexadecimal 64-bit pattern as the int64 that a tensor holds."""
     return int.from_bytes(bytes.fromhex(word), "big", signed=True)
-
-
-def every_kind_of_update(test: Callable[..., None]) -> Callable[..., None]:
-    """Parametrise a test of one step by its form, dtype, distribution, shape and decay."""
-    shapes = [(), (0, 2), (3,), (7, 19), (2, 2051)]
-    for mark in (
-        pytest.mark.parametrize("decay", [1.0, 0.875]),
-        pytest.mark.parametrize("shape", shapes, ids=name_of),
-        pytest.mark.parametrize("distribution", DISTRIBUTIONS),
-        pytest.mark.parametrize("dtype", DTYPES, ids=name_of),
-        pytest.mark.parametrize("form", ["functional", "out"]),
-    ):
-        test = mark(test)
-    return test
 
 
 def directions(count: int, rng: torch.Generator, scale: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
