@@ -43,6 +43,15 @@ def refuse_half_characters(text: str) -> None:
 
 
 @contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """A ValueError that leaves the block gets `where` in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+@contextmanager
 def blame_input(what: str) -> Iterator[None]:
     """Turn a ValueError or OSError that checks of user input raise inside the block into an `InputError` that
     begins with `what`, once.

@@ -16,7 +16,7 @@ BELOW = {
     "reference": "",
     "ops": "",
     "triton": "ops",
-    "optim": "ops",
+    "optim": "files ops",
     "files": "",
     "models": "",
     "lora": "files ops",

@@ -6,13 +6,15 @@ executorch_ops/trainer/program/description.cpp is the native twin: the same fiel
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from mobizo_kernels.errors import blaming
 from mobizo_kernels.files import strict_json
+from mobizo_kernels.files.strict_json import member, number, of_kind
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
@@ -61,7 +63,7 @@ class AdapterParameter:
 
     def __post_init__(self) -> None:
         for factor in ("lora_a", "lora_b"):
-            with _blaming(factor):
+            with blaming(factor):
                 for size in getattr(self, factor):
                     _check_size(size, 1)
         if self.lora_a[0] != self.lora_b[1]:
@@ -136,7 +138,7 @@ class Description:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            with _blaming(name):
+            with blaming(name):
                 _check_size(getattr(self, name), least)
         if self.estimator not in ("two_sided", "one_sided"):
             raise ValueError(f"estimator must be two_sided or one_sided, got '{self.estimator}'")
@@ -185,24 +187,15 @@ def parse_description(text: str) -> Description:
         ValueError: naming the field, if it is no JSON, of another format, or if a field is missing, unknown,
             of the wrong type, or contradicts the rest.
     """
-    values = _of_kind(dict, strict_json.loads_as_native(text.encode()))
+    values = of_kind(dict, strict_json.loads_as_native(text.encode()))
     if "format" not in values:
         raise ValueError("'format' is missing")
-    with _blaming("format"):
-        found = _of_kind(int, values.pop("format"))
+    with blaming("format"):
+        found = of_kind(int, values.pop("format"))
         _check_size(found, 1)
     if found != FORMAT:
         raise ValueError(f"expected a program of format {FORMAT}, got {found}")
     return _description(values)
-
-
-@contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """A ValueError that leaves the block gets `where` in front."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_size(size: int, least: int) -> None:
@@ -212,24 +205,12 @@ def _check_size(size: int, least: int) -> None:
         raise ValueError(f"expected at most {_MOST_SIZE}, got {size}")
 
 
-_KINDS = {
-    type(None): "null", bool: "a boolean", int: "a whole number", float: "a number", str: "a string",
-    list: "a list", dict: "an object",
-}  # fmt: skip
-
-
-def _of_kind(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"expected {_KINDS[kind]}, got {_KINDS[type(value)]}")
-    return value
-
-
 # What makes a value of Python of one of JSON, or raises ValueError.
 Reader = Callable[[Any], Any]
 
 
 def _list_of(item: Reader) -> Reader:
-    return lambda value: tuple(item(entry) for entry in _of_kind(list, value))
+    return lambda value: tuple(item(entry) for entry in of_kind(list, value))
 
 
 def _or_null(reader: Reader) -> Reader:
@@ -240,12 +221,7 @@ def _object(make: Callable[..., Any], members: Mapping[str, Reader]) -> Reader:
     """Calls `make` with the members of an object that has all of these and no others."""
 
     def read(value: Any) -> Any:
-        found = {}
-        for name, reader in members.items():
-            if name not in _of_kind(dict, value):
-                raise ValueError(f"'{name}' is missing")
-            with _blaming(name):
-                found[name] = reader(value[name])
+        found = {name: member(value, name, reader) for name, reader in members.items()}
         if unknown := next((name for name in value if name not in members), None):
             raise ValueError(f"'{unknown}' is unknown")
         return make(**found)
@@ -253,32 +229,28 @@ def _object(make: Callable[..., Any], members: Mapping[str, Reader]) -> Reader:
     return read
 
 
-_text, _whole, _boolean = (partial(_of_kind, kind) for kind in (str, int, bool))
-
-
-def _number(value: Any) -> float:
-    return float(value) if type(value) is int else _of_kind(float, value)
+_text, _whole, _boolean = (partial(of_kind, kind) for kind in (str, int, bool))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    if len(_of_kind(list, value)) != 2:
+    if len(of_kind(list, value)) != 2:
         raise ValueError(f"expected two sizes, got {json.dumps(value, separators=(',', ':'))}")
     return tuple(_whole(size) for size in value)
 
 
 def _versions(value: Any) -> dict[str, str]:
-    return _object(dict, dict.fromkeys(_of_kind(dict, value), _text))(value)
+    return _object(dict, dict.fromkeys(of_kind(dict, value), _text))(value)
 
 
 _unnamed_parameter = _object(
     AdapterParameter,
-    {"name": _text, "stream": _whole, "lora_a": _shape, "lora_b": _shape, "scaling": _number},
+    {"name": _text, "stream": _whole, "lora_a": _shape, "lora_b": _shape, "scaling": number},
 )
 
 
 def _parameter(value: Any) -> AdapterParameter:
-    name = _of_kind(dict, value).get("name")
-    with _blaming(name) if isinstance(name, str) else nullcontext():
+    name = of_kind(dict, value).get("name")
+    with blaming(name) if isinstance(name, str) else nullcontext():
         return _unnamed_parameter(value)
 
 
@@ -296,7 +268,7 @@ _description = _object(
         "candidate_tokens": _or_null(_list_of(_whole)),
         "tokenizer": _or_null(_text),
         "adapter": _object(
-            AdapterDescription, {"config": partial(_of_kind, dict), "parameters": _list_of(_parameter)}
+            AdapterDescription, {"config": partial(of_kind, dict), "parameters": _list_of(_parameter)}
         ),
     },
 )

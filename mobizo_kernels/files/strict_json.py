@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+from mobizo_kernels.errors import blaming
+
 _MOST_LEVELS = 64
+_KINDS = {
+    type(None): "null", bool: "a boolean", int: "a whole number", float: "a number", str: "a string",
+    list: "a list", dict: "an object",
+}  # fmt: skip
 
 
 def loads(text: str) -> Any:
@@ -53,6 +60,26 @@ def loads_as_native(content: bytes) -> Any:
         elif isinstance(item, list):
             rest.extend((inner, level + 1) for inner in item)
     return value
+
+
+def of_kind(kind: type, value: Any) -> Any:
+    """`value`, unless it is of another type of JSON: a ValueError names both, as json.cpp does."""
+    if type(value) is not kind:
+        raise ValueError(f"expected {_KINDS[kind]}, got {_KINDS.get(type(value), type(value))}")
+    return value
+
+
+def member(values: Any, name: str, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of a member that an object has to have. What it raises gets the name in front."""
+    if name not in of_kind(dict, values):
+        raise ValueError(f"'{name}' is missing")
+    with blaming(name):
+        return read(values[name])
+
+
+def number(value: Any) -> float:
+    """Of a whole number, too. Raises ValueError for what is none."""
+    return float(value) if type(value) is int else of_kind(float, value)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mobizo_kernels.errors import blaming
 from mobizo_kernels.files import strict_json
 from mobizo_kernels.optim.update_rule import UpdateRule
 
@@ -185,7 +186,8 @@ def _from_json(values: Any, version: int) -> JournalHeader:
         JournalParameter(**{**parameter, "shape": tuple(parameter["shape"])})
         for parameter in values.pop("parameters")
     )
-    rule = UpdateRule.from_json(values.pop("optimizer"), values.pop("lr"))
+    with blaming("optimizer"):
+        rule = UpdateRule.from_json(values.pop("optimizer"), values.pop("lr"))
     for name in ("candidate_tokens", "invocation_tokens"):
         values[name] = None if values[name] is None else tuple(values[name])
     header = JournalHeader(**values, optimizer=rule, parameters=parameters)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+
+from mobizo_kernels.files.strict_json import member, number, of_kind
 
 Optimizer = Literal["sgd", "adam", "sign"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
@@ -133,20 +135,22 @@ class UpdateRule:
         return {"name": self.name, **own[self.name], "weight_decay": self.weight_decay}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], lr: float = 1e-3) -> UpdateRule:
-        """The rule whose :meth:`as_json` is `values`. Raises ValueError if there is none."""
-        numbers = {name: value for name, value in values.items() if name != "name"}
-        if any(type(value) not in (int, float) for value in numbers.values()):
-            raise ValueError(f"optimizer must have numbers for all but its name, got {dict(values)}")
-        if values.get("name") == "adam" and {"beta1", "beta2"} <= numbers.keys():
+    def from_json(cls, values: Any, lr: float = 1e-3) -> UpdateRule:
+        """The rule whose :meth:`as_json` is `values`.
+
+        Raises:
+            ValueError: naming the member that is missing, unknown, of the wrong type, or out of range.
+                executorch_ops/trainer/files/update_rule.cpp refuses the same in the same words.
+        """
+        name = member(values, "name", partial(of_kind, str))
+        if name not in OPTIMIZERS:
+            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got '{name}'")
+        numbers: dict[str, Any] = {own: member(values, own, number) for own in list(cls(name).as_json())[1:]}
+        if unknown := next((other for other in values if other not in {"name", *numbers}), None):
+            raise ValueError(f"'{unknown}' is unknown")
+        if name == "adam":
             numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
-        try:
-            rule = cls(values["name"], **numbers, lr=lr)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"optimizer is not understood: {dict(values)}") from error
-        if rule.as_json().keys() != values.keys():
-            raise ValueError(f"optimizer must have {', '.join(rule.as_json())}, got {', '.join(values)}")
-        return rule
+        return cls(name, **numbers, lr=lr)
 
     def coefficient(self, lr: float, queries: int) -> float:
         """What a projected gradient is multiplied by to give its direction's coefficient, at the rate `lr`.

@@ -20,6 +20,7 @@ import torch
 from crash import start_runner
 from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 from executorch.runtime import Runtime, Verification
+from journals import ADAM, BAD_RULES
 from programs import MAGIC, program_bytes, tiny_dataset, with_checksum
 
 from mobizo_kernels.executorch import Trainer, read_description
@@ -120,7 +121,6 @@ def twice(description: dict[str, Any]) -> None:
 
 
 HUGE = 2**31 - 1
-ADAM = {"name": "adam", "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,20 @@ def test_a_description_of_another_program(edit: Any, message: str, program: Path
         parse_description(text)
     sentence = re.sub(r"[\x00-\x1f\x7f]", "?", str(here.value))
     assert str(native.value) == f"{path}: description: {sentence}"
+
+
+@pytest.mark.parametrize(("values", "sentence"), [*BAD_RULES, (None, "expected an object, got null")])
+def test_an_optimizer_that_is_none(
+    values: dict[str, Any] | None, sentence: str, program: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pte"
+    path.write_bytes(described(program, entries(optimizer=values)))
+    with pytest.raises(ValueError) as native:
+        Trainer(path)
+    with pytest.raises(ValueError) as here:
+        parse_description(description_in(program_bytes(path)))
+    assert str(here.value) == f"optimizer: {sentence}"
+    assert str(native.value) == f"{path}: description: optimizer: {sentence}"
 
 
 def test_descriptions_changed_anywhere(program: Path, tmp_path: Path, rng: torch.Generator) -> None:

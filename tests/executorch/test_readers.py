@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from crash import start_runner
+from journals import BAD_RULES
 from programs import tiny_dataset, tiny_program
 
 from mobizo_kernels.data import read_dataset
@@ -206,14 +207,25 @@ def journal_verdicts(path: Path) -> tuple[str, str]:
     return python, errors
 
 
+def parts_of_journal(path: Path) -> tuple[bytes, bytes]:
+    """The JSON of its header, and its records."""
+    content = path.read_bytes()
+    (size,) = struct.unpack_from("<I", content, 12)
+    return content[16 : 16 + size], content[20 + size :]
+
+
+def write_journal(path: Path, header: bytes, records: bytes) -> None:
+    """Change the header of a journal of the current version, its checksum mended."""
+    head = path.read_bytes()[:12] + struct.pack("<I", len(header)) + header
+    path.write_bytes(head + struct.pack("<I", zlib.crc32(head)) + records)
+
+
 def test_headers_of_journals(trainer: Trainer, tmp_path: Path, rng: torch.Generator) -> None:
     """Their checksum mended: it is all that stands between most damage and the readers."""
     path = tmp_path / "journal"
     dataset = tiny_dataset(tmp_path / "data.safetensors", rng)
     trainer.train(dataset, steps=2, eval_every=0, keep="last", journal=path)
-    content = path.read_bytes()
-    (size,) = struct.unpack_from("<I", content, 12)
-    header, records = content[16 : 16 + size], content[20 + size :]
+    header, records = parts_of_journal(path)
     values = json.loads(header)
     parameter = values["parameters"][0]
     changed = [
@@ -238,9 +250,21 @@ def test_headers_of_journals(trainer: Trainer, tmp_path: Path, rng: torch.Genera
     ]
     taken = 0
     for text in changed:
-        head = content[:12] + struct.pack("<I", len(text)) + text
-        path.write_bytes(head + struct.pack("<I", zlib.crc32(head)) + records)
+        write_journal(path, text, records)
         python, native = journal_verdicts(path)
         assert bool(python) == bool(native), (text, python, native)
         taken += not python
     assert 10 < taken < len(changed) // 2
+
+
+def test_optimizers_of_journals(trainer: Trainer, tmp_path: Path, rng: torch.Generator) -> None:
+    """Both readers say the same of what is none."""
+    path = tmp_path / "journal"
+    dataset = tiny_dataset(tmp_path / "data.safetensors", rng)
+    trainer.train(dataset, steps=1, eval_every=0, keep="last", journal=path)
+    header, records = parts_of_journal(path)
+    for values, sentence in BAD_RULES:
+        write_journal(path, json.dumps({**json.loads(header), "optimizer": values}).encode(), records)
+        python, native = journal_verdicts(path)
+        assert f"(optimizer: {sentence})" in python
+        assert native.endswith(f" optimizer: {sentence}\n")

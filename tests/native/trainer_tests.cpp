@@ -122,10 +122,11 @@ void update_rule_cases(Report& report) {
   const auto refused = [&](const char* json, const char* part) {
     check_error(report, json, part, [&] { parse_update_rule(parse_json(json)); });
   };
-  refused(R"({"name": "lion", "weight_decay": 0})", "must be sgd, adam or sign, got 'lion'");
-  refused(R"({"name": "sgd", "momentum": 1, "weight_decay": 0})", "momentum is out of range: 1");
-  refused(R"({"name": "adam", "beta1": 0.5, "beta2": 0.5, "eps": 0, "weight_decay": 0})", "eps is out of range: 0");
-  refused(R"({"name": "sign"})", "weight_decay");
+  refused(R"({"name": "lion", "weight_decay": 0})", "name must be one of sgd, adam, sign, got 'lion'");
+  refused(R"({"name": "sgd", "momentum": 1, "weight_decay": 0})", "momentum must be in [0, 1), got 1.0");
+  refused(R"({"name": "adam", "beta1": 0.5, "beta2": 0.5, "eps": 0, "weight_decay": 0})",
+          "eps of adam must be positive and finite in float32, got 0.0");
+  refused(R"({"name": "sign"})", "'weight_decay' is missing");
 }
 
 // As tests/training/test_divergence.py has it, shortly.

@@ -30,6 +30,32 @@ RULES: dict[str, dict[str, Any]] = {
     "sign": {"optimizer": "sign", "weight_decay": 0.25},
 }
 
+SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+ADAM: dict[str, Any] = {"name": "adam", "beta1": 0.9, "beta2": 0.75, "eps": 1e-8, "weight_decay": 0}
+BAD_RULES: list[tuple[dict[str, Any], str]] = [
+    ({}, "'name' is missing"),
+    ({**SGD, "name": 1}, "name: expected a string, got a whole number"),
+    ({**SGD, "name": "lion"}, "name must be one of sgd, adam, sign, got 'lion'"),
+    ({"name": "sgd", "weight_decay": 0.0}, "'momentum' is missing"),
+    ({"name": "sign"}, "'weight_decay' is missing"),
+    ({**SGD, "momentum": "0.5"}, "momentum: expected a number, got a string"),
+    ({**SGD, "momentum": False}, "momentum: expected a number, got a boolean"),
+    ({**ADAM, "eps": None}, "eps: expected a number, got null"),
+    ({**ADAM, "beta2": [0.5]}, "beta2: expected a number, got a list"),
+    ({**SGD, "weight_decay": {}}, "weight_decay: expected a number, got an object"),
+    ({**SGD, "eps": 1.0}, "'eps' is unknown"),
+    ({**ADAM, "momentum": 2.0, "nesterov": 0}, "'momentum' is unknown"),
+    ({**SGD, "momentum": 1}, "momentum must be in [0, 1), got 1.0"),
+    ({**SGD, "momentum": -0.25, "weight_decay": -1}, "momentum must be in [0, 1), got -0.25"),
+    ({**ADAM, "beta1": 1.5}, "betas must be two numbers in [0, 1), got (1.5, 0.75)"),
+    ({**ADAM, "beta2": 1}, "betas must be two numbers in [0, 1), got (0.9, 1.0)"),
+    ({**ADAM, "eps": 0}, "eps of adam must be positive and finite in float32, got 0.0"),
+    ({**ADAM, "eps": 1e-50}, "eps of adam must be positive and finite in float32, got 1e-50"),
+    ({**ADAM, "eps": 1e39}, "eps of adam must be positive and finite in float32, got 1e+39"),
+    ({**SGD, "weight_decay": -1e-5}, "weight_decay must be finite and at least 0, got -1e-05"),
+]
+"""What stands for no rule in the JSON of a header or a description, and what both readers say of it."""
+
 
 class Record(NamedTuple):
     """A record as docs/formats.md lists it."""

@@ -7,16 +7,24 @@
 namespace mobizo::trainer {
 namespace {
 
-double number(const Json& json, const char* name, bool in_range(double)) {
-  const double value = json[name].as_double();
-  if (!std::isfinite(value) || !in_range(value)) fail("optimizer: ", name, " is out of range: ", json[name].dump());
-  return value;
+double number(const Json& json, const char* name) {
+  const Json& value = json[name];
+  return blaming(name, [&] { return value.as_double(); });
 }
 
 bool is_mean(double value) { return value >= 0 && value < 1; }
 // As the ops have it.
 bool is_positive(double value) { return static_cast<float>(value) > 0 && std::isfinite(static_cast<float>(value)); }
-bool is_not_negative(double value) { return value >= 0; }
+
+void check(const UpdateRule& rule) {
+  const auto shown = [](double value) { return Json(value).dump(); };
+  if (!is_mean(rule.momentum)) fail("momentum must be in [0, 1), got ", shown(rule.momentum));
+  if (!is_mean(rule.beta1) || !is_mean(rule.beta2))
+    fail("betas must be two numbers in [0, 1), got (", shown(rule.beta1), ", ", shown(rule.beta2), ")");
+  if (!is_positive(rule.eps)) fail("eps of adam must be positive and finite in float32, got ", shown(rule.eps));
+  if (!std::isfinite(rule.weight_decay) || rule.weight_decay < 0)
+    fail("weight_decay must be finite and at least 0, got ", shown(rule.weight_decay));
+}
 
 }  // namespace
 
@@ -40,20 +48,22 @@ Json UpdateRule::json() const {
 
 UpdateRule parse_update_rule(const Json& json) {
   UpdateRule rule;
-  rule.name = json["name"].as_string();
+  const Json& name = json["name"];
+  rule.name = blaming("name", [&] { return name.as_string(); });
   if (rule.name == "adam") {
-    rule.beta1 = number(json, "beta1", is_mean);
-    rule.beta2 = number(json, "beta2", is_mean);
-    rule.eps = number(json, "eps", is_positive);
+    rule.beta1 = number(json, "beta1");
+    rule.beta2 = number(json, "beta2");
+    rule.eps = number(json, "eps");
   } else if (rule.name == "sgd") {
-    rule.momentum = number(json, "momentum", is_mean);
+    rule.momentum = number(json, "momentum");
   } else if (rule.name != "sign") {
-    fail("optimizer must be sgd, adam or sign, got '", rule.name, "'");
+    fail("name must be one of sgd, adam, sign, got '", rule.name, "'");
   }
-  rule.weight_decay = number(json, "weight_decay", is_not_negative);
+  rule.weight_decay = number(json, "weight_decay");
   const Json expected = rule.json();
   for (const auto& [name, value] : json.as_object())
-    if (expected.find(name) == nullptr) fail("unknown ", name);
+    if (expected.find(name) == nullptr) fail("'", name, "' is unknown");
+  check(rule);
   return rule;
 }
 

@@ -31,7 +31,8 @@ struct UpdateRule {
   Json json() const;
 };
 
-// Throws Error, naming the number, unless `json` is what UpdateRule::json gives of a rule.
+// Throws Error, naming the member, unless `json` is what UpdateRule::json gives of a rule. UpdateRule.from_json of
+// mobizo_kernels/optim/update_rule.py refuses the same in the same words.
 UpdateRule parse_update_rule(const Json& json);
 
 }  // namespace mobizo::trainer
