@@ -6,6 +6,7 @@
 
 namespace mobizo::MOBIZO_ISA {
 
+void signs(const SignsArgs& args, int64_t begin, int64_t end);
 void noise(const NoiseArgs& args, int64_t begin, int64_t end);
 void perturb(const PerturbArgs& args, int64_t begin, int64_t end);
 void zo_momentum(const ZoMomentumArgs& args, int64_t begin, int64_t end);
@@ -33,6 +34,19 @@ MOBIZO_INLINE void each_vector(int64_t count, F f) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) f(i);
   if (i < count) f(i, static_cast<int>(count - i));
+}
+
+// f(integral constant n) for the n in [1, max] that equals `n` at run time.
+template <int value>
+struct Constant {
+  static constexpr int n = value;
+};
+template <int max, typename F>
+MOBIZO_INLINE void with_constant(int64_t n, const F& f) {
+  if constexpr (max > 1) {
+    if (n < max) return with_constant<max - 1>(n, f);
+  }
+  f(Constant<max>{});
 }
 
 MOBIZO_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -15,13 +15,29 @@ enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
 constexpr int64_t kMaxRank = 256;
 
+// Bits of `count` streams of signs, one for each seed: element e of stream k is bit e of the bytes from signs + k * sign_bytes
+// on. Directions "outer" of a matrix are made from them: u is the first `rows` signs of a stream, v the next `columns`.
+struct SignsArgs {
+  const int64_t* seeds;
+  int64_t count;
+  int64_t stream;
+  int64_t numel;
+  uint8_t* signs;
+};
+constexpr int64_t kSignBlock = 1024;  // elements that every instruction set makes at once, or a multiple of them
+// Whole blocks, and room to read eight bytes from any element on.
+constexpr int64_t sign_bytes(int64_t numel) { return (numel + kSignBlock - 1) / kSignBlock * (kSignBlock / 8) + 8; }
+
 // out[e] = z(seed, stream, e), rounded to dtype, for numel elements.
 struct NoiseArgs {
+  static constexpr int64_t count = 1;  // of seeds
   void* out;
   DType dtype;
   int64_t numel;
   int64_t seed, stream;
   Distribution distribution;
+  int64_t columns = 0;             // of kOuter: elements in a row, the product of all sizes but the first
+  const uint8_t* signs = nullptr;  // of kOuter, from the kernel `signs`
 };
 
 // param = decay * param + sum_i coeffs[i] * z(seeds[i], stream), rounded once.
@@ -35,7 +51,9 @@ struct PerturbArgs {
   int64_t stream;
   float decay;
   Distribution distribution;
-  double* squared_change;  // null, or one element per task: the sum of squares of (new - old) as stored
+  double* squared_change;          // null, or one element per task: the sum of squares of (new - old) as stored
+  int64_t columns = 0;             // of kOuter: elements in a row, the product of all sizes but the first
+  const uint8_t* signs = nullptr;  // of kOuter, from the kernel `signs`
 };
 
 // The optimizers below step along g = sum_i coeffs[i] * z(seeds[i], stream), which never exists beyond a tile, and keep state
@@ -82,9 +100,37 @@ struct MpLoraArgs {
   float* shrunk;
 };
 
-// Elements of a flat tensor that one task of noise or perturb covers; flat_tasks counts the tasks.
+// Elements that one task of noise, or of a kernel that updates a parameter, covers at most: a run of the flat tensor or, of
+// directions "outer", a tile of rows and columns.
 constexpr int64_t kTaskElements = 2048;
 constexpr int64_t flat_tasks(int64_t numel) { return (numel + kTaskElements - 1) / kTaskElements; }
+
+// The tiles of a matrix, row by row of tiles. With few seeds memory sets the pace, so tiles are long runs of it; with more of
+// them they get narrower, so that the signs of the columns stay in the first-level cache, and higher, so that they serve many
+// rows.
+struct MatrixTiles {
+  int64_t width, height, across, down;
+};
+constexpr int64_t kSeedsTogether = 32, kLeastWidth = 128, kTileHeight = 256;
+constexpr int64_t kColumnSigns = kSeedsTogether * kLeastWidth;  // of all seeds that are worked on together
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr MatrixTiles matrix_tiles(int64_t rows, int64_t columns, int64_t seeds) {
+  const int64_t together = seeds < 1 ? 1 : seeds < kSeedsTogether ? seeds : kSeedsTogether;
+  const int64_t fitting_columns = kColumnSigns / together / 16 * 16;
+  const int64_t widest = fitting_columns < kTaskElements ? fitting_columns : kTaskElements;
+  const int64_t strips = ceil_div(columns, widest);
+  const int64_t width = strips == 1 ? columns : ceil_div(ceil_div(columns, strips), 16) * 16;  // strips of about one width
+  const int64_t fitting_rows = kTaskElements / width;
+  const int64_t height = fitting_rows < kTileHeight ? fitting_rows : kTileHeight;
+  return {width, height, ceil_div(columns, width), ceil_div(rows, height)};
+}
+
+template <typename Args>
+constexpr int64_t tasks_of(const Args& args) {
+  if (args.distribution != Distribution::kOuter || args.numel == 0) return flat_tasks(args.numel);
+  const MatrixTiles tiles = matrix_tiles(args.numel / args.columns, args.columns, args.count);
+  return tiles.across * tiles.down;
+}
 
 // mp_lora_shrink works on any range of rows. mp_lora_expand works on tiles of `tile_columns` columns of the output and on
 // `units` of groups: unit k is the groups k, k + units, k + 2 * units, ..., which have one seed, so that the noise of a tile is
@@ -117,6 +163,7 @@ constexpr int64_t mp_lora_tiles(int64_t out_features, int64_t tile_columns) {
 // One instruction set's compilation of every kernel.
 struct Kernels {
   const char* name;
+  void (*signs)(const SignsArgs&, int64_t begin, int64_t end);  // of seeds begin .. end - 1
   void (*noise)(const NoiseArgs&, int64_t begin, int64_t end);
   void (*perturb)(const PerturbArgs&, int64_t begin, int64_t end);
   void (*zo_momentum)(const ZoMomentumArgs&, int64_t begin, int64_t end);

@@ -12,19 +12,6 @@ namespace {
 
 constexpr int64_t kInnerColumns = 1024;  // columns of x taken at a time, so that a tile of x and of A stays in the cache
 
-// f(integral constant n) for the n in [1, max] that equals `n` at run time.
-template <int value>
-struct Constant {
-  static constexpr int n = value;
-};
-template <int max, typename F>
-MOBIZO_INLINE void with_constant(int64_t n, const F& f) {
-  if constexpr (max > 1) {
-    if (n < max) return with_constant<max - 1>(n, f);
-  }
-  f(Constant<max>{});
-}
-
 // --- shrink -----------------------------------------------------------------------------------------------------------------
 
 // u[row * rank + j] (+)= sum over k of x[row, k] * a[j, k] for `rows` rows and `ranks` (4 or 1) values of j.
@@ -102,7 +89,7 @@ constexpr int64_t kLargestTile = kColumnStep * kMaxRank > kTileFloats ? kColumnS
 constexpr int64_t kSignsPerWord = 16;  // of the 25 bits that load_bits promises
 
 struct Tile {
-  int64_t first_column, columns, width, rank;
+  int64_t first_column, columns, width, rank, out_features;
   int64_t first() const { return first_column * rank; }  // element of B
   int64_t count() const { return columns * rank; }
   int64_t padded() const { return width * rank; }
@@ -127,8 +114,8 @@ MOBIZO_INLINE void transposed_b(const Tile& t, const T* lora_b, float* rows, flo
   transpose(t, rows, panel);
 }
 
-// The noise of a tile, as it is used for every group of one seed: Gaussian values transposed like B, or words of kSignsPerWord
-// signs, [ceil(rank / kSignsPerWord), width], bit j % kSignsPerWord for the value of rank index j.
+// The noise of a tile, as it is used for every group of one seed: values transposed like B, or for Rademacher noise words of
+// kSignsPerWord signs, [ceil(rank / kSignsPerWord), width], bit j % kSignsPerWord for the value of rank index j.
 MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, const NoiseStream& stream, float* rows,
                                     float* noise) {
   if (distribution == Distribution::kGaussian) {
@@ -137,6 +124,16 @@ MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, co
     return;
   }
   auto* bits = reinterpret_cast<uint8_t*>(rows);
+  if (distribution == Distribution::kOuter) {
+    const int64_t u = rademacher_bits(stream, t.first_column, t.width, bits);
+    uint8_t rank_bits[rademacher_bytes(kMaxRank)];
+    const int64_t v = rademacher_bits(stream, t.out_features, t.rank, rank_bits);
+    for (int64_t j = 0; j < t.rank; ++j) {
+      const F32 sign = broadcast(rank_bits[(v + j) / 8] >> (v + j) % 8 & 1 ? -1.0f : 1.0f);
+      for (int64_t n = 0; n < t.width; n += kLanes) store(noise + j * t.width + n, flip_signs_from(sign, bits, u + n));
+    }
+    return;
+  }
   const int64_t offset = rademacher_bits(stream, t.first(), t.padded(), bits);
   for (int64_t j = 0; j < t.rank; j += kSignsPerWord, noise += t.width)
     for (int64_t n = 0; n < t.width; n += kLanes) store(noise + n, as_float(load_bits(bits, offset + n * t.rank + j, t.rank)));
@@ -145,7 +142,7 @@ MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, co
 // panel = B + coeff * z with one rounding, for B and z transposed.
 MOBIZO_INLINE void perturbed_b(const Tile& t, Distribution distribution, float coeff, const float* b, const float* noise,
                                float* panel) {
-  if (distribution == Distribution::kGaussian) {
+  if (distribution != Distribution::kRademacher) {
     const F32 c = broadcast(coeff);
     for (int64_t i = 0; i < t.padded(); i += kLanes) store(panel + i, fma(c, load(noise + i), load(b + i)));
     return;
@@ -227,7 +224,7 @@ void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task % units, column = task / units * args.tile_columns;
     const int64_t columns = min(args.tile_columns, args.out_features - column);
-    const Tile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank};
+    const Tile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank, args.out_features};
     if (task == begin || unit == 0) {
       with_type(args.lora_b_dtype,
                 [&](auto type) { transposed_b(tile, static_cast<const decltype(type)*>(args.lora_b), scratch, b); });

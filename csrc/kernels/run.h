@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #include "kernels.h"
 
@@ -14,15 +16,45 @@ constexpr int64_t kNoiseGrain = 8;     // tasks per thread at least: about 10 us
 constexpr int64_t kShrinkGrain = 24;   // rows per thread at least
 constexpr int64_t kRowsTogether = 64;  // that pass through shrink and expand in turns: they stay in the second-level cache
 
+// Memory for the signs of directions "outer", and args.signs in it; nothing for other distributions. False where there is none.
+template <typename Args>
+[[nodiscard]] bool allocate_signs(Args& args, int64_t count, std::unique_ptr<uint8_t[]>& memory) {
+  if (args.distribution != Distribution::kOuter || args.numel == 0) return true;
+  memory.reset(new (std::nothrow) uint8_t[sign_bytes(args.numel / args.columns + args.columns) * count]);
+  args.signs = memory.get();
+  return memory != nullptr;
+}
+template <typename Args>
+SignsArgs signs_args(const Args& args, const int64_t* seeds, int64_t count, uint8_t* signs) {
+  return {seeds, count, args.stream, args.numel / args.columns + args.columns, signs};
+}
+
+// args.signs of seeds begin .. end - 1 for any kernel that updates a parameter.
+inline void draw_signs(const Kernels& k, const PerturbArgs& args, const std::unique_ptr<uint8_t[]>& memory, int64_t begin,
+                       int64_t end) {
+  if (memory != nullptr) k.signs(signs_args(args, args.seeds, args.count, memory.get()), begin, end);
+}
+
+// False, before anything is written, where memory is short; so does run_update.
 template <typename ParallelFor>
-void run_noise(const Kernels& k, const NoiseArgs& args, ParallelFor parallel_for) {
-  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
+[[nodiscard]] bool run_noise(const Kernels& k, NoiseArgs args, ParallelFor parallel_for) {
+  std::unique_ptr<uint8_t[]> memory;
+  if (!allocate_signs(args, 1, memory)) return false;
+  if (memory != nullptr) k.signs(signs_args(args, &args.seed, 1, memory.get()), 0, 1);
+  parallel_for(0, tasks_of(args), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
+  return true;
 }
 
 // Any kernel that updates a parameter.
 template <typename Args, typename ParallelFor>
-void run_update(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, ParallelFor parallel_for) {
-  parallel_for(0, flat_tasks(args.numel), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+[[nodiscard]] bool run_update(const Kernels& k, void (*kernel)(const Args&, int64_t, int64_t), Args args,
+                              ParallelFor parallel_for) {
+  std::unique_ptr<uint8_t[]> memory;
+  if (!allocate_signs(args, args.count, memory)) return false;
+  if (memory != nullptr)
+    parallel_for(0, args.count, kNoiseGrain, [&](int64_t begin, int64_t end) { draw_signs(k, args, memory, begin, end); });
+  parallel_for(0, tasks_of(args), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return true;
 }
 
 // The numbers of Adam: each complement is made in double and rounded once.
@@ -38,7 +70,7 @@ inline void set_adam(ZoAdamArgs& args, float lr, double beta1, double beta2, dou
 // The L2 norm of the change that run_update left in args.squared_change, summed in the order of the tasks.
 inline float norm_of_change(const PerturbArgs& args) {
   double sum = 0.0;
-  for (int64_t task = 0; task < flat_tasks(args.numel); ++task) sum += args.squared_change[task];
+  for (int64_t task = 0; task < tasks_of(args); ++task) sum += args.squared_change[task];
   return static_cast<float>(std::sqrt(sum));
 }
 

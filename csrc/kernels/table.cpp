@@ -7,7 +7,7 @@
 namespace mobizo::MOBIZO_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {MOBIZO_NAME(MOBIZO_ISA), noise,         perturb, zo_momentum, zo_adam, zo_sign,
+const Kernels kernels = {MOBIZO_NAME(MOBIZO_ISA), signs,         noise, perturb, zo_momentum, zo_adam, zo_sign,
                          mp_lora_shrink,          mp_lora_expand};
 
 }  // namespace mobizo::MOBIZO_ISA

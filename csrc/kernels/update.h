@@ -5,26 +5,22 @@
 #pragma once
 
 #include "../noise/visit.h"
-#include "entry.h"
+#include "outer.h"
 
 namespace mobizo::MOBIZO_ISA {
 
-// Elements first .. first + count - 1 of a parameter.
-struct Tile {
-  int64_t first, count;
-};
-
-MOBIZO_INLINE Tile tile_of(const PerturbArgs& args, int64_t task) {
-  const int64_t first = task * kTaskElements;
-  return {first, min(kTaskElements, args.numel - first)};
-}
-
-// sum = decay * sum + sum_k coeffs[k] * z(seeds[k]), one fused multiply-add for each seed in their order.
-MOBIZO_INLINE void accumulate(const PerturbArgs& args, Tile tile, float decay, float* sum) {
+// sum = decay * sum + sum_k coeffs[k] * z(seeds[k]), one fused multiply-add for each seed in their order. The tile's rows lie
+// `stride` apart in `sum`.
+MOBIZO_INLINE void accumulate(const PerturbArgs& args, OuterTables& tables, const Tile& tile, float decay, float* sum,
+                              int64_t stride) {
   if (decay != 1.0f) {
     const F32 factor = broadcast(decay);
-    each_vector(tile.count, [&](int64_t i, auto... n) { store(sum + i, factor * load(sum + i, n...), n...); });
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      float* run = sum + row * stride;
+      each_vector(tile.count, [&](int64_t i, auto... n) { store(run + i, factor * load(run + i, n...), n...); });
+    }
   }
+  if (args.distribution == Distribution::kOuter) return accumulate_outer(args, tables, tile, sum, stride);
   for (int64_t k = 0; k < args.count; ++k) {
     const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[k]), static_cast<uint64_t>(args.stream));
     const F32 coeff = broadcast(args.coeffs[k]);
@@ -39,9 +35,9 @@ MOBIZO_INLINE void accumulate(const PerturbArgs& args, Tile tile, float decay, f
 }
 
 // The sum of directions by itself.
-MOBIZO_INLINE void sum_of_directions(const PerturbArgs& args, Tile tile, float sum[kTaskElements]) {
-  each_vector(tile.count, [&](int64_t i, auto... n) { store(sum + i, zero(), n...); });
-  accumulate(args, tile, 1.0f, sum);
+MOBIZO_INLINE void sum_of_directions(const PerturbArgs& args, OuterTables& tables, const Tile& tile, float sum[kTaskElements]) {
+  each_vector(tile.rows * tile.count, [&](int64_t i, auto... n) { store(sum + i, zero(), n...); });
+  accumulate(args, tables, tile, 1.0f, sum, tile.count);
 }
 
 // In double, over interleaved partial sums, enough to hide the latency of an addition: an order that no instruction set
@@ -63,24 +59,25 @@ MOBIZO_INLINE double sum_of_squares(const float* x, int64_t count) {
   return sum;
 }
 
-// param = step(i, decay * param) in every vector i of the tile, step(i, decay * param, n) in one cut off after n values; and
-// the squared change of the task where it is asked for. `change` is scratch that may hold what step reads at i.
+// param = step(at, i, decay * param) in every vector of the tile, as each_vector walks over them, step(at, i, decay * param, n)
+// in one cut off after n values; and the squared change of the task where it is asked for. `change` is scratch that may hold
+// what step reads at i.
 template <typename Step>
-MOBIZO_INLINE void step_param(const PerturbArgs& args, int64_t task, float change[kTaskElements], Step step) {
-  const Tile tile = tile_of(args, task);
+MOBIZO_INLINE void step_param(const PerturbArgs& args, int64_t task, const Tile& tile, float change[kTaskElements], Step step) {
   const F32 decay = broadcast(args.decay);
   with_type(args.dtype, [&](auto type) {
     auto* param = static_cast<decltype(type)*>(args.param) + tile.first;
     if (args.squared_change == nullptr) {
-      each_vector(tile.count,
-                  [&](int64_t i, auto... n) { store(param + i, step(i, decay * load(param + i, n...), n...), n...); });
-    } else {
-      each_vector(tile.count, [&](int64_t i, auto... n) {
-        const F32 before = load(param + i, n...);
-        store(param + i, step(i, decay * before, n...), n...);
-        store(change + i, load(param + i, n...) - before, n...);
+      each_vector(tile, [&](int64_t at, int64_t i, auto... n) {
+        store(param + at, step(at, i, decay * load(param + at, n...), n...), n...);
       });
-      args.squared_change[task] = sum_of_squares(change, tile.count);
+    } else {
+      each_vector(tile, [&](int64_t at, int64_t i, auto... n) {
+        const F32 before = load(param + at, n...);
+        store(param + at, step(at, i, decay * before, n...), n...);
+        store(change + i, load(param + at, n...) - before, n...);
+      });
+      args.squared_change[task] = sum_of_squares(change, tile.rows * tile.count);
     }
   });
 }

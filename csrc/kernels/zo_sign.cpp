@@ -11,11 +11,14 @@ MOBIZO_INLINE F32 sign(F32 x) { return select(zero() < x, broadcast(1.0f), selec
 
 void zo_sign(const ZoSignArgs& args, int64_t begin, int64_t end) {
   const F32 minus_lr = broadcast(-args.lr);
+  OuterTables tables;
   alignas(64) float g[kTaskElements];
   for (int64_t task = begin; task < end; ++task) {
-    sum_of_directions(args, tile_of(args, task), g);
+    const Tile tile = tile_of(args, task);
+    sum_of_directions(args, tables, tile, g);
     // The product with a sign is exact: fused or not, the difference is rounded once.
-    step_param(args, task, g, [&](int64_t i, F32 param, auto... n) { return fma(minus_lr, sign(load(g + i, n...)), param); });
+    step_param(args, task, tile, g,
+               [&](int64_t, int64_t i, F32 param, auto... n) { return fma(minus_lr, sign(load(g + i, n...)), param); });
   }
 }
 

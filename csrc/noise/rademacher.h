@@ -34,4 +34,14 @@ MOBIZO_INLINE int64_t rademacher_bits(const NoiseStream& s, int64_t first, int64
   return offset;
 }
 
+// v with the sign of lane i flipped where bit `first` + i of the bit stream is set, for any `first`; reads four bytes.
+MOBIZO_INLINE F32 flip_signs_from(F32 v, const uint8_t* bits, int64_t first) {
+  uint32_t word;
+  std::memcpy(&word, bits + first / 8, sizeof word);
+  word >>= first % 8;
+  uint8_t bytes[sizeof word];
+  std::memcpy(bytes, &word, sizeof word);
+  return flip_signs(v, bytes);
+}
+
 }  // namespace mobizo::MOBIZO_ISA

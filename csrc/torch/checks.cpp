@@ -49,9 +49,9 @@ DType dtype_of(ScalarType type, const char* op, const char* argument) {
 DType dtype_of(const Tensor& t, const char* op, const char* argument) { return dtype_of(t.scalar_type(), op, argument); }
 
 Distribution distribution_of(const std::string& name, const char* op) {
-  if (name == "gaussian") return Distribution::kGaussian;
-  MOBIZO_CHECK(name == "rademacher", op, "distribution must be 'gaussian' or 'rademacher', got '", name, "'");
-  return Distribution::kRademacher;
+  Distribution distribution{};
+  MOBIZO_CHECK(find_distribution(name, &distribution), op, "distribution must be " MOBIZO_DISTRIBUTIONS ", got '", name, "'");
+  return distribution;
 }
 
 void check_cpu(const Tensor& t, const char* op, const char* argument) {

@@ -21,7 +21,8 @@ NoiseArgs noise_args(const std::vector<int64_t>& size, const Tensor& seed, int64
     args.numel *= extent;
   }
   args.dtype = dtype_of(type, op, "dtype");
-  args.distribution = distribution_of(distribution, op);
+  args.distribution = distribution_for(distribution_of(distribution, op), static_cast<int64_t>(size.size()));
+  args.columns = size.size() < 2 || args.numel == 0 ? 0 : args.numel / size[0];
   args.seed = *static_cast<const int64_t*>(seed.const_data_ptr());
   args.stream = stream;
   return args;
@@ -34,7 +35,7 @@ Tensor noise(std::vector<int64_t> size, const Tensor& seed, int64_t stream, std:
   const Kernels& k = kernels();
   Tensor out = torch::stable::empty(size, type, std::nullopt, seed.device());
   args.out = out.mutable_data_ptr();
-  run_noise(k, args, ParallelFor{});
+  if (!run_noise(k, args, ParallelFor{})) throw std::bad_alloc();
   return out;
 }
 
@@ -55,7 +56,7 @@ Tensor noise_out(std::vector<int64_t> size, const Tensor& seed, int64_t stream, 
   announce_change(out, op, "out");
   ContiguousUpdate update(out);
   args.out = update.data();
-  run_noise(k, args, ParallelFor{});
+  if (!run_noise(k, args, ParallelFor{})) throw std::bad_alloc();
   update.finish();
   return out;
 }

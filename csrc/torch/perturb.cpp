@@ -12,8 +12,7 @@ Tensor perturb_(Tensor self, const Tensor& seeds, const Tensor& coeffs, int64_t 
   const Kernels& k = kernels();
   updates.begin(op);
   args.param = updates.data(0);
-  run_update(k.perturb, args, ParallelFor{});
-  updates.finish();
+  run_one(k.perturb, args, updates);
   return self;
 }
 

@@ -60,21 +60,36 @@ void check_length(const std::vector<T>& list, size_t params, const char* op, con
   MOBIZO_CHECK(list.size() == params, op, argument, " must have one entry per parameter (", params, "), got ", list.size());
 }
 
-// The kernel over one parameter; the norm of the change in out.
+// The kernel over one parameter.
+template <typename Args>
+void run_one(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, Updates& updates) {
+  if (!run_update(kernels(), kernel, args, ParallelFor{})) throw std::bad_alloc();
+  updates.finish();
+}
+
+// The same, and the norm of the change in out.
 template <typename Args>
 void run_with_norm(void (*kernel)(const Args&, int64_t, int64_t), Args args, Updates& updates, Tensor& out) {
-  std::vector<double> squared_change(flat_tasks(args.numel));
+  std::vector<double> squared_change(tasks_of(args));
   args.squared_change = squared_change.data();
-  run_update(kernel, args, ParallelFor{});
-  updates.finish();
+  run_one(kernel, args, updates);
   *static_cast<float*>(out.mutable_data_ptr()) = norm_of_change(args);
 }
 
 // The kernel over all parameters. Their tasks stand in one row, so that many small parameters cost one parallel region.
 template <typename Args>
-void run_foreach(void (*kernel)(const Args&, int64_t, int64_t), const std::vector<Args>& args, Updates& updates) {
+void run_foreach(void (*kernel)(const Args&, int64_t, int64_t), std::vector<Args> args, Updates& updates) {
   std::vector<int64_t> first_task{0};
-  for (const Args& one : args) first_task.push_back(first_task.back() + flat_tasks(one.numel));
+  std::vector<std::unique_ptr<uint8_t[]>> signs(args.size());
+  for (size_t i = 0; i < args.size(); ++i) {
+    first_task.push_back(first_task.back() + tasks_of(args[i]));
+    if (!allocate_signs(args[i], args[i].count, signs[i])) throw std::bad_alloc();
+  }
+  const Kernels& k = kernels();
+  const auto params = static_cast<int64_t>(args.size());
+  ParallelFor{}(0, params, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) draw_signs(k, args[i], signs[i], 0, args[i].count);
+  });
   ParallelFor{}(0, first_task.back(), kNoiseGrain, [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
     for (; begin < end; ++i) {

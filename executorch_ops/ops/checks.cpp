@@ -67,11 +67,9 @@ bool same_elements(const Tensor& a, const Tensor& b) {
 }
 
 bool parse_distribution(std::string_view name, const char* op, Distribution* distribution) {
-  const bool gaussian = name == "gaussian";
-  ET_CHECK_OR_RETURN_FALSE(gaussian || name == "rademacher",
-                           "mobizo::%s: distribution must be 'gaussian' or 'rademacher', got '%.*s'", op,
+  ET_CHECK_OR_RETURN_FALSE(find_distribution(name, distribution),
+                           "mobizo::%s: distribution must be " MOBIZO_DISTRIBUTIONS ", got '%.*s'", op,
                            static_cast<int>(name.size()), name.data());
-  *distribution = gaussian ? Distribution::kGaussian : Distribution::kRademacher;
   return true;
 }
 

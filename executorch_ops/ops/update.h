@@ -33,10 +33,10 @@ template <typename Args>
 Error run_with_norm(void (*Kernels::*kernel)(const Args&, int64_t, int64_t), Args args, float* norm) {
   const Kernels* k = kernels();
   if (k == nullptr) return Error::NotSupported;
-  const std::unique_ptr<double[]> squared_change(new (std::nothrow) double[flat_tasks(args.numel)]);
+  const std::unique_ptr<double[]> squared_change(new (std::nothrow) double[tasks_of(args)]);
   if (squared_change == nullptr) return Error::MemoryAllocationFailed;
   args.squared_change = squared_change.get();
-  run_update(k->*kernel, args, ParallelFor{});
+  if (!run_update(*k, k->*kernel, args, ParallelFor{})) return Error::MemoryAllocationFailed;
   *norm = norm_of_change(args);
   return Error::Ok;
 }

@@ -95,7 +95,7 @@ class Description:
         batch_size: B, rows of a step.
         groups: G, copies of the batch: 2q (two-sided) or q + 1.
         estimator: "two_sided" or "one_sided".
-        distribution: of the directions, "gaussian" or "rademacher".
+        distribution: of the directions, "gaussian", "rademacher" or "outer".
         optimizer: the rule of the update.
         min_length: fewest tokens of a row's input, `max_length` if it is always that.
         max_length: most of them.

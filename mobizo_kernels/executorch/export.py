@@ -78,7 +78,7 @@ def export_training_program(
         estimator: a :class:`mobizo_kernels.TwoSided` or :class:`mobizo_kernels.OneSided`, of 1 to 256
             queries, or the name "two_sided" or "one_sided" of one that is made of `queries`. Its eps, and
             whether it normalizes, are a run's to choose.
-        distribution: of the directions, "gaussian" or "rademacher".
+        distribution: of the directions, "gaussian", "rademacher" or "outer".
         optimizer: a :class:`mobizo_kernels.UpdateRule`, or the name "sgd", "adam" or "sign" of one that is
             made of `momentum` and what follows it. What it keeps of LoRA-B lies in buffers of the program;
             its learning rate is a run's to choose.

@@ -71,7 +71,7 @@ class JournalHeader:
         lr_schedule: "constant", "linear" or "cosine".
         steps: planned for the run; the schedule spans them.
         normalize: differences are divided by the spread of the losses, not by eps.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
         estimator: "two_sided" or "one_sided".
         optimizer: what a step makes of its estimate.
         batch_size: rows in each step.

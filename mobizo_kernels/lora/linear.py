@@ -20,7 +20,7 @@ class Directions(nn.Module):
     Attributes:
         seeds: int64 [G], the direction of each group of rows.
         coeffs: float32 [G], its signed size. The resting state is G = 1 with coefficient 0: plain LoRA.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
         active: where the adapters act: None as the model's configuration says, True everywhere, False
             nowhere, or bool [rows, T] for the tokens of the forward.
 
@@ -56,7 +56,7 @@ class Directions(nn.Module):
         Args:
             seeds: int64 [G], on any device.
             coeffs: float32 [G], on any device.
-            distribution: "gaussian" or "rademacher".
+            distribution: "gaussian", "rademacher" or "outer".
         """
         rest = self.seeds, self.coeffs, self.distribution
         self.seeds, self.coeffs = seeds.to(self.seeds.device), coeffs.to(self.coeffs.device)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-Distribution = Literal["gaussian", "rademacher"]
+Distribution = Literal["gaussian", "rademacher", "outer"]
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_RANK = 256  # kMaxRank of csrc/kernels/kernels.h
@@ -47,13 +47,13 @@ def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device)
 
 def check_distribution(op: str, distribution: str) -> None:
     known = distribution in DISTRIBUTIONS
-    check(op, known, f"distribution must be 'gaussian' or 'rademacher', got '{distribution}'")
+    check(op, known, f"distribution must be 'gaussian', 'rademacher' or 'outer', got '{distribution}'")
 
 
 def require_distribution(distribution: str) -> None:
     """Raise ValueError, before any op is called, unless there are such directions."""
     if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be {' or '.join(DISTRIBUTIONS)}, got {distribution!r}")
+        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
 
 
 def check_directions(

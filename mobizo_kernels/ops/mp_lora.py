@@ -47,7 +47,7 @@ def mp_lora(
         coeffs: float32 [G], the signed size of each group's perturbation.
         scaling: alpha / rank.
         stream: the stream of the adapted weight, see :func:`mobizo_kernels.ops.parameter_stream`.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         New tensor of the shape and dtype of `base`.

@@ -31,7 +31,7 @@ def perturb_(
         coeffs: float32 [n].
         stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
         decay: factor on the old value; 1 - lr * weight_decay for decoupled weight decay.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         `param`.
@@ -62,7 +62,7 @@ def foreach_perturb_(
         coeffs: float32 [n], shared by all parameters.
         streams: n_params streams, one for each parameter.
         decay: factor on the old values.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Raises:
         RuntimeError: before anything is written, if a dtype, length, device or the distribution is wrong.

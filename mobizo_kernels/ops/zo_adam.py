@@ -41,7 +41,7 @@ def zo_adam(
         stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
         beta1, beta2, eps: as in `torch.optim.Adam`; 1 - beta is made in float64 and rounded once.
         decay: factor on the old parameter; 1 - lr * weight_decay for decoupled weight decay.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         float32 [1], the L2 norm of the change of the stored parameter.

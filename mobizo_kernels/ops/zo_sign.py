@@ -32,7 +32,7 @@ def zo_sign(
         lr: float32 [1], on the device of `param`.
         stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
         decay: factor on the old parameter; 1 - lr * weight_decay for decoupled weight decay.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         float32 [1], the L2 norm of the change of the stored parameter.

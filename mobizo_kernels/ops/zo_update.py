@@ -27,7 +27,7 @@ def zo_update(
         coeffs: float32 [n]; for plain SGD -(lr / queries) * projected gradient.
         stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
         decay: factor on the old value.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         float32 [1], the L2 norm of the change of the stored values.

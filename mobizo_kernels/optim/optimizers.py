@@ -28,7 +28,7 @@ class ZOSGD(ZOOptimizer):
         lr: learning rate.
         momentum: in [0, 1); above 0 it keeps one float32 buffer of the size of each parameter.
         weight_decay: decoupled, as in AdamW (arXiv 1711.05101).
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Raises:
         ValueError: if a number is out of range or a parameter has no name.
@@ -79,7 +79,7 @@ class ZOAdam(ZOOptimizer):
         betas: both in [0, 1).
         eps: above 0.
         weight_decay: decoupled.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Raises:
         ValueError: if a number is out of range or a parameter has no name.
@@ -126,7 +126,7 @@ class ZOSign(ZOOptimizer):
         named_parameters: as for :class:`ZOSGD`.
         lr: learning rate.
         weight_decay: decoupled.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Raises:
         ValueError: if a number is out of range or a parameter has no name.

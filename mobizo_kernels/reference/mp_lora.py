@@ -46,7 +46,7 @@ def mp_lora(
         coeffs: float32 [G].
         scaling: alpha / r.
         stream: names lora_b.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         float64 tensor of the shape of `base`, not rounded to its dtype.

@@ -127,7 +127,14 @@ def _rademacher(seed: int, stream: int, first: int, count: int) -> Float32:
     return values[first - 128 * start :][:count]
 
 
-_DISTRIBUTIONS = {"gaussian": _gaussian, "rademacher": _rademacher}
+def _outer(seed: int, stream: int, shape: tuple[int, ...]) -> Float32:
+    """u v^T of signs, [shape[0], product of the other sizes], flat."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    signs = _rademacher(seed, stream, 0, rows + columns)
+    return np.multiply.outer(signs[:rows], signs[rows:]).reshape(-1)
+
+
+_DISTRIBUTIONS = {"gaussian": _gaussian, "rademacher": _rademacher, "outer": _rademacher}
 
 
 def noise(
@@ -138,16 +145,21 @@ def noise(
     Args:
         size: number of elements, or a shape.
         seed, stream: any 64-bit integers, signed or unsigned; only the bit pattern matters.
-        distribution: "gaussian" (mean 0, variance 1) or "rademacher" (+1 or -1).
-        start: index of the first element.
+        distribution: "gaussian" (mean 0, variance 1), "rademacher" (+1 or -1) or "outer" (the product of a sign
+            of the row and a sign of the column; plain signs where `size` has fewer than two dimensions).
+        start: index of the first element; 0 for "outer" of two or more dimensions.
 
     Returns:
         float32 array of shape `size`.
 
     Raises:
-        ValueError: if the distribution is unknown.
+        ValueError: if the distribution is unknown, or `start` is not 0 where it must be.
     """
     if distribution not in _DISTRIBUTIONS:
         raise ValueError(f"distribution: expected one of {sorted(_DISTRIBUTIONS)}, got {distribution!r}")
     shape = (size,) if isinstance(size, int) else tuple(size)
+    if distribution == "outer" and len(shape) > 1:
+        if start != 0:
+            raise ValueError(f"start: expected 0 for directions 'outer' of a matrix, got {start}")
+        return _outer(seed, stream, shape).reshape(shape)
     return _DISTRIBUTIONS[distribution](seed, stream, start, math.prod(shape)).reshape(shape)

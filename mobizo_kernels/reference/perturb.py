@@ -29,7 +29,7 @@ def perturb(
         coeffs: float32 [n].
         stream: names the parameter.
         decay: factor on the old value, used as a float32.
-        distribution: "gaussian" or "rademacher".
+        distribution: "gaussian", "rademacher" or "outer".
 
     Returns:
         Tensor of the shape and dtype of `param`.

@@ -69,7 +69,7 @@ class ZerothOrder:
         optimizer: an :class:`UpdateRule`, or the name "sgd", "adam" or "sign" of one that is made of `lr` and
             what follows it. A learning rate is of a different kind for each.
         run_seed: any 64-bit integer; it gives all directions of the run.
-        distribution: of the directions, "gaussian" or "rademacher".
+        distribution: of the directions, "gaussian", "rademacher" or "outer".
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
         journal: file that gets a record of each step, see :meth:`open_journal`.

@@ -142,7 +142,7 @@ CASES: list[tuple[str, dict[int, dict[str, Any]], str]] = [
     ("momentum", {1: {"dim_order": [1, 0]}}, "momentum must be contiguous"),
     ("momentum", {2: {"scalar_type": INT}}, "seeds must be int64 of one dimension, got Int of 1"),
     ("momentum", {3: {"sizes": [5]}}, "coeffs must have the length of seeds, 6, got 5"),
-    ("momentum", {7: {"string_val": "uniform"}}, "distribution must be 'gaussian' or 'rademacher'"),
+    ("momentum", {7: {"string_val": "uniform"}}, "distribution must be 'gaussian', 'rademacher' or 'outer'"),
     ("momentum", {8: {"sizes": [2]}}, "out must be float32 of shape (1,)"),
     ("adam", {0: {"scalar_type": INT}}, "param must be float32, bfloat16 or float16, got Int"),
     ("adam", {1: {"scalar_type": HALF}}, "exp_avg must be float32, got Half"),
@@ -152,12 +152,12 @@ CASES: list[tuple[str, dict[int, dict[str, Any]], str]] = [
     ("adam", {4: {"scalar_type": HALF}}, "coeffs must be float32 of one dimension, got Half of 1"),
     ("adam", {5: {"scalar_type": HALF}}, "lr must be float32 of shape (1,)"),
     ("adam", {5: {"sizes": []}}, "lr must be float32 of shape (1,)"),
-    ("adam", {11: {"string_val": "normal"}}, "distribution must be 'gaussian' or 'rademacher'"),
+    ("adam", {11: {"string_val": "normal"}}, "distribution must be 'gaussian', 'rademacher' or 'outer'"),
     ("adam", {12: {"scalar_type": HALF}}, "out must be float32 of shape (1,)"),
     ("sign", {0: {"scalar_type": INT}}, "param must be float32, bfloat16 or float16, got Int"),
     ("sign", {2: {"sizes": [5]}}, "coeffs must have the length of seeds, 6, got 5"),
     ("sign", {3: {"sizes": [2]}}, "lr must be float32 of shape (1,)"),
-    ("sign", {6: {"string_val": "Gaussian"}}, "distribution must be 'gaussian' or 'rademacher'"),
+    ("sign", {6: {"string_val": "Gaussian"}}, "distribution must be 'gaussian', 'rademacher' or 'outer'"),
     ("sign", {7: {"sizes": []}}, "out must be float32 of shape (1,)"),
 ]
 
