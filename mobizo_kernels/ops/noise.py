@@ -28,8 +28,8 @@ def noise(
         size: shape of the result.
         seed: int64, one element.
         stream: the parameter's stream, see :func:`mobizo_kernels.ops.parameter_stream`.
-        distribution: "gaussian" (mean 0, variance 1), "rademacher" (+1 or -1, equally likely) or "outer" (u v^T,
-            signs of the first size times signs of all others; with fewer than two sizes the same as "rademacher").
+        distribution: "gaussian" (mean 0, variance 1), "rademacher" (+1 or -1, equally likely) or "outer" (a
+            sign of the row times one of the column; with fewer than two sizes the same as "rademacher").
         dtype: float32 (the default), bfloat16 or float16; values are rounded to nearest even.
 
     Returns:

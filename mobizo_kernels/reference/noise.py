@@ -145,8 +145,8 @@ def noise(
     Args:
         size: number of elements, or a shape.
         seed, stream: any 64-bit integers, signed or unsigned; only the bit pattern matters.
-        distribution: "gaussian" (mean 0, variance 1), "rademacher" (+1 or -1) or "outer" (the product of a sign
-            of the row and a sign of the column; plain signs where `size` has fewer than two dimensions).
+        distribution: "gaussian" (mean 0, variance 1), "rademacher" (+1 or -1) or "outer" (a sign of the
+            row times one of the column; plain signs where `size` has fewer than two dimensions).
         start: index of the first element; 0 for "outer" of two or more dimensions.
 
     Returns:

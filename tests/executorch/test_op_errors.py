@@ -51,7 +51,10 @@ NOISE_CASES: list[Case] = [
     ({0: {"items": [6, 6]}}, "size must not be negative, got -1"),
     ({1: {"scalar_type": INT}}, "seed must be one int64 value, got 1 of Int"),
     ({1: {"scalar_type": INT, "sizes": [2]}}, "seed must be one int64 value, got 2 of Int"),
-    ({3: {"string_val": "Gaussian"}}, "distribution must be 'gaussian', 'rademacher' or 'outer', got 'Gaussian'"),
+    (
+        {3: {"string_val": "Gaussian"}},
+        "distribution must be 'gaussian', 'rademacher' or 'outer', got 'Gaussian'",
+    ),
     ({3: {"string_val": ""}}, "distribution"),
     ({5: {"scalar_type": INT}}, "out must be float32, bfloat16 or float16, got Int"),
     ({5: {"scalar_type": HALF}}, "out must have the asked dtype"),
@@ -67,7 +70,10 @@ UPDATE_CASES: list[Case] = [
     ({2: {"scalar_type": HALF}}, "coeffs must be float32 of one dimension, got Half of 1"),
     ({2: {"sizes": [2, 3]}}, "coeffs must be float32 of one dimension, got Float of 2"),
     ({2: {"sizes": [5]}}, "coeffs must have the length of seeds, 6, got 5"),
-    ({5: {"string_val": "uniform"}}, "distribution must be 'gaussian', 'rademacher' or 'outer', got 'uniform'"),
+    (
+        {5: {"string_val": "uniform"}},
+        "distribution must be 'gaussian', 'rademacher' or 'outer', got 'uniform'",
+    ),
     ({6: {"sizes": [2]}}, "out must be float32 of shape (1,)"),
     ({6: {"sizes": []}}, "out must be float32 of shape (1,)"),
     ({6: {"scalar_type": HALF}}, "out must be float32 of shape (1,)"),

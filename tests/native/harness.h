@@ -8,6 +8,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../../csrc/kernels/isa.h"
@@ -40,10 +41,17 @@ std::string text(const Parts&... parts) {
 inline const char* name_of(DType dtype) {
   return dtype == DType::kFloat32 ? "float32" : dtype == DType::kBFloat16 ? "bfloat16" : "float16";
 }
-inline const char* name_of(Distribution d) { return d == Distribution::kGaussian ? "gaussian" : "rademacher"; }
+inline std::string_view name_of(Distribution d) { return kDistributionNames[static_cast<size_t>(d)]; }
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr Distribution kDistributions[] = {Distribution::kGaussian, Distribution::kRademacher};
+constexpr Distribution kDistributions[] = {Distribution::kGaussian, Distribution::kRademacher, Distribution::kOuter};
+constexpr Distribution kFlatDistributions[] = {Distribution::kGaussian, Distribution::kRademacher};
+
+// Sizes of a parameter. Directions that know no rows and columns take it as flat.
+struct Shape {
+  int64_t rows, columns;
+  int64_t numel() const { return rows * columns; }
+};
 
 // Elements in memory, with a guard of a few more on either side that also shifts them off every vector boundary. All bits are
 // set at first, a NaN in each type that no kernel ever writes: what was forgotten, and what should have been left alone, shows.
@@ -96,6 +104,47 @@ class Random {
  private:
   std::mt19937_64 engine_;
 };
+
+// Of one and of many rows and columns, whole vectors and tiles and what is left over.
+constexpr Shape kShapes[] = {{1, 1},    {7, 1},   {1, 8},    {17, 1},   {9, 7},    {13, 10}, {8, 125},
+                             {16, 128}, {3, 683}, {5003, 1}, {1, 5003}, {300, 16}, {39, 131}};
+
+// Seeds and coefficients that updates take the first of.
+struct Directions {
+  explicit Directions(Random& random) {
+    for (int i = 0; i < 34; ++i) {
+      seeds.push_back(random.seed());
+      coeffs.push_back(random.uniform());
+    }
+  }
+  PerturbArgs args(DType dtype, const Shape& shape, int64_t count, int64_t stream, float decay,
+                   Distribution distribution) const {
+    PerturbArgs args{nullptr, dtype, shape.numel(), seeds.data(), coeffs.data(), count, stream, decay, distribution, nullptr};
+    args.columns = shape.columns;
+    return args;
+  }
+  std::vector<int64_t> seeds = {0, 7, -1, INT64_MAX, INT64_MIN, -6148914691236517206};
+  std::vector<float> coeffs = {0.3f, -1.7f, 0.0f, 1e-3f, -0.01f, 2.5f};
+};
+
+// Signs of directions "outer", which live as long as the kernels that read them. Pointed at as much as written: no kernel may
+// read beyond what sign_bytes promises.
+template <typename Args>
+std::vector<uint8_t> make_signs(const Kernels& kernels, Args& args, const int64_t* seeds, int64_t count) {
+  if (args.distribution != Distribution::kOuter) return {};
+  const int64_t numel = args.numel / args.columns + args.columns;
+  std::vector<uint8_t> signs(static_cast<size_t>(count * sign_bytes(numel)));
+  kernels.signs({seeds, count, args.stream, numel, signs.data()}, 0, count);
+  args.signs = signs.data();
+  return signs;
+}
+
+// The task that element e of a parameter belongs to.
+inline size_t task_of(const PerturbArgs& args, int64_t e) {
+  if (args.distribution != Distribution::kOuter) return static_cast<size_t>(e / kTaskElements);
+  const MatrixTiles tiles = matrix_tiles(args.numel / args.columns, args.columns, args.count);
+  return static_cast<size_t>(e / args.columns / tiles.height * tiles.across + e % args.columns / tiles.width);
+}
 
 // FNV-1a.
 class Digest {

@@ -43,8 +43,8 @@ void known_answers(const std::string& json, const Targets& targets, Report& repo
     for (size_t i = 0; i < 4; ++i)
       report.check(text("word ", i, " of counter ", row[2]), got[i] == hex(row[3 + i]) ? "" : text("expected ", row[3 + i]));
   }
-  for (const Distribution distribution : kDistributions) {
-    const auto values = rows_of(json, name_of(distribution));
+  for (const Distribution distribution : kFlatDistributions) {
+    const auto values = rows_of(json, std::string(name_of(distribution)));
     report.check(text("known ", name_of(distribution)), values.empty() ? "none found" : "");
     for (const auto& row : values) {  // seed, stream, element, float32
       const int64_t element = std::strtoll(row[2].c_str(), nullptr, 10);
@@ -57,6 +57,22 @@ void known_answers(const std::string& json, const Targets& targets, Report& repo
                           " element ", element),
                      out.bits(out.size() - 1) == hex(row[3]) ? "" : text("expected ", row[3]));
       }
+    }
+  }
+  const auto matrices = rows_of(json, "outer");
+  report.check("known outer", matrices.empty() ? "none found" : "");
+  for (const auto& row : matrices) {  // seed, stream, rows, columns, element, float32
+    const auto number = [&](size_t i) { return std::strtoll(row[i].c_str(), nullptr, 10); };
+    const auto seed = static_cast<int64_t>(hex(row[0])), stream = static_cast<int64_t>(hex(row[1]));
+    NoiseArgs args{nullptr, DType::kFloat32, number(2) * number(3), seed, stream, Distribution::kOuter, number(3)};
+    for (const Target& target : targets) {
+      Buffer out(DType::kFloat32, args.numel);
+      args.out = out.data();
+      const auto signs = make_signs(target.kernels, args, &seed, 1);
+      run(target.kernels.noise, args, 0, tasks_of(args), false);
+      report.check(text(target.kernels.name, " known outer seed ", row[0], " stream ", row[1], ", ", row[2], " x ", row[3],
+                        ", element ", row[4]),
+                   out.bits(number(4)) == hex(row[5]) ? "" : text("expected ", row[5]));
     }
   }
 }

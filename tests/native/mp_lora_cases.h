@@ -102,10 +102,10 @@ inline void mp_lora_cases(const Targets& targets, Report& report) {
   for (const int64_t rank : {1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 32, 64, 100, 128, 255, 256})
     for (const DType dtype : kDTypes)
       for (const DType lora_b_dtype : kDTypes) {
-        const Distribution distribution = kDistributions[turn % 2];
+        const Distribution distribution = kDistributions[turn % 3];
         mp_lora_case({dtype, lora_b_dtype, distribution, random.pick({1, 2, 3, 4, 6}), random.pick({1, 2, 3, 5, 7, 11, 13}),
                       random.pick({1, 7, 33, 64, 131}), random.pick({1, 9, 15, 31, 64, 65, 130, 201}), rank,
-                      random.pick({0, 1, 5}), turn % 3 == 0, turn % 4 < 2},
+                      random.pick({0, 1, 5}), turn % 5 < 2, turn % 4 < 2},
                      targets, random, report);
         ++turn;
       }

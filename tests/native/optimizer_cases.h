@@ -13,7 +13,7 @@ struct OptimizerTensors {
 template <typename Args, typename Step, typename Point>
 void optimizer_case(const char* op, void (*Kernels::*kernel)(const Args&, int64_t, int64_t), Args args,
                     const OptimizerTensors& before, Step step, Point point, Targets& targets, Report& report) {
-  const int64_t tasks = flat_tasks(args.numel);
+  const int64_t tasks = tasks_of(args);
   std::vector<uint32_t> param, first, second;
   std::vector<double> change(static_cast<size_t>(tasks));
   for (int64_t e = 0; e < args.numel; ++e) {
@@ -22,12 +22,13 @@ void optimizer_case(const char* op, void (*Kernels::*kernel)(const Args&, int64_
     first.push_back(reference::to_bits(stepped.first));
     second.push_back(reference::to_bits(stepped.second));
     const float difference = reference::widen(args.dtype, param.back()) - before.param[e];
-    change[static_cast<size_t>(e / kTaskElements)] += double{difference} * difference;
+    change[task_of(args, e)] += double{difference} * difference;
   }
   for (Target& target : targets) {
     const std::string name =
         text(target.kernels.name, " ", op, " ", name_of(args.distribution), " ", name_of(args.dtype), ", ", args.numel,
              " elements, ", args.count, " seeds, decay ", args.decay, ", stream ", args.stream);
+    const auto signs = make_signs(target.kernels, args, args.seeds, args.count);
     for (const bool piecewise : {false, true}) {
       OptimizerTensors got = before;
       std::vector<double> squares(change.size(), -1.0);
@@ -53,21 +54,21 @@ void optimizer_case(const char* op, void (*Kernels::*kernel)(const Args&, int64_
 }
 
 inline void optimizer_cases(Targets& targets, Report& report) {
-  constexpr int64_t seeds[] = {0, 7, -1, INT64_MAX, INT64_MIN, -6148914691236517206};
-  constexpr float coeffs[] = {0.3f, -1.7f, 0.0f, 1e-3f, -0.01f, 2.5f};
   Random random(4);
-  for (const int64_t numel : {1, 8, 17, 130, 2048, 2049, 5003})
+  const Directions directions(random);
+  for (const Shape shape : kShapes)
     for (const DType dtype : kDTypes)
       for (const Distribution distribution : kDistributions)
         for (const float decay : {1.0f, 0.9f}) {
+          const int64_t numel = shape.numel();
           OptimizerTensors before{Buffer(dtype, numel), Buffer(DType::kFloat32, numel), Buffer(DType::kFloat32, numel)};
           for (int64_t i = 0; i < numel; ++i) {
             before.param.set(i, 3.0f * random.uniform());
             before.first.set(i, random.uniform());
             before.second.set(i, std::fabs(random.uniform()));
           }
-          const PerturbArgs update{nullptr,       dtype, numel,        seeds,  coeffs, random.pick({0, 1, 2, 6}),
-                                   random.seed(), decay, distribution, nullptr};
+          const PerturbArgs update =
+              directions.args(dtype, shape, random.pick({0, 1, 2, 6, 37}), random.seed(), decay, distribution);
           optimizer_case(
               "zo_momentum", &Kernels::zo_momentum, ZoMomentumArgs{update, nullptr, 0.9f}, before, reference::momentum_step,
               [](ZoMomentumArgs& args, OptimizerTensors& at) {

@@ -6,29 +6,30 @@
 namespace mobizo {
 
 inline void perturb_cases(Targets& targets, Report& report) {
-  constexpr int64_t seeds[] = {0, 7, -1, INT64_MAX, INT64_MIN, -6148914691236517206};
-  constexpr float coeffs[] = {0.3f, -1.7f, 0.0f, 1e-3f, -0.01f, 2.5f};
   Random random(2);
-  for (const int64_t numel : {1, 7, 8, 17, 63, 130, 1000, 2048, 2049, 5003})
+  const Directions directions(random);
+  for (const Shape shape : kShapes)
     for (const DType dtype : kDTypes)
       for (const Distribution distribution : kDistributions)
         for (const float decay : {1.0f, 0.9f, 0.0f}) {
+          const int64_t numel = shape.numel();
           Buffer before(dtype, numel);
           for (int64_t i = 0; i < numel; ++i) before.set(i, 3.0f * random.uniform());
-          PerturbArgs args{nullptr,       dtype, numel,        seeds,  coeffs, random.pick({1, 2, 6}),
-                           random.seed(), decay, distribution, nullptr};
-          const int64_t tasks = flat_tasks(numel);
+          PerturbArgs args = directions.args(dtype, shape, random.pick({1, 2, 6, 37}), random.seed(), decay, distribution);
+          const int64_t tasks = tasks_of(args);
           std::vector<uint32_t> expected;
           std::vector<double> change(static_cast<size_t>(tasks));
           for (int64_t e = 0; e < numel; ++e) {
             expected.push_back(reference::narrow(dtype, reference::perturbed(args, before[e], e)));
             const float difference = reference::widen(dtype, expected.back()) - before[e];
-            change[static_cast<size_t>(e / kTaskElements)] += double{difference} * difference;
+            change[task_of(args, e)] += double{difference} * difference;
           }
           for (Target& target : targets) {
-            const std::string name = text(target.kernels.name, " perturb ", name_of(distribution), " ", name_of(dtype), ", ",
-                                          numel, " elements, ", args.count, " seeds, decay ", decay, ", stream ", args.stream);
+            const std::string name =
+                text(target.kernels.name, " perturb ", name_of(distribution), " ", name_of(dtype), ", ", shape.rows, " x ",
+                     shape.columns, " elements, ", args.count, " seeds, decay ", decay, ", stream ", args.stream);
             Buffer whole = before, pieces = before;
+            const auto signs = make_signs(target.kernels, args, args.seeds, args.count);
             std::vector<double> got(change.size(), -1.0);
             args.param = whole.data();
             args.squared_change = got.data();
@@ -60,7 +61,7 @@ inline void storage_cases(const Targets& targets, Report& report) {
       for (const Target& target : targets) {
         Buffer out = before;
         const PerturbArgs args{out.data(), dtype, out.size(), nullptr, nullptr, 0, 0, decay, Distribution::kGaussian, nullptr};
-        run(target.kernels.perturb, args, 0, flat_tasks(out.size()), false);
+        run(target.kernels.perturb, args, 0, tasks_of(args), false);
         std::string problem;
         for (int64_t i = 0; i < out.size() && problem.empty(); ++i) {
           const float value = decay == 1.0f ? before[i] : decay * before[i];

@@ -68,7 +68,7 @@ inline std::pair<float, float> cos_sin(uint32_t b) {
   return {(quadrant + 1) & 2 ? -c : c, quadrant & 2 ? -s : s};
 }
 
-// z(seed, stream, e).
+// z(seed, stream, e) of directions that know no rows and columns.
 inline float noise(Distribution distribution, int64_t seed, int64_t stream, int64_t e) {
   const bool gaussian = distribution == Distribution::kGaussian;
   const auto element = static_cast<uint64_t>(e), per_counter = uint64_t{gaussian ? 4u : 128u};
@@ -77,6 +77,13 @@ inline float noise(Distribution distribution, int64_t seed, int64_t stream, int6
   if (!gaussian) return w[value / 32] >> value % 32 & 1 ? -1.0f : 1.0f;
   const auto [cosine, sine] = cos_sin(w[value / 2 * 2 + 1]);
   return radius(w[value / 2 * 2]) * (value % 2 ? sine : cosine);
+}
+
+// Element e of a direction for a matrix: of kOuter u v^T, signs of which rows come first and then columns.
+inline float direction(Distribution distribution, int64_t seed, int64_t stream, int64_t rows, int64_t columns, int64_t e) {
+  if (distribution != Distribution::kOuter) return noise(distribution, seed, stream, e);
+  const auto sign = [&](int64_t i) { return noise(Distribution::kRademacher, seed, stream, i); };
+  return sign(e / columns) * sign(rows + e % columns);
 }
 
 // Exponent and fraction bits of a storage type.
@@ -115,7 +122,8 @@ inline float widen(DType dtype, uint32_t bits) {
 inline float perturbed(const PerturbArgs& args, float w, int64_t e) {
   float sum = args.decay == 1.0f ? w : args.decay * w;
   for (int64_t i = 0; i < args.count; ++i)
-    sum = std::fma(args.coeffs[i], noise(args.distribution, args.seeds[i], args.stream, e), sum);
+    sum = std::fma(args.coeffs[i],
+                   direction(args.distribution, args.seeds[i], args.stream, args.numel / args.columns, args.columns, e), sum);
   return sum;
 }
 
@@ -178,7 +186,8 @@ std::vector<Bounded> mp_lora(const MpLoraArgs& args, Base base, X x, LoraB lora_
     }
     for (int64_t n = 0; n < args.out_features; ++n) {
       for (int64_t j = 0; j < rank; ++j) {
-        const double b = lora_b(n, j), z = noise(args.distribution, args.seeds[group], args.stream, n * rank + j);
+        const double b = lora_b(n, j);
+        const double z = direction(args.distribution, args.seeds[group], args.stream, args.out_features, rank, n * rank + j);
         perturbed[static_cast<size_t>(j)] = {b + args.coeffs[group] * z, std::fabs(b) + std::fabs(args.coeffs[group] * z)};
       }
       for (int64_t row = 0; row < group_rows; ++row) {

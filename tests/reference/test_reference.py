@@ -8,7 +8,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import DISTRIBUTIONS, DTYPES, KNOWN_ANSWERS, UNIT_ROUNDOFF, directions, name_of, storage_error
+from helpers import (
+    DISTRIBUTIONS,
+    DTYPES,
+    FLAT_DISTRIBUTIONS,
+    KNOWN_ANSWERS,
+    UNIT_ROUNDOFF,
+    directions,
+    name_of,
+    storage_error,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +32,35 @@ def test_philox_words() -> None:
         assert [f"{word:08x}" for word in got.tolist()] == words
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 def test_known_values(distribution: str) -> None:
     for seed, stream, element, bits in KNOWN_ANSWERS[distribution]:
         value = reference.noise(1, int(seed, 16), int(stream, 16), distribution, start=int(element))
         assert f"{int(value.view(np.uint32)[0]):08x}" == bits
+
+
+def test_known_values_of_matrices() -> None:
+    for seed, stream, rows, columns, element, bits in KNOWN_ANSWERS["outer"]:
+        z = reference.noise((int(rows), int(columns)), int(seed, 16), int(stream, 16), "outer")
+        assert f"{int(z.reshape(-1).view(np.uint32)[int(element)]):08x}" == bits
+
+
+def test_outer_of_fewer_than_two_dimensions_is_plain_signs() -> None:
+    for shape in ((), (7,)):
+        assert np.array_equal(
+            reference.noise(shape, 3, 4, "outer"), reference.noise(shape, 3, 4, "rademacher")
+        )
+
+
+def test_outer_takes_all_sizes_but_the_first_as_columns() -> None:
+    whole = reference.noise((5, 12), 3, 4, "outer")
+    assert np.array_equal(reference.noise((5, 3, 4), 3, 4, "outer").reshape(5, 12), whole)
+    assert np.linalg.matrix_rank(whole) == 1
+
+
+def test_outer_refuses_to_start_within_a_matrix() -> None:
+    with pytest.raises(ValueError, match="start: expected 0 .*, got 3"):
+        reference.noise((5, 12), 3, 4, "outer", start=3)
 
 
 def test_query_seeds() -> None:
@@ -47,7 +80,7 @@ def test_noise_takes_either_sign() -> None:
 
 
 def test_noise_refuses_an_unknown_distribution() -> None:
-    with pytest.raises(ValueError, match="distribution: .*'gaussian', 'rademacher'.*'cauchy'"):
+    with pytest.raises(ValueError, match="distribution: .*'gaussian', 'outer', 'rademacher'.*'cauchy'"):
         reference.noise(3, 0, 0, "cauchy")
 
 

@@ -19,6 +19,7 @@ from mobizo_kernels.reference.mp_lora import perturbations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("gaussian", "rademacher", "outer")
+FLAT_DISTRIBUTIONS = DISTRIBUTIONS[:2]  # that know no rows and columns
 SEEDS = (0, 7, -1, 2**63 - 1, -(2**63), -6148914691236517206)
 
 KNOWN_ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "noise_vectors.json").read_text())

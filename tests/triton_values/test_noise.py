@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
-    DISTRIBUTIONS,
     DTYPES,
+    FLAT_DISTRIBUTIONS,
     KNOWN_ANSWERS,
     SEEDS,
     assert_same_bits,
@@ -110,7 +110,7 @@ def test_known_words(device: str) -> None:
         assert [bits_of(words) for words in out[: len(rows)]] == [words for _, *words in rows]
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 def test_known_answers(distribution: str, device: str) -> None:
     for (seed, stream), rows in by_seed_and_stream(KNOWN_ANSWERS[distribution]).items():
         elements, answers = [int(element) for element, _ in rows], [bits for _, bits in rows]
@@ -124,7 +124,7 @@ def test_known_answers(distribution: str, device: str) -> None:
         assert [bits_of(quads[i])[element % 4] for i, element in enumerate(elements)] == answers
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 @pytest.mark.parametrize("vector", [4, 8])
 @pytest.mark.parametrize("first", FIRST_ELEMENTS)
 def test_runs_of_any_64_bit_element(first: int, vector: int, distribution: str, device: str) -> None:
@@ -134,7 +134,7 @@ def test_runs_of_any_64_bit_element(first: int, vector: int, distribution: str, 
     assert_same_bits(out.cpu(), expected_noise(2048, -3, 2**40 + 1, distribution, first))
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 @pytest.mark.parametrize("first_row", [0, 40, 2**33])
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 33, 128])
 def test_tiles_of_any_rank(rank: int, first_row: int, distribution: str, device: str) -> None:
@@ -146,7 +146,7 @@ def test_tiles_of_any_rank(rank: int, first_row: int, distribution: str, device:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(size: int, distribution: str, dtype: torch.dtype, op: Callable, device: str) -> None:
     args = ([size], torch.tensor(3, device=device), 4, distribution)
@@ -172,7 +172,7 @@ def test_strided_out(op: Callable, device: str) -> None:
     assert gaps_untouched(out)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
 @pytest.mark.parametrize("stream", SEEDS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_64_bits(seed: int, stream: int, distribution: str, op: Callable, device: str) -> None:
