@@ -174,7 +174,10 @@ def test_delegates(plans: dict[str, ExecutionPlan]) -> None:
         ({"estimator": "three_sided"}, "estimator"),
         ({"estimator": OneSided(2)}, "queries must be left out where estimator is an object, got 2"),
         ({"optimizer": UpdateRule.sgd(), "momentum": 0.5}, "momentum must be left out where optimizer is an"),
-        ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
+        (
+            {"distribution": "uniform"},
+            "distribution must be one of gaussian, rademacher, outer, got 'uniform'",
+        ),
         ({"quantization": "int2"}, "quantization must be one of none, int8, int4, got 'int2'"),
         ({"targets": None}, "targets must be given"),
         ({"targets": ["no_such_linear"]}, "no_such_linear"),

@@ -30,18 +30,20 @@ NOISE = [
     (torch.float32, "rademacher"),
     (torch.bfloat16, "gaussian"),
     (torch.float16, "rademacher"),
+    (torch.float32, "outer"),
 ]
 # name: shape, dtype, decay, distribution
 PARAMETERS = {
     "matrix": ((2, 2051), torch.float32, 1.0, "gaussian"),
     "signs": ((5, 1, 13), torch.float32, 0.5, "rademacher"),
     "brain": ((7, 19), torch.bfloat16, 0.875, "rademacher"),
+    "product": ((9, 3, 50), torch.float16, 0.875, "outer"),
     "vector": ((129,), torch.float16, 1.0, "gaussian"),
 }
 # storage of base and x, of B, and the distribution; A is float32
 MIXES = [
-    (base, b, DISTRIBUTIONS[(i + k) % 2]) for i, base in enumerate(DTYPES) for k, b in enumerate(DTYPES)
-] + [(torch.float32, torch.float32, "rademacher")]
+    (base, b, DISTRIBUTIONS[(i + k) % 3]) for i, base in enumerate(DTYPES) for k, b in enumerate(DTYPES)
+] + [(torch.float32, torch.float32, distribution) for distribution in DISTRIBUTIONS[1:]]
 # rows, in, out, rank, groups
 SIZES = [
     (1, 1, 1, 1, 1),

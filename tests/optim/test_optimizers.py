@@ -268,7 +268,7 @@ def test_copies_keep_everything(rng: torch.Generator) -> None:
         ({"lr": float("nan")}, "lr must be at least 0 and finite in float32, got nan"),
         ({"weight_decay": -0.5}, "weight_decay must be finite and at least 0, got -0.5"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        ({"distribution": "cauchy"}, "distribution must be gaussian or rademacher, got 'cauchy'"),
+        ({"distribution": "cauchy"}, "distribution must be one of gaussian, rademacher, outer, got 'cauchy'"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str, rng: torch.Generator) -> None:

@@ -32,7 +32,10 @@ from mobizo_kernels.zo import ZerothOrder
         ({"run_seed": 0.5}, "run_seed must be an integer, got 0.5"),
         ({"run_seed": 2**64}, "run_seed must fit 64 bits"),
         ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, got 'spsa'"),
-        ({"distribution": "uniform"}, "distribution must be gaussian or rademacher, got 'uniform'"),
+        (
+            {"distribution": "uniform"},
+            "distribution must be one of gaussian, rademacher, outer, got 'uniform'",
+        ),
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
         ({"momentum": 0.5, "optimizer": "sign"}, "momentum must be 0 with optimizer 'sign', got 0.5"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, sign, got 'lion'"),
