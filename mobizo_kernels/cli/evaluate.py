@@ -33,7 +33,7 @@ from mobizo_kernels.data import (
 from mobizo_kernels.errors import InputError, blame_input, listed
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.loss import LabelledLoss
-from mobizo_kernels.models import check_rows, load_model
+from mobizo_kernels.models import check_rows, load_model, quantize_base
 from mobizo_kernels.training import score_rows
 
 _log = logging.getLogger(__name__)
@@ -132,6 +132,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         InputError: as `load_task`; or the adapter cannot be read, or is one of another model.
     """
     task = load_task(settings)
+    with blame_input("quantization"):
+        quantize_base(task.model, settings.quantization)
     if settings.adapter is not None:
         with blame_input("adapter"):
             load_adapter(task.model, settings.adapter)

@@ -112,6 +112,7 @@ class EvalSettings(TaskSettings):
     """What `mobizo eval` can be told."""
 
     adapter: Annotated[Path | None, _task(help="Directory of a PEFT adapter of the model.")] = None
+    quantization: Annotated[Quantization, _task(help="Of the base model, as it was tuned over.")] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,10 @@ class StepSettings:
     layers: Annotated[
         str, _tune(help="Layers to adapt: FIRST:LAST, counted from 0, or the upper ones: top-N or top-N%.")
     ] = "top-67%"
-    quantization: Annotated[Quantization, _engine(help="Of the base weights.")] = "none"
+    quantization: Annotated[
+        Quantization,
+        _engine(help="Of the base weights; int8-dynamic also of what linears are given, which is faster."),
+    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class Description:
     Attributes:
         versions: of the packages that made it, by their names.
         model: that was exported.
-        quantization: of the base weights, "none", "int8" or "int4".
+        quantization: of the base weights, "none", "int8", "int8-dynamic" or "int4".
         queries: q.
         batch_size: B, rows of a step.
         groups: G, copies of the batch: 2q (two-sided) or q + 1.

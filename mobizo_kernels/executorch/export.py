@@ -82,7 +82,8 @@ def export_training_program(
         optimizer: a :class:`mobizo_kernels.UpdateRule`, or the name "sgd", "adam" or "sign" of one that is
             made of `momentum` and what follows it. What it keeps of LoRA-B lies in buffers of the program;
             its learning rate is a run's to choose.
-        quantization: of the base weights: "none" (float32), "int8" or "int4"; see docs/executorch.md.
+        quantization: of the base weights: "none" (float32), "int8", "int8-dynamic" or "int4"; see
+            docs/executorch.md.
         dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
         targets_per_row: K, most tokens to predict in a row.
         candidate_tokens: restrict the softmax to these, as the loss on label words does.
@@ -173,7 +174,7 @@ def export_training_program(
             attention=attention,
             tail_length=tail_length,
         )
-        agreement.check(graph, _ROUNDED_TOLERANCE if quantization == "int4" else _TOLERANCE)
+        agreement.check(graph, _TOLERANCE if quantization in ("none", "int8") else _ROUNDED_TOLERANCE)
         try:
             lowered = lower(trace(graph, description), {DESCRIPTION: description.text})
         except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder

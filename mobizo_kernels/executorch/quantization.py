@@ -28,10 +28,12 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
 
     Args:
         model: in float32; tied embeddings are untied, linears may be replaced.
-        kind: "none"; "int8": weights of 8 bits with a scale for each output, activations float32; "int4":
-            weights of 4 bits with a scale for every 32 inputs, activations rounded to 8 bits for each token,
-            as XNNPACK has no product of float32 with such weights. A linear whose width is no multiple of 32
-            gets 8 bits. The embedding has 8 bits in both, a scale for each token.
+        kind: "none"; "int8": weights of 8 bits with a scale for each output, activations float32;
+            "int8-dynamic": the same weights, and the inputs of a linear are rounded to 8 bits with a range of
+            their own for each token, so that the product is one of whole numbers; "int4":
+            weights of 4 bits with a scale for every 32 inputs, activations as of "int8-dynamic", for XNNPACK
+            has no product of float32 with such weights. A linear whose width is no multiple of 32 gets
+            weights of 8 bits. The embedding has 8 bits in all, a scale for each token.
         head: also the LM head; one with an adapter is quantised in any case.
 
     Raises:
@@ -45,6 +47,7 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
     if lm_head.weight is embedding.weight:
         lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    dynamic = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
     int4 = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4,  # type: ignore[attr-defined]
         weight_granularity=PerGroup(INT4_GROUP),
@@ -53,7 +56,9 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
         if not isinstance(module, (nn.Linear, Conv1D)) or (module is lm_head and not head):
             continue
         linear = as_linear(module)
-        if kind == "int4" and linear.in_features % INT4_GROUP == 0:
+        if kind == "int8-dynamic":
+            quantize_(linear, dynamic)
+        elif kind == "int4" and linear.in_features % INT4_GROUP == 0:
             quantize_(linear, int4)
         else:
             if kind == "int4":

@@ -78,7 +78,8 @@ class JournalHeader:
         data: a hash of the training rows.
         candidate_tokens: to which the loss is restricted; () for the whole vocabulary.
         base_fingerprint: :func:`mobizo_kernels.lora.model_fingerprint` of the model.
-        base_dtype: the types in which its parameters are held, "int8" or "int4" in a quantised program.
+        base_dtype: the types in which its parameters are held, "int8", "int8-dynamic" or "int4"
+            in a quantised program.
         parameters: in the order of the model.
         invocation_tokens: from which the adapters act (Activated LoRA); () for all tokens.
         lora_a: a hash of every LoRA-A.

@@ -7,6 +7,7 @@ from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 from mobizo_kernels.lora.native_adapter import device_from_peft, peft_from_device, save_device_adapter
 from mobizo_kernels.lora.peft_load import load_adapter
 from mobizo_kernels.lora.peft_save import adapter_config, save_adapter
+from mobizo_kernels.lora.rounding import rounds_inputs
 from mobizo_kernels.lora.targets import plain_name
 from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints, base_dtype, model_fingerprint
 from mobizo_kernels.lora.wrapping import unwrap, wrap
@@ -28,6 +29,7 @@ __all__ = [
     "model_fingerprint",
     "peft_from_device",
     "plain_name",
+    "rounds_inputs",
     "save_adapter",
     "save_device_adapter",
     "unwrap",

@@ -11,6 +11,7 @@ from torch import nn
 
 from mobizo_kernels.lora.adapter import adapter_layers
 from mobizo_kernels.lora.linear import MPLoRALinear
+from mobizo_kernels.lora.rounding import rounds_inputs
 from mobizo_kernels.lora.targets import plain_name
 
 _CHUNK = 1 << 20  # values widened to float32 at a time
@@ -43,9 +44,11 @@ def adapter_fingerprints(model: nn.Module) -> tuple[str, str]:
 
 
 def base_dtype(model: nn.Module) -> str:
-    """The types in which the base parameters are held, e.g. "bfloat16", or "float32+uint8" of two."""
+    """The types in which the base parameters are held, e.g. "bfloat16", or "float32+uint8" of two; where the
+    inputs of linears are rounded as well, "+dynamic" behind them.
+    """
     kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in _base_parameters(model).values()}
-    return "+".join(sorted(kinds))
+    return "+".join(sorted(kinds)) + ("+dynamic" if rounds_inputs(model) else "")
 
 
 def _fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
-from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.lora import adapter_of, is_wrapped, rounds_inputs
 from mobizo_kernels.loss.rows import RowReader, Rows
 
 
@@ -76,12 +76,12 @@ def check_logits(model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows
             got = ours(rows).float()
         except Exception as error:
             raise ValueError(f"{_unknown(name)}: {error}") from error
-        if off := difference(got, expected, model.dtype):
-            if difference(own(ids), expected, model.dtype):
+        if off := difference(got, expected, model):
+            if difference(own(ids), expected, model):
                 raise ValueError(f"{name} has other logits for the same tokens each time, also in eval mode")
             raise ValueError(f"{_unknown(name)}: ours are {off}")
         kept = (rows.rows > 0).to(ids.device)
-        if off := difference(own(others)[kept], expected[kept], model.dtype, 1e-3, 5e-2):
+        if off := difference(own(others)[kept], expected[kept], model, 1e-3, 5e-2):
             raise ValueError(
                 f"{name} has logits that depend on later tokens or on other rows: they are {off} if only "
                 "those change"
@@ -125,7 +125,7 @@ def why_not_shared(
             got = hidden(rows, True).float()
     except Exception as error:  # whatever a decoder of another build makes of it
         return error
-    off = difference(got, expected, model.dtype, half=5e-2)
+    off = difference(got, expected, model, half=1e-1 if rounds_inputs(model) else 5e-2)
     return f"the result is {off}" if off else None
 
 
@@ -149,7 +149,7 @@ def tells_texts_apart(model: PreTrainedModel) -> bool:
     # The directions of the moment may be of more groups than two rows have.
     acting = adapter_of(model).directions.acting(False) if is_wrapped(model) else nullcontext()
     with evaluating(model), acting:
-        return not difference(second(others), second(ids), model.dtype, 1e-3, 5e-2)
+        return not difference(second(others), second(ids), model, 1e-3, 5e-2)
 
 
 @contextmanager
@@ -165,11 +165,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def difference(
-    got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, whole: float = 1e-4, half: float = 1e-2
+    got: torch.Tensor, expected: torch.Tensor, model: PreTrainedModel, whole: float = 1e-4, half: float = 1e-2
 ) -> str:
-    """How far two results of a model of this dtype are apart; empty if that may be rounding: `whole` of the
-    largest value, or `half` of it in 16 bits.
+    """How far two results of a model are apart; empty if that may be rounding: `whole` of the largest value,
+    or `half` of it in 16 bits and where linears round their inputs.
     """
     off, largest = (got - expected).abs().max().item(), expected.abs().max().item()
-    tolerance = whole if dtype in (torch.float32, torch.float64) else half
+    exact = model.dtype in (torch.float32, torch.float64) and not rounds_inputs(model)
+    tolerance = whole if exact else half
     return "" if off <= largest * tolerance else f"off by up to {off:.1e}, the largest being {largest:.1e}"

@@ -1,4 +1,4 @@
-"""Base weights of 8 and 4 bits for training in torch, through torchao: activations keep their type."""
+"""Base weights of 8 and 4 bits for training in torch, through torchao."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int8-dynamic", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 INT4_GROUP = 32  # weights that share a scale; XNNPACK asks for multiples of 32
 
@@ -19,14 +19,17 @@ def require_quantization(kind: str) -> None:
 
 
 def quantize_base(model: nn.Module, kind: str) -> None:
-    """Quantise the linears of a causal LM, in place, but for its LM head: weights only.
+    """Quantise the linears of a causal LM, in place, but for its LM head, whose rounding would go straight
+    into the losses.
 
     Adapters, losses and updates stay float32 over it, so `wrap` may come before or after.
 
     Args:
         model: in float32 or bfloat16.
-        kind: "none"; "int8": a scale for each output; "int4": a scale for every 32 inputs, 8 bits where the
-            width of a linear is no multiple of 32.
+        kind: "none"; "int8": weights of 8 bits with a scale for each output; "int8-dynamic": the same, and
+            what a linear is given is rounded to 8 bits with a scale for each token, so that the product is
+            one of whole numbers; "int4": weights of 4 bits with a scale for every 32 inputs, 8 bits where the
+            width of a linear is no multiple of 32. But for "int8-dynamic" activations keep their type.
 
     Raises:
         ValueError: if `kind` is none of these.
@@ -35,9 +38,15 @@ def quantize_base(model: nn.Module, kind: str) -> None:
     require_quantization(kind)
     if kind == "none":
         return
-    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        quantize_,
+    )
     from torchao.quantization.granularity import PerGroup
 
+    int8 = Int8DynamicActivationInt8WeightConfig() if kind == "int8-dynamic" else Int8WeightOnlyConfig()
     int4 = IntxWeightOnlyConfig(
         weight_dtype=torch.int4,  # type: ignore[attr-defined]
         granularity=PerGroup(INT4_GROUP),
@@ -46,4 +55,4 @@ def quantize_base(model: nn.Module, kind: str) -> None:
     for module in list(model.modules()):
         if isinstance(module, nn.Linear) and module is not head:
             whole_groups = module.in_features % INT4_GROUP == 0
-            quantize_(module, int4 if kind == "int4" and whole_groups else Int8WeightOnlyConfig())
+            quantize_(module, int4 if kind == "int4" and whole_groups else int8)

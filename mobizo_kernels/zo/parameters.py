@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name, rounds_inputs
 
 # Where central differences of LoRA-B correlate well with the slope, by the type of the base and whether the
 # adapters act on the last tokens only, which change the loss less: docs/recipe.md.
@@ -45,7 +45,7 @@ def warn_of_eps(model: nn.Module, eps: float) -> None:
     if not is_wrapped(model):
         return
     kinds = {str(module.weight.dtype) for module in adapter_layers(model).values()}
-    kind = "float32" if kinds == {"torch.float32"} else "other"
+    kind = "float32" if kinds == {"torch.float32"} and not rounds_inputs(model) else "other"
     low, high = _EPS_RANGES[kind, adapter_of(model).config.alora_invocation_tokens is not None]
     if not low <= eps <= high:
         base = "a float32 base" if kind == "float32" else "a base of lower precision than float32"

@@ -24,8 +24,8 @@ from mobizo_kernels.models.quantization import QUANTIZATIONS
 
 # All kinds of weights, and what only a whole program shows; the others are slow tests.
 USUAL = {
-    ("Qwen2", "int8"), ("Mistral", "int4"), ("Gemma 2", "none"), ("OPT", "none"), ("GPT-NeoX", "none"),
-    ("Granite", "none"), ("Qwen2-MoE", "int8"),
+    ("Qwen2", "int8"), ("Qwen2", "int8-dynamic"), ("Mistral", "int4"), ("Gemma 2", "none"), ("OPT", "none"),
+    ("GPT-NeoX", "none"), ("Granite", "none"), ("Qwen2-MoE", "int8"),
 }  # fmt: skip
 MATRIX = [
     pytest.param(name, kind, marks=[] if (name, kind) in USUAL else pytest.mark.slow, id=f"{name}-{kind}")

@@ -178,7 +178,7 @@ def test_delegates(plans: dict[str, ExecutionPlan]) -> None:
             {"distribution": "uniform"},
             "distribution must be one of gaussian, rademacher, outer, got 'uniform'",
         ),
-        ({"quantization": "int2"}, "quantization must be one of none, int8, int4, got 'int2'"),
+        ({"quantization": "int2"}, "quantization must be one of none, int8, int8-dynamic, int4, got 'int2'"),
         ({"targets": None}, "targets must be given"),
         ({"targets": ["no_such_linear"]}, "no_such_linear"),
         ({"candidate_tokens": [5]}, "candidate_tokens"),

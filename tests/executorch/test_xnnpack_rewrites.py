@@ -25,7 +25,7 @@ def logits(model: Any, tokens: int = 9) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.05), ("int4", 0.5)])
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.05), ("int8-dynamic", 0.1), ("int4", 0.5)])
 @pytest.mark.parametrize("name", CASES)
 def test_quantised_decoders_are_what_they_were(name: str, kind: str, error: float) -> None:
     """Up to rounding: factors of embeddings, biases, transposed weights are kept; no linear is left out."""
