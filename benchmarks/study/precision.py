@@ -49,7 +49,7 @@ def main() -> None:
         ]
         seeds = torch.arange(4 if quick else options.directions)
         exact = exact_slopes(recipe, data, batches, seeds, "float32")
-        for base in BASES[:2] if quick else BASES:
+        for base in BASES[:2] if quick else options.bases:
             own = exact if base == "float32" else exact_slopes(recipe, data, batches, seeds, base)
             for eps, estimated in estimated_slopes(recipe, data, batches, seeds, base):
                 error = np.abs(estimated - exact) / exact.std()
@@ -160,6 +160,7 @@ def _randomized(model: Any) -> Any:
 def _options() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--tails", type=int, nargs="+", default=[2, 0], help="as in the study of recipes")
+    options.add_argument("--bases", nargs="+", choices=BASES, default=BASES, metavar="BASE", help="which")
     options.add_argument("--batches", type=count, default=12, help="of 8 rows")
     options.add_argument("--directions", type=count, default=16, help="for each batch")
     return options.parse_args()

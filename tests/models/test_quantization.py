@@ -51,16 +51,16 @@ def dynamic_linear(bias: bool, rng: torch.Generator) -> tuple[nn.Linear, np.ndar
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_product_is_one_of_whole_numbers(bias: bool, rng: torch.Generator) -> None:
-    """Against the arithmetic in float64: a scale for each output and one for each row of the input."""
+    """Against float64: a scale for each output, a range from least to greatest for each row of the input."""
     linear, weight = dynamic_linear(bias, rng)
     rounded = linear.weight.dequantize().double().numpy()
     assert (np.abs(rounded - weight) <= 1.001 * np.abs(weight).max(axis=1, keepdims=True) / 255).all()
-    x = torch.randn(5, 33, generator=rng)
-    x[:, 7] = 4.0  # the largest of a row is between two levels: a positive one is rounded to the lower
-    x *= torch.tensor([[1e-3], [1.0], [1e3], [5.0], [0.0]])
+    x = (torch.randn(5, 33, generator=rng) + 1) * torch.tensor([[1e-3], [1.0], [1e3], [5.0], [0.0]])
     rows = x.double().numpy()
-    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127.5, np.finfo(np.float32).eps)
-    whole = np.clip(np.rint(rows / scales), -128, 127)
+    least, greatest = np.minimum(rows.min(1), 0)[:, None], np.maximum(rows.max(1), 0)[:, None]
+    scales = np.maximum((greatest - least) / 255, np.finfo(np.float32).eps)
+    zeros = np.clip(-128 - np.rint(least / scales), -128, 127)
+    whole = np.clip(np.rint(rows / scales) + zeros, -128, 127) - zeros
     expected = (whole * scales) @ rounded.T + (linear.bias.double().numpy() if bias else 0.0)
     np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-6)
 
