@@ -18,8 +18,8 @@
 #include <iostream>
 #include <optional>
 
-#include "runtime.h"
-#include "safetensors.h"
+#include <files/safetensors.h>
+#include <program/runtime.h>
 
 namespace {
 
