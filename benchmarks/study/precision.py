@@ -28,7 +28,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.ops import noise
 
-EPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+EPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 2e-1)
 BASES = (
     "float32", "bfloat16", "int8", "int8-dynamic", "int4", "program int8", "program int8-dynamic",
     "program int4",

@@ -9,13 +9,21 @@ from torch import nn
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name, rounds_inputs
 
-# Where central differences of LoRA-B correlate well with the slope, by the type of the base and whether the
-# adapters act on the last tokens only, which change the loss less: docs/recipe.md.
+# Where central differences of LoRA-B correlate well with the slope, by the type of the base ("rounded": any
+# whose linears round their inputs) and whether the adapters act on the last tokens only, which change the
+# loss less: docs/recipe.md.
 _EPS_RANGES = {
     ("float32", False): (1e-4, 3e-2),
     ("float32", True): (1e-4, 1e-1),
     ("other", False): (3e-3, 3e-2),
     ("other", True): (3e-2, 1e-1),
+    ("rounded", False): (3e-2, 1e-1),
+    ("rounded", True): (1e-1, 2e-1),
+}
+_BASES = {
+    "float32": "a float32 base",
+    "other": "a base of lower precision than float32",
+    "rounded": "a base whose linears round their inputs",
 }
 
 
@@ -45,10 +53,11 @@ def warn_of_eps(model: nn.Module, eps: float) -> None:
     if not is_wrapped(model):
         return
     kinds = {str(module.weight.dtype) for module in adapter_layers(model).values()}
-    kind = "float32" if kinds == {"torch.float32"} and not rounds_inputs(model) else "other"
+    kind = "float32" if kinds == {"torch.float32"} else "other"
+    kind = "rounded" if rounds_inputs(model) else kind
     low, high = _EPS_RANGES[kind, adapter_of(model).config.alora_invocation_tokens is not None]
     if not low <= eps <= high:
-        base = "a float32 base" if kind == "float32" else "a base of lower precision than float32"
+        base = _BASES[kind]
         warnings.warn(
             f"eps={eps:g} is outside of {low:g} to {high:g}, where differences of {base} follow the slope",
             stacklevel=3,

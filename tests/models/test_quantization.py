@@ -108,7 +108,7 @@ def test_a_small_eps_is_lost_in_the_rounding() -> None:
     model = tiny.llama()
     quantize_base(model, "int8-dynamic")
     wrap(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.warns(UserWarning, match="eps=0.001 is outside of .* of a base of lower precision"):
+    with pytest.warns(UserWarning, match="eps=0.001 is outside of .* of a base whose linears round"):
         ZerothOrder(model, eps=1e-3)
 
 
