@@ -139,6 +139,29 @@ def test_test_rows_without_a_label_are_said(
     assert "balanced accuracy     -" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_scored_over_the_base_that_it_was_tuned_over(
+    dtype: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao")
+    quantised = ["--quantization=int8-dynamic", f"--dtype={dtype}"]
+    assert train(inputs, tmp_path / "out", "--rank=4", *quantised) == 0
+    capsys.readouterr()
+    common = [
+        f"--model={inputs / 'model'}",
+        f"--data={inputs / 'data.csv'}",
+        *PROMPT,
+        "--eval-rows=8",
+        "--json",
+    ]
+    adapter = f"--adapter={tmp_path / 'out' / 'adapter'}"
+    assert run("eval", *common, adapter, *quantised) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["auc"] == pytest.approx(metrics["auc_after"], abs=1e-6)
+    assert found["settings"]["quantization"] == metrics["settings"]["quantization"] == "int8-dynamic"
+
+
 def test_missing_adapter(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"--model={inputs / 'model'}"
     options = [model, f"--data={inputs / 'data.csv'}", f"--adapter={tmp_path}", *PROMPT]

@@ -22,11 +22,12 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     XNNQuantizedTensorValue,
 )
 from executorch.exir._serialize._program import deserialize_pte_binary
-from programs import DEFAULTS, export_quietly, no_update, program_batch, tiny_rows
+from programs import DEFAULTS, export_quietly, no_update, program_batch, tiny_dataset, tiny_rows
 from torch import nn
 
 from mobizo_kernels.executorch import Trainer
 from mobizo_kernels.executorch.quantization import quantize
+from mobizo_kernels.journal import read_journal
 
 QDINT8, QCINT8 = XNNDatatype.xnn_datatype_qdint8, XNNDatatype.xnn_datatype_qcint8
 
@@ -127,7 +128,7 @@ def test_the_arithmetic(bias: bool, rng: torch.Generator) -> None:
 
 def test_a_group_does_not_depend_on_the_others(tmp_path: Path, rng: torch.Generator) -> None:
     """What is rounded in a row depends on that row: whatever the other groups try, its loss has the same
-    bits, and a perturbation has the same loss in the half of + and in that of -.
+    bits, and a perturbation has the same loss in the half of + and in that of -. A journal says what it was.
     """
     model = tiny.causal_lm(transformers.LlamaConfig(**GROUPED))
     path = tmp_path / "model.pte"
@@ -146,3 +147,7 @@ def test_a_group_does_not_depend_on_the_others(tmp_path: Path, rng: torch.Genera
     assert other[0] == first[0] and (other[1:] != first[1:]).all()
     swapped = losses([1, 2, 1, 2], [-0.05, -0.05, 0.05, 0.05])
     assert (swapped == np.roll(first, 2)).all()
+
+    data, journal = tiny_dataset(tmp_path / "data.safetensors", rng), tmp_path / "journal"
+    trainer.train(data, steps=2, eval_every=0, keep="last", journal=journal)
+    assert read_journal(journal)[0].base_dtype == "int8-dynamic"
