@@ -14,6 +14,9 @@ void zo_adam(const ZoAdamArgs& args, int64_t begin, int64_t end);
 void zo_sign(const ZoSignArgs& args, int64_t begin, int64_t end);
 void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row);
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end);
+void mp_lora_pack(const MpLoraArgs& args, int64_t begin, int64_t end);
+void mp_lora_slopes(const MpLoraArgs& args, int64_t first_row, int64_t last_row);
+void mp_lora_outer(const MpLoraArgs& args, int64_t first_row, int64_t last_row, int64_t begin, int64_t end);
 
 // f(T{}) for the element type T that dtype names.
 template <typename F>

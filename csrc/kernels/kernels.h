@@ -79,7 +79,7 @@ struct ZoSignArgs : PerturbArgs {
 
 // out = base + scaling * (x A^T) (B + coeffs[g] z(seeds[g], stream))^T for the rows of each of `groups` equal row blocks.
 // x, base and out share dtype and have unit column stride; lora_a [rank, in] is float32 and contiguous; lora_b [out, rank]
-// contiguous. base may be out. `shrunk` is scratch of rows * rank floats, filled by mp_lora_shrink and read by mp_lora_expand.
+// contiguous. base may be out. `scratch` has mp_lora_scratch floats, in which run_mp_lora places what stands behind it.
 struct MpLoraArgs {
   const void* base;
   const void* x;
@@ -97,7 +97,11 @@ struct MpLoraArgs {
   Distribution distribution;
   int64_t units;         // from mp_lora_units
   int64_t tile_columns;  // from mp_lora_tile_columns
-  float* shrunk;
+  float* scratch;
+  float* shrunk;         // x A^T [rows, rank], filled by mp_lora_shrink
+  float* panel;          // of kOuter: B^T in tiles of columns, each [rank, width], filled by mp_lora_pack
+  float* slopes;         // of kOuter: coeffs[g] * (x A^T . v_g) of each row, filled by mp_lora_slopes
+  const uint8_t* signs;  // of kOuter: u and v of each unit, from the kernel `signs`
 };
 
 // Elements that one task of noise, or of a kernel that updates a parameter, covers at most: a run of the flat tensor or, of
@@ -160,6 +164,17 @@ constexpr int64_t mp_lora_tiles(int64_t out_features, int64_t tile_columns) {
   return (out_features + tile_columns - 1) / tile_columns;
 }
 
+// Tiles of columns of directions "outer", whose panel of B serves all groups.
+constexpr int64_t mp_lora_outer_columns(const MpLoraArgs& args) {
+  return mp_lora_tile_columns(args.out_features, args.rank, args.out_features);
+}
+constexpr int64_t mp_lora_scratch(const MpLoraArgs& args) {
+  const int64_t shrunk = args.rows * args.rank;
+  if (args.distribution != Distribution::kOuter) return shrunk;
+  const int64_t columns = mp_lora_outer_columns(args), panel = mp_lora_tiles(args.out_features, columns) * columns * args.rank;
+  return shrunk + args.rows + panel + args.groups * sign_bytes(args.out_features + args.rank) / 4;
+}
+
 // One instruction set's compilation of every kernel.
 struct Kernels {
   const char* name;
@@ -171,6 +186,9 @@ struct Kernels {
   void (*zo_sign)(const ZoSignArgs&, int64_t begin, int64_t end);
   void (*mp_lora_shrink)(const MpLoraArgs&, int64_t first_row, int64_t last_row);
   void (*mp_lora_expand)(const MpLoraArgs&, int64_t begin, int64_t end);
+  void (*mp_lora_pack)(const MpLoraArgs&, int64_t begin, int64_t end);             // tiles of columns
+  void (*mp_lora_slopes)(const MpLoraArgs&, int64_t first_row, int64_t last_row);  // after signs and shrink
+  void (*mp_lora_outer)(const MpLoraArgs&, int64_t first_row, int64_t last_row, int64_t begin, int64_t end);  // tiles as well
 };
 
 // The best instruction set this machine has, or the one that the environment variable MOBIZO_CPU names. Null if MOBIZO_CPU

@@ -5,7 +5,7 @@
 // for all groups of a seed, adds the two into a panel that stays in cache, and multiplies all rows of the group by it. Neither
 // B + c_g z_g nor z_g ever exists as a whole.
 #include "../noise/visit.h"
-#include "entry.h"
+#include "mp_lora_panel.h"
 
 namespace mobizo::MOBIZO_ISA {
 namespace {
@@ -84,39 +84,11 @@ MOBIZO_INLINE void shrink_rows(const MpLoraArgs& args, const T* x, float* u) {
 
 // --- expand -----------------------------------------------------------------------------------------------------------------
 
-// A tile of B, or of the noise for it, transposed: [rank, width] with zeros in the columns beyond the last.
-constexpr int64_t kLargestTile = kColumnStep * kMaxRank > kTileFloats ? kColumnStep * kMaxRank : kTileFloats;
 constexpr int64_t kSignsPerWord = 16;  // of the 25 bits that load_bits promises
 
-struct Tile {
-  int64_t first_column, columns, width, rank, out_features;
-  int64_t first() const { return first_column * rank; }  // element of B
-  int64_t count() const { return columns * rank; }
-  int64_t padded() const { return width * rank; }
-};
-
-// panel[j * width + n] = rows[n * rank + j]. `rows` has room for, and gets, 3 values behind the padded tile.
-MOBIZO_INLINE void transpose(const Tile& t, float* rows, float* panel) {
-  for (int64_t i = t.count(); i < t.padded() + 3; ++i) rows[i] = 0.0f;
-  for (int64_t n = 0; n < t.width; n += kLanes) {
-    for (int64_t j = 0; j < t.rank; j += 4) {
-      F32 quad[4];
-      load_transposed(rows + n * t.rank + j, t.rank, quad);
-      for (int64_t i = 0; i < min(4, t.rank - j); ++i) store(panel + (j + i) * t.width + n, quad[i]);
-    }
-  }
-}
-
-template <typename T>
-MOBIZO_INLINE void transposed_b(const Tile& t, const T* lora_b, float* rows, float* panel) {
-  const T* b = lora_b + t.first();
-  each_vector(t.count(), [&](int64_t i, auto... n) { store(rows + i, load(b + i, n...), n...); });
-  transpose(t, rows, panel);
-}
-
-// The noise of a tile, as it is used for every group of one seed: values transposed like B, or for Rademacher noise words of
-// kSignsPerWord signs, [ceil(rank / kSignsPerWord), width], bit j % kSignsPerWord for the value of rank index j.
-MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, const NoiseStream& stream, float* rows,
+// The noise of a tile, as it is used for every group of one seed: Gaussian values transposed like B, or words of kSignsPerWord
+// signs, [ceil(rank / kSignsPerWord), width], bit j % kSignsPerWord for the value of rank index j.
+MOBIZO_INLINE void transposed_noise(const PanelTile& t, Distribution distribution, const NoiseStream& stream, float* rows,
                                     float* noise) {
   if (distribution == Distribution::kGaussian) {
     visit_gaussian(stream, t.first(), t.count(), [&](int64_t i, F32 z, auto... n) { store(rows + i, z, n...); });
@@ -124,25 +96,15 @@ MOBIZO_INLINE void transposed_noise(const Tile& t, Distribution distribution, co
     return;
   }
   auto* bits = reinterpret_cast<uint8_t*>(rows);
-  if (distribution == Distribution::kOuter) {
-    const int64_t u = rademacher_bits(stream, t.first_column, t.width, bits);
-    uint8_t rank_bits[rademacher_bytes(kMaxRank)];
-    const int64_t v = rademacher_bits(stream, t.out_features, t.rank, rank_bits);
-    for (int64_t j = 0; j < t.rank; ++j) {
-      const F32 sign = broadcast(rank_bits[(v + j) / 8] >> (v + j) % 8 & 1 ? -1.0f : 1.0f);
-      for (int64_t n = 0; n < t.width; n += kLanes) store(noise + j * t.width + n, flip_signs_from(sign, bits, u + n));
-    }
-    return;
-  }
   const int64_t offset = rademacher_bits(stream, t.first(), t.padded(), bits);
   for (int64_t j = 0; j < t.rank; j += kSignsPerWord, noise += t.width)
     for (int64_t n = 0; n < t.width; n += kLanes) store(noise + n, as_float(load_bits(bits, offset + n * t.rank + j, t.rank)));
 }
 
 // panel = B + coeff * z with one rounding, for B and z transposed.
-MOBIZO_INLINE void perturbed_b(const Tile& t, Distribution distribution, float coeff, const float* b, const float* noise,
+MOBIZO_INLINE void perturbed_b(const PanelTile& t, Distribution distribution, float coeff, const float* b, const float* noise,
                                float* panel) {
-  if (distribution != Distribution::kRademacher) {
+  if (distribution == Distribution::kGaussian) {
     const F32 c = broadcast(coeff);
     for (int64_t i = 0; i < t.padded(); i += kLanes) store(panel + i, fma(c, load(noise + i), load(b + i)));
     return;
@@ -166,32 +128,9 @@ template <int rows, int vecs, typename T, typename... N>
 MOBIZO_INLINE void expand_tile(const MpLoraArgs& args, const float* u, const float* panel, int64_t width, const T* base, T* out,
                                N... n) {
   F32 sum[rows][vecs];
-#pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row)
-#pragma GCC unroll 4
-    for (int v = 0; v < vecs; ++v) sum[row][v] = zero();
-  // The rows of base lie far apart: ask for them now, so that they have come by the time the products are done.
-  for (int row = 0; row < rows; ++row)
-    for (int v = 0; v < vecs; ++v) __builtin_prefetch(base + row * args.base_stride + v * kLanes, 1);
-  for (int64_t j = 0; j < args.rank; ++j) {
-    F32 p[vecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < vecs; ++v) p[v] = load(panel + j * width + v * kLanes);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) {
-      const F32 factor = broadcast(u[row * args.rank + j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vecs; ++v) sum[row][v] = fma(factor, p[v], sum[row][v]);
-    }
-  }
-  const F32 scaling = broadcast(args.scaling);
-#pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row)
-#pragma GCC unroll 4
-    for (int v = 0; v < vecs; ++v) {
-      const F32 old = load(base + row * args.base_stride + v * kLanes, n...);
-      store(out + row * args.out_stride + v * kLanes, fma(scaling, sum[row][v], old), n...);
-    }
+  prefetch_base<rows, vecs>(args, base);
+  panel_product<rows, vecs>(u, args.rank, panel, width, sum);
+  add_to_base<rows, vecs>(args, sum, base, out, n...);
 }
 
 template <int rows, typename T>
@@ -224,7 +163,7 @@ void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task % units, column = task / units * args.tile_columns;
     const int64_t columns = min(args.tile_columns, args.out_features - column);
-    const Tile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank, args.out_features};
+    const PanelTile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank};
     if (task == begin || unit == 0) {
       with_type(args.lora_b_dtype,
                 [&](auto type) { transposed_b(tile, static_cast<const decltype(type)*>(args.lora_b), scratch, b); });

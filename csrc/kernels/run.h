@@ -74,10 +74,42 @@ inline float norm_of_change(const PerturbArgs& args) {
   return static_cast<float>(std::sqrt(sum));
 }
 
-// Chooses args.units and args.tile_columns; everything else in args is set.
+// mp_lora of directions "outer".
+template <typename ParallelFor>
+void run_mp_lora_outer(const Kernels& k, MpLoraArgs& args, int64_t threads, ParallelFor parallel_for) {
+  args.tile_columns = mp_lora_outer_columns(args);
+  const int64_t tiles = mp_lora_tiles(args.out_features, args.tile_columns);
+  args.panel = args.shrunk + args.rows * args.rank;
+  args.slopes = args.panel + tiles * args.tile_columns * args.rank;
+  auto* signs = reinterpret_cast<uint8_t*>(args.slopes + args.rows);
+  args.signs = signs;
+  const SignsArgs draw{args.seeds, args.units, args.stream, args.out_features + args.rank, signs};
+  parallel_for(0, args.units, kNoiseGrain, [&](int64_t begin, int64_t end) { k.signs(draw, begin, end); });
+  parallel_for(0, tiles, kNoiseGrain, [&](int64_t begin, int64_t end) { k.mp_lora_pack(args, begin, end); });
+  const auto shrink = [&](int64_t begin, int64_t end) {
+    k.mp_lora_shrink(args, begin, end);
+    k.mp_lora_slopes(args, begin, end);
+  };
+  if (args.rows >= threads * kShrinkGrain) {  // whole rows keep every thread busy
+    parallel_for(0, args.rows, kShrinkGrain, [&](int64_t first, int64_t last) {
+      for (int64_t begin = first; begin < last; begin += kRowsTogether) {
+        const int64_t end = std::min(last, begin + kRowsTogether);
+        shrink(begin, end);
+        k.mp_lora_outer(args, begin, end, 0, tiles);
+      }
+    });
+  } else {
+    parallel_for(0, args.rows, kShrinkGrain, shrink);
+    parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { k.mp_lora_outer(args, 0, args.rows, begin, end); });
+  }
+}
+
+// Chooses args.units and args.tile_columns and places what is in args.scratch; everything else in args is set.
 template <typename ParallelFor>
 void run_mp_lora(const Kernels& k, MpLoraArgs& args, int64_t threads, ParallelFor parallel_for) {
   const int64_t units = args.units = mp_lora_units(args.seeds, args.groups);
+  args.shrunk = args.scratch;
+  if (args.distribution == Distribution::kOuter) return run_mp_lora_outer(k, args, threads, parallel_for);
   if (units % threads == 0 || units >= 4 * threads) {
     // Whole units keep every thread busy: one parallel region, and what shrink made is still in cache when expand reads it.
     args.tile_columns = mp_lora_tile_columns(args.out_features, args.rank, args.out_features);

@@ -65,7 +65,6 @@ void run(const Adapter& adapter, const Tensor& base, const Tensor& x, const Tens
   const Tensor base_rows = base_stride ? base : as_contiguous(base);
   const Tensor x_rows = x_stride ? x : as_contiguous(x);
   const int64_t rank = adapter.lora_a.size(0), groups = adapter.directions.count();
-  const std::unique_ptr<float[]> shrunk(new float[adapter.rows * rank]);
   MpLoraArgs args{};
   args.base = base_rows.const_data_ptr();
   args.x = x_rows.const_data_ptr();
@@ -87,7 +86,8 @@ void run(const Adapter& adapter, const Tensor& base, const Tensor& x, const Tens
   args.scaling = adapter.scaling;
   args.stream = adapter.stream;
   args.distribution = adapter.distribution;
-  args.shrunk = shrunk.get();
+  const std::unique_ptr<float[]> scratch(new float[mp_lora_scratch(args)]);
+  args.scratch = scratch.get();
   run_mp_lora(kernels(), args, thread_count(), ParallelFor{});
 }
 

@@ -71,8 +71,8 @@ Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Ten
   ET_KERNEL_CHECK(context, check_storage(out, kOp, "out"), InvalidArgument, out);
   const Kernels* k = kernels();
   ET_KERNEL_CHECK(context, k != nullptr, NotSupported, out);
-  const std::unique_ptr<float[]> shrunk(new (std::nothrow) float[args.rows * args.rank]);
-  ET_KERNEL_CHECK_MSG(context, shrunk != nullptr, MemoryAllocationFailed, out, "mobizo::mp_lora: out of memory");
+  const std::unique_ptr<float[]> scratch(new (std::nothrow) float[mp_lora_scratch(args)]);
+  ET_KERNEL_CHECK_MSG(context, scratch != nullptr, MemoryAllocationFailed, out, "mobizo::mp_lora: out of memory");
   ET_KERNEL_CHECK_MSG(context, executorch::runtime::resize_tensor(out, base.sizes()) == Error::Ok, InvalidArgument, out,
                       "mobizo::mp_lora: out must have the shape of base, or room for it");
   if (out.numel() == 0) return out;
@@ -88,7 +88,7 @@ Tensor& mp_lora_out(KernelRuntimeContext& context, const Tensor& base, const Ten
   args.coeffs = coeffs.const_data_ptr<float>();
   args.scaling = static_cast<float>(scaling);
   args.stream = stream;
-  args.shrunk = shrunk.get();
+  args.scratch = scratch.get();
   run_mp_lora(*k, args, executorch::extension::get_thread_count(), ParallelFor{});
   return out;
 }

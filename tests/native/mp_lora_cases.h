@@ -1,6 +1,9 @@
 // mp_lora against the same sums in double.
 #pragma once
 
+#include <cmath>
+
+#include "../../csrc/kernels/run.h"
 #include "harness.h"
 
 namespace mobizo {
@@ -64,6 +67,15 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
       Buffer out = c.in_place ? base : Buffer(c.dtype, rows * out_stride), shrunk(DType::kFloat32, rows * c.rank);
       if (c.in_place) args.base = out.data();
       args.out = out.data();
+      if (c.distribution == Distribution::kOuter) {
+        std::vector<float> scratch(static_cast<size_t>(mp_lora_scratch(args)), NAN);
+        args.scratch = scratch.data();
+        const int64_t threads = piecewise ? rows : 1;  // the first by tiles of columns, the other by rows
+        run_mp_lora(target.kernels, args, threads, [&](int64_t begin, int64_t end, int64_t, const auto& f) {
+          for (int64_t i = begin; i < end; i = piecewise ? i + 1 : end) f(i, piecewise ? i + 1 : end);
+        });
+        return out;
+      }
       args.units = groups_apart;
       args.tile_columns = tile_columns;
       args.shrunk = static_cast<float*>(shrunk.data());
