@@ -82,6 +82,16 @@ MOBIZO_INLINE void shrink_rows(const MpLoraArgs& args, const T* x, float* u) {
   } while (k < args.in_features);
 }
 
+// What expand will read next of base. It lies in tiles of columns far apart, where no prefetcher of the CPU looks; whole rows,
+// asked for while their sums are made, come in time. Not more of them than the second-level cache holds.
+constexpr int64_t kPrefetchBytes = 512 * 1024;
+MOBIZO_INLINE void prefetch_rows(const MpLoraArgs& args, int64_t row, int64_t rows) {
+  const int64_t size = args.dtype == DType::kFloat32 ? 4 : 2;
+  const char* base = static_cast<const char*>(args.base) + row * args.base_stride * size;
+  for (int64_t i = 0; i < rows; ++i, base += args.base_stride * size)
+    for (int64_t byte = 0; byte < args.out_features * size; byte += 64) __builtin_prefetch(base + byte, 1, 2);
+}
+
 // --- expand -----------------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kSignsPerWord = 16;  // of the 25 bits that load_bits promises
@@ -146,9 +156,11 @@ MOBIZO_INLINE void expand_rows(const MpLoraArgs& args, const float* u, const flo
 }  // namespace
 
 void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row) {
+  const bool prefetch = (last_row - first_row) * args.out_features * 4 <= kPrefetchBytes;
   with_type(args.dtype, [&](auto type) {
     const auto* x = static_cast<const decltype(type)*>(args.x);
     for (int64_t row = first_row; row < last_row; row += kDotRows) {
+      if (prefetch) prefetch_rows(args, row, min(kDotRows, last_row - row));
       with_constant<kDotRows>(min(kDotRows, last_row - row), [&](auto rows) {
         shrink_rows<decltype(rows)::n>(args, x + row * args.x_stride, args.shrunk + row * args.rank);
       });
