@@ -5,14 +5,16 @@
 The peer does what MeZO (arXiv 2305.17333) does to perturb or update: draw a gaussian tensor and add it. It is
 the fastest of three forms: `param.add_(torch.normal(...), alpha=c)` as in its public code; the noise drawn by
 one call into memory that is kept; and, for 16-bit parameters, that in float32. With several seeds it needs
-as many passes. Rademacher is also compared with "signs", the same with `random_` for the noise.
+as many passes. Rademacher is also compared with "signs", the same with `random_` for the noise; directions
+"outer" with `perturb_` of as many Rademacher ones, in the last row with 32 seeds on 2^24 values.
 
 The limit is a memory pass over the same parameters, `param.mul_(1.0001)`. 2^14 values stay in the cache, 2^22
-do not. "60 LoRA-B" are those of SmolLM2-135M (q_proj [576, 16] and v_proj [192, 16] in 30 layers), by one
-foreach_perturb_, and by zo_update in a loop.
+do not; they are a matrix, as square as a power of two allows. "60 LoRA-B" are those of SmolLM2-135M (q_proj
+[576, 16] and v_proj [192, 16] in 30 layers), by one foreach_perturb_, and by zo_update in a loop.
 
 Columns: ns per value, all seeds together; how many times faster than the peers; share of the speed of the
-pass. Goals, for one seed on 2^22 float32: gaussian at least 6 x MeZO, rademacher 15 x MeZO and 0.7 of a pass.
+pass. Goals: for one seed on 2^22 float32, gaussian at least 6 x MeZO, rademacher 15 x MeZO and 0.7 of a pass;
+for 32 seeds on 2^24, outer 8 x rademacher.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ def compare(
             **ours(params, n_seeds, distribution),
             **forms,
             "signs": repeated(n_seeds, lambda: kept.add_rademacher(COEFF)),
+            "rademacher": ours(params, n_seeds, "rademacher")["perturb_"],
             "pass": lambda: torch._foreach_mul_(params, 1.0001),
         },
         rounds,
@@ -97,11 +100,17 @@ def compare(
             "perturb_ ns": timings["perturb_"].show(per_value),
             "x MeZO": peer / perturb,
             "x signs": timings["signs"].p50 / perturb if distribution == "rademacher" else "-",
+            "x rademacher": timings["rademacher"].p50 / perturb if distribution == "outer" else "-",
             "of pass": timings["pass"].p50 / perturb,
             "zo_update ns": timings["zo_update"].show(per_value),
             "x MeZO (update)": peer / update,
         },
     )
+
+
+def matrix(power: int) -> tuple[int, int]:
+    """A shape of 2^power values."""
+    return 2 ** (power // 2), 2 ** (power - power // 2)
 
 
 @torch.no_grad()
@@ -110,7 +119,7 @@ def main() -> None:
     report = Report("perturb", options)
     rounds, powers = (3, (10, 14)) if options.quick else (21, (14, 22))
     cases: list[tuple[str, Sequence[tuple[int, ...]], torch.dtype]] = [
-        *((f"2^{power}", [(2**power,)], dtype) for power, dtype in product(powers, STORAGE_DTYPES)),
+        *((f"2^{power}", [matrix(power)], dtype) for power, dtype in product(powers, STORAGE_DTYPES)),
         ("60 LoRA-B", LORA_B_SHAPES, torch.float32),
     ]
     for threads, (label, shapes, dtype), n_seeds, distribution in product(
@@ -119,6 +128,8 @@ def main() -> None:
         torch.set_num_threads(threads)
         params = [torch.randn(shape).to(dtype) for shape in shapes]
         compare(report, rounds, label, params, n_seeds, distribution)
+    many, n_seeds = (14, 4) if options.quick else (24, 32)
+    compare(report, 3, f"2^{many}", [torch.randn(matrix(many))], n_seeds, "outer")
     report.finish()
 
 
