@@ -12,6 +12,8 @@ from triton.language.target_info import cuda_capability_geq
 from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
 
 STREAM = -5
+# With directions "outer" 4 or 8 neighbours share a word of signs where that divides rows and columns.
+VALUES, RUNS, NO_RUNS = 5120, (40, 128), (5, 1024)
 
 
 def launch_all() -> None:
@@ -28,11 +30,11 @@ def noise_and_updates() -> None:
         launch.store_norm(torch.zeros(blocks, dtype=torch.float64), torch.zeros(1))
     seeds, coeffs = torch.arange(3), torch.ones(3)
     for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
-        room = torch.zeros(5001, dtype=dtype)
+        room = torch.zeros(VALUES + 1, dtype=dtype)
         some = (seeds, coeffs, STREAM, 0.5, distribution)
-        noise.noise([5000], seeds[0], STREAM, distribution, dtype=dtype)
-        noise.noise_out([5000], seeds[0], STREAM, distribution, dtype=dtype, out=room[1:])
-        for param in (room[:5000], room[1:]):
+        noise.noise(RUNS, seeds[0], STREAM, distribution, dtype=dtype)
+        noise.noise_out(NO_RUNS, seeds[0], STREAM, distribution, dtype=dtype, out=room[1:].view(NO_RUNS))
+        for param in (room[:VALUES].view(RUNS), room[1:].view(NO_RUNS)):
             perturb.perturb_(param, *some)
             perturb.foreach_perturb_([param], seeds, coeffs, [STREAM], 0.5, distribution)
             zo_update.zo_update(param, *some)
@@ -44,10 +46,11 @@ def optimizers() -> None:
 
     directions, lr, numbers = (torch.arange(3), torch.ones(3)), torch.ones(1), (0.9, 0.999, 1e-8)
     for dtype, distribution in product(STORAGE_DTYPES, DISTRIBUTIONS):
-        rooms = [torch.zeros(5001, dtype=dtype), torch.zeros(5001), torch.zeros(5001)]
+        rooms = [torch.zeros(2 * VALUES, dtype=dtype), torch.zeros(2 * VALUES), torch.zeros(2 * VALUES)]
         rest = (0.5, distribution)
-        for place in (slice(5000), slice(1, 5001), slice(None, None, 2)):
-            p, m, v = (room[place] for room in rooms)
+        places = ((slice(VALUES), RUNS), (slice(1, VALUES + 1), NO_RUNS), (slice(None, None, 2), RUNS))
+        for place, shape in places:
+            p, m, v = (room[place].view(shape) for room in rooms)
             zo_momentum.zo_momentum(p, m, *directions, STREAM, 0.9, *rest)
             zo_momentum.foreach_zo_momentum_([p], [m], *directions, [STREAM], 0.9, *rest)
             zo_adam.zo_adam(p, m, v, *directions, lr, STREAM, *numbers, *rest)
@@ -90,8 +93,11 @@ def adapter_cases() -> list[Adapter]:
     return [
         *(Adapter(bf16, rank) for rank in (1, 5, 8, 16, 64, 96, 256)),
         *(Adapter(x, rank) for x, rank in product((f32, f16), (5, 16, 256))),
-        *(Adapter(bf16, rank, "rademacher") for rank in (5, 16, 256)),
-        *(Adapter(x, 16, "rademacher") for x in (f32, f16)),
+        *(Adapter(bf16, rank, name) for rank, name in product((5, 16, 256), ("rademacher", "outer"))),
+        *(Adapter(x, 16, name) for x, name in product((f32, f16), ("rademacher", "outer"))),
+        *(Adapter(bf16, rank, "outer") for rank in (1, 8, 64, 96)),
+        Adapter(bf16, 16, "outer", rows=3, in_features=4096),
+        Adapter(bf16, 16, "outer", out_features=1 << 27, device="meta"),
         *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, bf16, bf16), (f16, f16, f16))),
         *(Adapter(x, 16, lora_a=a, lora_b=b) for x, a, b in ((bf16, f16, bf16), (f32, bf16, f16))),
         *(Adapter(x, 16, rows=3, in_features=4096) for x in STORAGE_DTYPES),
@@ -139,6 +145,7 @@ def fused_cases() -> list[Adapter]:
                 (16, "gaussian", torch.float32),
                 (16, "gaussian", torch.bfloat16),
                 (16, "rademacher", torch.float32),
+                (16, "outer", torch.float32),
                 (5, "gaussian", torch.float32),
             ),
             (256, 1024),

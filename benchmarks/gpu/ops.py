@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -23,6 +23,7 @@ from mobizo_kernels.ops.checks import DISTRIBUTIONS, STORAGE_DTYPES
 from mobizo_kernels.triton import mp_lora_linear
 
 RANK, SEQUENCES = 16, 32
+COLUMNS = 4096  # of a single tensor
 COEFF = 1e-6
 ADAPTED = {"TinyLlama-1.1B": [(2048, RANK), (256, RANK)] * 22}  # B of q_proj and v_proj in every layer
 # In and out features: attention, keys and values, the feed-forward part.
@@ -59,7 +60,7 @@ def noise(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     seed = torch.ones((), dtype=torch.int64, device=device)
     table = report.table("noise", "ns per value; of the speed of filling the same tensor; times torch's")
     for dtype, distribution in product((torch.float32, torch.bfloat16), DISTRIBUTIONS):
-        out = torch.empty(values, dtype=dtype, device=device)
+        out = torch.empty(values // COLUMNS, COLUMNS, dtype=dtype, device=device)
         own = partial(out.normal_) if distribution == "gaussian" else partial(out.random_, 0, 2)
         calls: dict[str, list[Variant]] = {
             "noise": [partial(_noise_into, out, seed, distribution)],
@@ -84,7 +85,7 @@ def perturbations(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     table = report.table("perturb_", caption)
     dtypes = STORAGE_DTYPES
     for count, dtype, distribution in product((1, 4), dtypes, DISTRIBUTIONS):
-        param = torch.zeros(values, dtype=dtype, device=device)
+        param = torch.zeros(values // COLUMNS, COLUMNS, dtype=dtype, device=device)
         target, kept = torch.empty_like(param), MaterialisedNoise([param])
         some = (seeds[:count], coeffs[:count], 5, 1.0, distribution)
         draw = kept.add_gaussian if distribution == "gaussian" else kept.add_rademacher
@@ -126,7 +127,7 @@ def optimizers(report: GpuReport, watch: Stopwatch, extent: Extent) -> None:
     table = report.table("optimizers", caption)
     for count, optimizer, distribution in product((1, 4), OPTIMIZERS, DISTRIBUTIONS):
         with device:
-            problem = Problem(optimizer, [(values,)], count)
+            problem = Problem(optimizer, [(values // COLUMNS, COLUMNS)], count)
             every = problem.tensors()
             targets = [torch.empty_like(tensor) for tensor in every]
             calls: dict[str, list[Variant]] = {
@@ -265,6 +266,7 @@ def _linear(
         "F.linear": lambda layer: F.linear(layer.x, layer.weight),
         "mp_lora_linear": Layer.mp_lora_linear,
         "mp_lora_": Layer.mp_lora,
+        "mp_lora_, outer": lambda layer: replace(layer, distribution="outer").mp_lora(),
         "fused": lambda layer: fused_linear(layer, layer.coeffs),
         "fused, coefficients 0": lambda layer: fused_linear(layer, layer.zeros),
         "stacked [G, out, r]": Layer.stacked,
@@ -287,6 +289,7 @@ def _linear(
             "F.linear us": timings["F.linear"].show(1e6),
             "mp_lora_linear": ratio,
             "mp_lora_": timings["mp_lora_"].p50 / limit,
+            "mp_lora_, outer": timings["mp_lora_, outer"].p50 / limit,
             "fused": timings["fused"].p50 / limit,
             "stacked": stacked / limit,
             "stacked, made": (stacked + timings["make stack"].p50) / limit,

@@ -18,7 +18,8 @@ from pathlib import Path
 from benchmarks.gpu.models import SIZES, parameter_shapes
 
 MARKER = "<!-- roofline -->"
-INSTRUCTIONS = {"gaussian": 39.1, "rademacher": 3.6}  # a value on sm_90, by benchmarks.gpu.static_cost
+# Of a value on sm_90, by benchmarks.gpu.static_cost.
+INSTRUCTIONS = {"gaussian": 39.1, "rademacher": 3.6, "outer": 9.5}
 BYTES = {"float32": 4, "bfloat16": 2}
 RANK, GROUPS, SEQUENCES = 16, 8, 32
 SPLIT = 3  # a float32 factor of a product is three bfloat16 ones

@@ -5,7 +5,7 @@
 Runs the package's own wrappers under a driver that compiles and launches nothing (benchmarks/gpu/targets.py),
 over the launches of benchmarks/gpu/launches.py, in a process for each target. The table has a line for each
 kernel, dtype and distribution: instructions, each counted once however often it runs; registers of a thread;
-bytes of shared memory of a block; ranges over ranks, shapes and alignments. Its last two lines are the
+bytes of shared memory of a block; ranges over ranks, shapes and alignments. Its last three lines are the
 instructions per value of noise: what a block twice as long adds, store included. `--docs docs/triton.md`
 puts it there, between its two markers.
 
@@ -32,6 +32,7 @@ from benchmarks.gpu.targets import DEVICES, Kernel
 from benchmarks.harness import count
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.triton.philox import noise_run
+from mobizo_kernels.triton.signs import outer_run, places_of_signs
 
 MARKER = "<!-- static cost -->"
 BLOCKS, WARPS = (2048, 4096), 4  # of noise alone
@@ -63,6 +64,14 @@ def noise_alone(out, seed, stream, BLOCK: tl.constexpr, DISTRIBUTION: tl.constex
     tl.store(out + first + tl.arange(0, BLOCK), z)
 
 
+@triton.jit(do_not_specialize=["rows", "columns"])
+def outer_alone(out, signs, rows, columns, BLOCK: tl.constexpr, RUN: tl.constexpr):
+    """The same with directions "outer", whose signs are drawn, by runs of RUN neighbours."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    row, column = places_of_signs(first, rows, columns, BLOCK, RUN)
+    tl.store(out + first + tl.arange(0, BLOCK), outer_run(signs, row, column, BLOCK, RUN))
+
+
 def noise_cost(target: str) -> dict[str, float]:
     """Instructions per value of noise, by distribution. To be called once in a process."""
     warp_size = targets.install(target).get_current_target().warp_size
@@ -70,8 +79,12 @@ def noise_cost(target: str) -> dict[str, float]:
     for distribution in DISTRIBUTIONS:
         instructions = []
         for block in BLOCKS:
-            arguments = (torch.empty(block), torch.tensor(1), 2, block, distribution)
-            binary = noise_alone[(1,)](*arguments, num_warps=WARPS, enable_fp_fusion=False)
+            out, options = torch.empty(block), {"num_warps": WARPS, "enable_fp_fusion": False}
+            if distribution == "outer":
+                signs = torch.empty(block, dtype=torch.int32)
+                binary = outer_alone[(1,)](out, signs, 64, 64, block, 4, **options)
+            else:
+                binary = noise_alone[(1,)](out, torch.tensor(1), 2, block, distribution, **options)
             instructions.append(targets.cost(binary)[0])
         more = (instructions[1] - instructions[0]) * WARPS * warp_size
         costs[distribution] = more / (BLOCKS[1] - BLOCKS[0])

@@ -30,10 +30,11 @@ from benchmarks.harness import Variant, parser
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.triton import shrink_expand
 from mobizo_kernels.triton.perturb import perturb_step
+from mobizo_kernels.triton.signs import draw_signs
 from mobizo_kernels.triton.tensors import noise_launch
 from mobizo_kernels.triton.update import update_kernel
 
-RANK, ROWS, GROUPS, VALUES = 16, 4096, 8, 1 << 26
+RANK, ROWS, GROUPS, MATRIX = 16, 4096, 8, (1 << 14, 1 << 12)
 SHAPES = ((2048, 2048), (2048, 256), (4096, 4096))  # in and out features
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -64,7 +65,7 @@ def perturbations() -> Iterator[Sweep]:
     """(block, warps, neighbours of a thread) of perturb_'s kernel, one seed."""
     for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
         some = noise_launch([torch.empty(0, dtype=dtype)], distribution)
-        vectors = (4, 8) if distribution == "gaussian" else (some["VECTOR"],)
+        vectors = (some["VECTOR"],) if distribution == "rademacher" else (4, 8)
         least = 8 if distribution == "rademacher" else 4
         tried = tuple(
             (32 * warps * values, warps, vector)
@@ -81,19 +82,23 @@ def perturbations() -> Iterator[Sweep]:
 
 
 def _parameter(dtype: torch.dtype, device: torch.device) -> Operands:
+    """A matrix, a seed, its coefficient, and the signs of a direction "outer"."""
+    seeds = torch.ones(1, dtype=torch.int64, device=device)
     return (
-        torch.zeros(VALUES, dtype=dtype, device=device),
-        torch.ones(1, dtype=torch.int64, device=device),
+        torch.zeros(MATRIX, dtype=dtype, device=device),
+        seeds,
         torch.full((1,), 1e-6, device=device),
+        draw_signs(seeds, 5, *MATRIX),
     )
 
 
 def _perturb(distribution: str, operands: Operands, configuration: Configuration) -> None:
-    param, seeds, coeffs = operands
+    param, seeds, coeffs, signs = operands
     block, warps, vector = configuration
     update_kernel[(triton.cdiv(param.numel(), block),)](
-        (param,), param.numel(), None, seeds, coeffs, 1, 5, (1.0,), perturb_step,
-        BLOCK=block, VECTOR=vector, DISTRIBUTION=distribution, num_warps=warps, enable_fp_fusion=False,
+        (param,), param.numel(), None, seeds, coeffs, 1, 5, signs, *MATRIX, (1.0,), perturb_step,
+        BLOCK=block, VECTOR=vector, RUN=vector, DISTRIBUTION=distribution, num_warps=warps,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -141,7 +146,7 @@ def _shrink(operands: Operands, configuration: Configuration) -> None:
     rows, columns, warps, stages, splits = configuration
     shrunk = x.new_empty((splits, ROWS, RANK), dtype=torch.float32)
     shrink_expand.shrink_kernel[(triton.cdiv(ROWS, rows), splits)](
-        x, lora_a, shrunk, ROWS, x.shape[1], x.shape[1], RANK, splits, rows, columns,
+        x, lora_a, shrunk, None, None, ROWS, x.shape[1], x.shape[1], 0, 0, 0, RANK, splits, rows, columns,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,8 +24,21 @@ from mobizo_kernels.ops.checks import (
     check_storage_dtype,
 )
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
+from mobizo_kernels.triton.signs import (
+    calls_for,
+    check_outer,
+    distribution_for,
+    draw_signs,
+    matrix_of,
+    sign_grid,
+)
 from mobizo_kernels.triton.tensors import NOISE_BLOCKS, all_registers, contiguous_update, noise_launch
-from mobizo_kernels.triton.update import foreach_update_kernel, sum_kernel, update_kernel
+from mobizo_kernels.triton.update import (
+    foreach_signs_kernel,
+    foreach_update_kernel,
+    sum_kernel,
+    update_kernel,
+)
 
 SUM_BLOCK = 1024
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -60,6 +74,8 @@ def begin(
             check_storage_dtype(op, name_of(index), param)
             check_device(op, name_of(index), param, device)
             check_no_overlap(op, name_of(index), param)
+        if distribution == "outer":
+            check_outer(op, name_of(index), param.shape, distribution)
         for column, (_, tensors) in enumerate(states, 1):
             state = tensors[index]
             plain = state.dtype == torch.float32 and state.device == device and state.is_contiguous()
@@ -78,11 +94,17 @@ def launch(
     numbers: Sequence[Tensor | float], distribution: str, squares: Tensor | None, **options: int,
 ) -> None:  # fmt: skip
     """One step of a parameter and its state, of any strides; `squares`, one of each block, are for a norm."""
+    numel, seeds = tensors[0].numel(), seeds.contiguous()
+    distribution = distribution_for(distribution, tensors[0].shape)
+    signs, matrix = None, (0, 0)
+    if distribution == "outer":
+        matrix = matrix_of(tensors[0].shape)
+        signs = draw_signs(seeds, stream, *matrix)
     with ExitStack() as stack:
         values = tuple(stack.enter_context(contiguous_update(tensor)) for tensor in tensors)
-        update_kernel[(triton.cdiv(values[0].numel(), NOISE_BLOCKS[distribution]),)](
-            values, values[0].numel(), squares, seeds.contiguous(), coeffs.contiguous(), seeds.numel(),
-            stream, tuple(numbers), step, **noise_launch(values, distribution), **options,
+        update_kernel[(triton.cdiv(numel, NOISE_BLOCKS[distribution]),)](
+            values, numel, squares, seeds, coeffs.contiguous(), seeds.numel(), stream, signs, *matrix,
+            tuple(numbers), step, **noise_launch(values, distribution, *matrix), **options,
         )  # fmt: skip
 
 
@@ -103,7 +125,8 @@ def update(
     begin(op, {name: [tensor] for name, tensor in written.items()}, seeds, coeffs, numbers, distribution, out)
     param, *_ = tensors = list(written.values())
     norm = param.new_empty(1, dtype=torch.float32) if out is None else out
-    squares = param.new_empty(triton.cdiv(param.numel(), NOISE_BLOCKS[distribution]), dtype=torch.float64)
+    blocks = triton.cdiv(param.numel(), NOISE_BLOCKS[distribution_for(distribution, param.shape)])
+    squares = param.new_empty(blocks, dtype=torch.float64)
     launch(step, tensors, seeds, coeffs, stream, numbers, distribution, squares, **all_registers())
     store_norm(squares, norm)
     return norm
@@ -113,26 +136,43 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+class Table(NamedTuple):
+    """What one launch needs to know of its parameters, cut into blocks.
+
+    Attributes:
+        owners: the parameter of each block, int32 [blocks].
+        params: the columns of update.py, int64 [n, 6 + tensors].
+        words: of the signs of one seed for all parameters, for directions "outer", else 0.
+        calls: Philox calls for the signs of the parameter that has most.
+    """
+
+    owners: Tensor
+    params: Tensor
+    words: int
+    calls: int
+
+
 @lru_cache(maxsize=32)
 def _table(
     op: str, device: torch.device, block: int, addresses: tuple[tuple[int, ...], ...],
-    sizes: tuple[int, ...], streams: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What one launch needs to know of its parameters, on the device, cut into blocks of `block` elements:
-    the parameter of each block, int32 [blocks]; number of elements, stream, first block and addresses of each
-    parameter, int64 [n, 3 + tensors].
-    """
+    sizes: tuple[int, ...], streams: tuple[int, ...], matrices: tuple[tuple[int, int], ...],
+) -> Table:  # fmt: skip
+    """On the device, for blocks of `block` elements; `matrices` are rows and columns, or nothing."""
     message = "the first call with these parameters must come before the capture of a CUDA graph"
     check(op, not _capturing(device), message)
     blocks = torch.tensor([triton.cdiv(size, block) for size in sizes], device="cpu")
-    columns = [sizes, streams, (blocks.cumsum(0) - blocks).tolist(), *addresses]
+    calls = [calls_for(*matrix) for matrix in matrices] or [0] * len(sizes)
+    rows, widths = zip(*matrices, strict=True) if matrices else (calls, calls)
+    signs = [4 * before for before in accumulate(calls, initial=0)]
+    firsts = (blocks.cumsum(0) - blocks).tolist()
+    columns = [sizes, streams, firsts, rows, widths, signs[:-1], *addresses]
     table = torch.tensor(columns, device="cpu").t().contiguous()
     owners = torch.arange(len(sizes), dtype=torch.int32, device="cpu").repeat_interleave(blocks)
-    return owners.to(device), table.to(device)
+    return Table(owners.to(device), table.to(device), signs[-1], max(calls))
 
 
 # Tables that a CUDA graph reads for as long as it lives, which nobody can tell.
-_captured: set[tuple[Tensor, Tensor]] = set()
+_captured: set[Table] = set()
 
 
 def update_each(
@@ -140,6 +180,7 @@ def update_each(
     streams: Sequence[int], numbers: Sequence[Tensor | float], distribution: str, **options: int,
 ) -> None:  # fmt: skip
     """Check, and launch a step once for all parameters of a dtype: `lists` are they and their state, by name.
+    With directions "outer" those of two and more dimensions and the others are launched apart.
 
     A parameter that is not contiguous, or whose state is not, takes a launch of its own.
     """
@@ -147,23 +188,31 @@ def update_each(
     check_length(op, "streams", streams, params)
     begin(op, lists, seeds, coeffs, numbers, distribution)
     seeds, coeffs = seeds.contiguous(), coeffs.contiguous()
-    together: dict[torch.dtype, list[int]] = {}
+    together: dict[tuple[torch.dtype, str], list[int]] = {}
     for index, param in enumerate(params):
         tensors = [param, *(state[index] for state in states)]
         if not all(tensor.is_contiguous() for tensor in tensors):
             launch(step, tensors, seeds, coeffs, streams[index], numbers, distribution, None, **options)
         elif param.numel() > 0:
-            together.setdefault(param.dtype, []).append(index)
-    for dtype, indices in together.items():
+            kind = param.dtype, distribution_for(distribution, param.shape)
+            together.setdefault(kind, []).append(index)
+    for (dtype, drawn), indices in together.items():
         addresses = tuple(tuple(column[i].data_ptr() for i in indices) for column in lists.values())
         sizes, chosen = tuple(params[i].numel() for i in indices), tuple(streams[i] for i in indices)
+        matrices = tuple(matrix_of(params[i].shape) for i in indices) if drawn == "outer" else ()
         device = params[0].device
-        table = _table(op, device, NOISE_BLOCKS[distribution], addresses, sizes, chosen)
+        table = _table(op, device, NOISE_BLOCKS[drawn], addresses, sizes, chosen, matrices)
         if _capturing(device):
             _captured.add(table)
+        signs = None
+        if drawn == "outer":
+            signs = torch.empty(table.words * seeds.numel(), dtype=torch.int32, device=device)
+            if signs.numel() > 0:
+                grid = sign_grid(len(indices) * seeds.numel(), table.calls)
+                foreach_signs_kernel[grid](signs, table.params, seeds, seeds.numel(), len(states))
         aligned = all(address % 16 == 0 for column in addresses for address in column)
-        foreach_update_kernel[(table[0].numel(),)](
-            *table, seeds, coeffs, seeds.numel(), tuple(numbers), step, len(states), TRITON_DTYPES[dtype],
-            16 if aligned else dtype.itemsize, **options,
-            **noise_launch([column[indices[0]] for column in lists.values()], distribution),
+        foreach_update_kernel[(table.owners.numel(),)](
+            table.owners, table.params, seeds, coeffs, seeds.numel(), signs, tuple(numbers), step,
+            len(states), TRITON_DTYPES[dtype], 16 if aligned else dtype.itemsize, **options,
+            **noise_launch([column[indices[0]] for column in lists.values()], drawn, *chain(*matrices)),
         )  # fmt: skip

@@ -107,11 +107,16 @@ def noise_of_b(seed, stream, columns, chunk, RANK: tl.constexpr, DISTRIBUTION: t
 
 
 @triton.jit
-def perturbed(b, coeff, z, RANK: tl.constexpr):
-    """(B + coeff z)^T in float32: [columns, WIDTH] -> [DEPTH, columns]."""
-    w = tl.fma(tl.zeros_like(z) + coeff, z, b)
+def depth_first(w, RANK: tl.constexpr):
+    """A chunk of B as a factor of a product: [columns, WIDTH] -> [DEPTH, columns]."""
     if depth_of(RANK) >= 2 * width_of(RANK):
         w = tl.interleave(w, tl.zeros_like(w))
     if depth_of(RANK) >= 4 * width_of(RANK):
         w = tl.interleave(w, tl.zeros_like(w))
     return tl.trans(w)
+
+
+@triton.jit
+def perturbed(b, coeff, z, RANK: tl.constexpr):
+    """(B + coeff z)^T in float32: [columns, WIDTH] -> [DEPTH, columns]."""
+    return depth_first(tl.fma(tl.zeros_like(z) + coeff, z, b), RANK)

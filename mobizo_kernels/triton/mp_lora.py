@@ -8,8 +8,10 @@ import torch
 
 from mobizo_kernels.ops.checks import check_no_gradient
 from mobizo_kernels.ops.mp_lora import PerturbedAdapter, check_mp_lora, check_mp_lora_out
+from mobizo_kernels.triton.expand_outer import expand_outer
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap, same_elements
 from mobizo_kernels.triton.shrink_expand import expand, row_stride, shrink
+from mobizo_kernels.triton.signs import check_outer
 
 
 def run(base: torch.Tensor, x: torch.Tensor, adapter: PerturbedAdapter, out: torch.Tensor) -> torch.Tensor:
@@ -18,7 +20,11 @@ def run(base: torch.Tensor, x: torch.Tensor, adapter: PerturbedAdapter, out: tor
         rows = (
             out if row_stride(out) is not None else torch.empty(out.shape, dtype=out.dtype, device=out.device)
         )
-        expand(base, shrink(x, adapter.lora_a), adapter, rows)
+        shrunk, signs = shrink(x, adapter)
+        if signs is None:
+            expand(base, shrunk, adapter, rows)
+        else:
+            expand_outer(base, shrunk, signs, adapter, rows)
         if rows is not out:
             out.copy_(rows)
     return out
@@ -38,6 +44,7 @@ def mp_lora(base: torch.Tensor, x: torch.Tensor, *adapter: Any) -> torch.Tensor:
     """:func:`mobizo_kernels.ops.mp_lora` on a GPU; `adapter` as in :class:`PerturbedAdapter`."""
     perturbed = PerturbedAdapter(*adapter)
     check_mp_lora("mp_lora", base, x, perturbed)
+    check_outer("mp_lora", "lora_b", perturbed.lora_b.shape, perturbed.distribution)
     return run(base, x, perturbed, base.new_empty(base.shape))
 
 
@@ -45,6 +52,7 @@ def mp_lora_out(base: torch.Tensor, x: torch.Tensor, *adapter: Any, out: torch.T
     """:func:`mp_lora` into `out`, of any strides."""
     perturbed = PerturbedAdapter(*adapter)
     check_mp_lora_out(base, x, perturbed, out)
+    check_outer("mp_lora", "lora_b", perturbed.lora_b.shape, perturbed.distribution)
     _begin_writing("mp_lora", "out", out, {"base": base, "x": x, **perturbed.tensors()})
     return run(base, x, perturbed, out)
 
@@ -53,5 +61,6 @@ def mp_lora_(base: torch.Tensor, x: torch.Tensor, *adapter: Any) -> torch.Tensor
     """:func:`mp_lora` in place on `base`, which it returns."""
     perturbed = PerturbedAdapter(*adapter)
     check_mp_lora("mp_lora_", base, x, perturbed)
+    check_outer("mp_lora_", "lora_b", perturbed.lora_b.shape, perturbed.distribution)
     _begin_writing("mp_lora_", "base", base, {"x": x, **perturbed.tensors()})
     return run(base, x, perturbed, base)

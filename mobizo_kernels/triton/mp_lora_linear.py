@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mobizo_kernels.ops.mp_lora import PerturbedAdapter, check_mp_lora_linear
 from mobizo_kernels.triton.matrix import (
+    depth_first,
     depth_of,
     dot,
     load_b,
@@ -29,7 +30,9 @@ from mobizo_kernels.triton.matrix import (
     width_of,
 )
 from mobizo_kernels.triton.mp_lora import run
+from mobizo_kernels.triton.philox import noise_by_element, noise_run
 from mobizo_kernels.triton.shrink_expand import index_type, row_stride, with_row_stride
+from mobizo_kernels.triton.signs import check_outer
 
 BLOCK_ROWS, BLOCK_IN = 128, 64
 LARGEST_FUSED_RANK = 16
@@ -71,6 +74,7 @@ def linear_kernel(
     BLOCK_IN: tl.constexpr,
 ):
     """A tile of out = x W^T + bias + scaling * s (B + coeff z)^T, s = x A^T; `rows` are those of a group.
+    With directions "outer" z is u v^T, and the last term is scaling * coeff * (s . v) u^T.
 
     x and weight are descriptors of matrices; lora_a has their dtype.
     """
@@ -96,12 +100,20 @@ def linear_kernel(
         s = tl.dot(x_tile, tl.trans(a_tile), s)
 
     column = (first_column + tl.arange(0, BLOCK_OUT)).to(INDEX)
-    coeff = tl.load(coeffs + group)
-    z = tl.zeros((BLOCK_OUT, width_of(RANK)), tl.float32)
-    if coeff != 0.0:
-        z = noise_of_b(tl.load(seeds + group), stream, column, 0, RANK, DISTRIBUTION)
-    w = perturbed(load_b(lora_b, column, out_features, 0, RANK), coeff, z, RANK)
-    acc = dot(s * scaling, w, acc)
+    seed, coeff = tl.load(seeds + group), tl.load(coeffs + group)
+    b = load_b(lora_b, column, out_features, 0, RANK)
+    if DISTRIBUTION == "outer":
+        acc = dot(s * scaling, depth_first(b, RANK), acc)
+        v = noise_by_element(seed, stream, out_features + rank, "rademacher")
+        u = noise_run(seed, stream, first_column.to(tl.int64), BLOCK_OUT, 4, "rademacher")
+        turn = tl.sum(tl.where(is_rank[None, :], s * v[None, :], 0.0), axis=1)
+        turn = tl.where(coeff != 0.0, coeff * turn, 0.0) * scaling
+        acc = tl.fma(turn[:, None], u[None, :], acc)
+    else:
+        z = tl.zeros((BLOCK_OUT, width_of(RANK)), tl.float32)
+        if coeff != 0.0:
+            z = noise_of_b(seed, stream, column, 0, RANK, DISTRIBUTION)
+        acc = dot(s * scaling, perturbed(b, coeff, z, RANK), acc)
     if bias is not None:
         acc += tl.load(bias + column, mask=column < out_features, other=0.0).to(tl.float32)[None, :]
     row = first_row + tl.arange(0, BLOCK_ROWS)
@@ -211,6 +223,7 @@ def mp_lora_linear(
     """:func:`mobizo_kernels.ops.mp_lora_linear` on a GPU; `adapter` as in :class:`PerturbedAdapter`."""
     perturbed = PerturbedAdapter(*adapter)
     check_mp_lora_linear(x, weight, bias, perturbed)
+    check_outer("mp_lora_linear", "lora_b", perturbed.lora_b.shape, perturbed.distribution)
     if _takes_fused(x, weight, perturbed.lora_a, perturbed.seeds.numel()):
         return fused(x, weight, bias, *perturbed)
     out = F.linear(x, weight, bias)

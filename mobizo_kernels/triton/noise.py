@@ -19,17 +19,31 @@ from mobizo_kernels.ops.checks import (
 from mobizo_kernels.ops.noise import check_noise
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import noise_run
+from mobizo_kernels.triton.signs import (
+    check_outer,
+    distribution_for,
+    draw_signs,
+    matrix_of,
+    outer_run,
+    places_of_signs,
+)
 from mobizo_kernels.triton.tensors import NOISE_BLOCKS, contiguous_update, noise_launch
 from mobizo_kernels.triton.update import store_block
 
 
-@triton.jit(do_not_specialize=["numel", "stream"])
+@triton.jit(do_not_specialize=["numel", "stream", "rows", "columns"])
 def noise_kernel(
-    out, numel, seed, stream, BLOCK: tl.constexpr, VECTOR: tl.constexpr, DISTRIBUTION: tl.constexpr
-):
+    out, numel, seed, stream, signs, rows, columns, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    RUN: tl.constexpr, DISTRIBUTION: tl.constexpr,
+):  # fmt: skip
     """out[e] = z(seed, stream, e), a block of elements per program."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    z = noise_run(tl.load(seed), stream, first, BLOCK, VECTOR, DISTRIBUTION).to(out.dtype.element_ty)
+    if DISTRIBUTION == "outer":
+        row, column = places_of_signs(first, rows, columns, BLOCK, RUN)
+        z = outer_run(signs, row, column, BLOCK, RUN)
+    else:
+        z = noise_run(tl.load(seed), stream, first, BLOCK, VECTOR, DISTRIBUTION)
+    z = z.to(out.dtype.element_ty)
     offset = tl.arange(0, BLOCK)
     inside = offset < tl.minimum(numel - first, BLOCK).to(tl.int32)
     if first + BLOCK <= numel:
@@ -40,10 +54,13 @@ def noise_kernel(
 
 def _fill(out: torch.Tensor, seed: torch.Tensor, stream: int, distribution: str) -> None:
     """`out` is contiguous."""
-    numel = out.numel()
+    numel, distribution = out.numel(), distribution_for(distribution, out.shape)
     if numel > 0:
-        grid = (triton.cdiv(numel, NOISE_BLOCKS[distribution]),)
-        noise_kernel[grid](out, numel, seed, stream, **noise_launch([out], distribution))
+        matrix = matrix_of(out.shape) if distribution == "outer" else (0, 0)
+        signs = draw_signs(seed, stream, *matrix) if distribution == "outer" else None
+        noise_kernel[(triton.cdiv(numel, NOISE_BLOCKS[distribution]),)](
+            out, numel, seed, stream, signs, *matrix, **noise_launch([out], distribution, *matrix)
+        )
 
 
 def noise(
@@ -58,6 +75,7 @@ def noise(
     check_noise(seed, distribution)
     for extent in size:
         check("noise", extent >= 0, f"size must not be negative, got {extent}")
+    check_outer("noise", "size", size, distribution)
     out = seed.new_empty(size, dtype=dtype or torch.float32)
     check_storage_dtype("noise", "dtype", out)
     _fill(out, seed, stream, distribution)
@@ -80,6 +98,7 @@ def noise_out(
     wanted = dtype or torch.float32
     check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")
     check("noise", list(out.shape) == list(size), f"out must have shape {list(size)}, got {shape_of(out)}")
+    check_outer("noise", "out", out.shape, distribution)
     check_no_overlap("noise", "out", out)
     check_no_gradient("noise", out=out)
     names = ("out", "seed")

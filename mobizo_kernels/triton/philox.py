@@ -5,7 +5,7 @@ meets no sum outside an explicit `tl.fma`: a compiler finds nothing to contract,
 
 Seeds and streams are int64 scalars. Element numbers, quads (four neighbouring elements: element // 4) and
 counters are int32 or int64 blocks of any shape, and never negative. `DISTRIBUTION` is "gaussian" or
-"rademacher".
+"rademacher"; "outer", which knows rows and columns, is made of the latter in signs.py.
 
     noise_run        a run of consecutive elements
     noise_by_quad    the four elements of each quad: one Philox call
@@ -91,7 +91,7 @@ def _radius(a):
 
 
 @triton.jit
-def _flip_sign(x, bits):
+def flip_sign(x, bits):
     """x, negated where the top bit is set."""
     return (x.to(tl.uint32, bitcast=True) ^ (bits & 0x80000000)).to(tl.float32, bitcast=True)
 
@@ -110,8 +110,8 @@ def _cos_sin(b):
     c = tl.fma(c, y, -0.3084242641925812)
     c = tl.fma(c, y, 1.0)
     odd_quadrant = (t & 0x40000000) != 0
-    cosine = _flip_sign(tl.where(odd_quadrant, s, c), t + 0x40000000)
-    sine = _flip_sign(tl.where(odd_quadrant, c, s), t)
+    cosine = flip_sign(tl.where(odd_quadrant, s, c), t + 0x40000000)
+    sine = flip_sign(tl.where(odd_quadrant, c, s), t)
     return cosine, sine
 
 
@@ -132,7 +132,7 @@ def gaussian4(seed, stream, counter):
 
 
 @triton.jit
-def _sign(word, bit):
+def signs_of_bits(word, bit):
     """+1 where the bit is clear, -1 where it is set, float32."""
     one = tl.full((), 0x3F800000, tl.uint32)
     return (one | ((word << (31 - bit)) & 0x80000000)).to(tl.float32, bitcast=True)
@@ -154,9 +154,11 @@ def noise_by_quad(seed, stream, quad, DISTRIBUTION: tl.constexpr):
     if DISTRIBUTION == "gaussian":
         z0, z1, z2, z3 = gaussian4(seed, stream, quad)
     else:
+        tl.static_assert(DISTRIBUTION == "rademacher")
         word = _select_word(seed, stream, quad >> 3)
         bit = (quad.to(tl.uint32) & 7) * 4
-        z0, z1, z2, z3 = _sign(word, bit), _sign(word, bit + 1), _sign(word, bit + 2), _sign(word, bit + 3)
+        z0, z1 = signs_of_bits(word, bit), signs_of_bits(word, bit + 1)
+        z2, z3 = signs_of_bits(word, bit + 2), signs_of_bits(word, bit + 3)
     return z0, z1, z2, z3
 
 
@@ -171,7 +173,8 @@ def noise_by_element(seed, stream, element, DISTRIBUTION: tl.constexpr):
         cosine, sine = _cos_sin(tl.where(first_pair, w1, w3))
         z = radius * tl.where((element & 1) == 0, cosine, sine)
     else:
-        z = _sign(_select_word(seed, stream, element >> 5), element.to(tl.uint32) & 31)
+        tl.static_assert(DISTRIBUTION == "rademacher")
+        z = signs_of_bits(_select_word(seed, stream, element >> 5), element.to(tl.uint32) & 31)
     return z
 
 
@@ -204,9 +207,10 @@ def noise_run(seed, stream, first, BLOCK: tl.constexpr, VECTOR: tl.constexpr, DI
             )
         z = interleave4(z0, z1, z2, z3)
     else:
+        tl.static_assert(DISTRIBUTION == "rademacher")
         low, high = _words(first >> 7)
         w0, w1, w2, w3 = philox(seed, stream, low + tl.arange(0, BLOCK // 128).to(tl.uint32), high)
         words = interleave4(w0, w1, w2, w3)
         bit = tl.arange(0, 32).to(tl.uint32)
-        z = _sign(words[:, None], bit[None, :]).reshape(BLOCK)
+        z = signs_of_bits(words[:, None], bit[None, :]).reshape(BLOCK)
     return z

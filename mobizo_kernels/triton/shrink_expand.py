@@ -39,6 +39,7 @@ from mobizo_kernels.triton.matrix import (
     ranks_of_depth,
     width_of,
 )
+from mobizo_kernels.triton.signs import SIGN_BLOCK, calls_for, sign_calls, store_signs
 from mobizo_kernels.triton.tensors import all_registers
 
 # Programs that keep a GPU of 108 to 304 multiprocessors busy: streams of x, and tiles of results. On an H200,
@@ -47,25 +48,41 @@ SHRINK_PROGRAMS = 128
 EXPAND_PROGRAMS = 512
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "groups", "out_features", "stream"])
 def shrink_kernel(
     x,
     lora_a,
     shrunk,
+    signs,
+    seeds,
     rows,
     in_features,
     x_stride,
+    groups,
+    out_features,
+    stream: tl.int64,
     RANK: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    """shrunk[i] = x A^T over part i of the columns: float32 [SPLITS, rows, CHUNKS * DEPTH]."""
+    """shrunk[i] = x A^T over part i of the columns: float32 [SPLITS, rows, CHUNKS * DEPTH].
+
+    And the signs of every group for directions "outer", int32 [groups, words], where `signs` is given.
+    """
     DEPTH: tl.constexpr = depth_of(RANK)
     CHUNKS: tl.constexpr = chunks_of(RANK)
     chunk = tl.program_id(0) % CHUNKS
     row = tl.program_id(0) // CHUNKS * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     split = tl.program_id(1)
+    if signs is not None:
+        calls = sign_calls(out_features, RANK)
+        programs = tl.num_programs(0) * SPLITS
+        blocks = tl.cdiv(calls, SIGN_BLOCK)
+        for piece in range(tl.program_id(0) * SPLITS + split, groups * blocks, programs):
+            group = piece // blocks
+            words = signs + group.to(tl.int64) * calls * 4
+            store_signs(words, tl.load(seeds + group), stream, calls, piece % blocks, blocks)
     is_row = (row < rows)[:, None]
     rank, is_rank = ranks_of_depth(chunk, RANK)
     x += row.to(tl.int64)[:, None] * x_stride
@@ -175,19 +192,19 @@ def index_type(lora_b: torch.Tensor) -> tl.dtype:
     return tl.int32 if lora_b.numel() < 2**31 else tl.int64
 
 
-def _block_rows(rows: int, rank: int) -> int:
+def block_rows_of(rows: int, rank: int) -> int:
     """Rows of a tile. It, its columns and its warps are chosen to compile without spills on all targets."""
     return min(max(triton.next_power_of_2(rows), 16 if chunks_of(rank) == 1 else 32), 64)
 
 
-def _block_out(rank: int) -> int:
+def block_out_of(rank: int) -> int:
     """Columns of a tile of the result."""
     return 32 if width_of(rank) > 32 else 64
 
 
 def shrink_splits(rows: int, in_features: int, rank: int) -> int:
     """Parts of the columns of x that `shrink_kernel` sums on their own."""
-    row_programs = triton.cdiv(rows, _block_rows(rows // 32, rank)) * chunks_of(rank)
+    row_programs = triton.cdiv(rows, block_rows_of(rows // 32, rank)) * chunks_of(rank)
     wanted = triton.next_power_of_2(triton.cdiv(SHRINK_PROGRAMS, row_programs))
     most = 4 if rank <= 16 else 1  # as many as `expand_kernel` has registers for
     return min(wanted, most, triton.next_power_of_2(in_features // 512 + 1))
@@ -195,8 +212,8 @@ def shrink_splits(rows: int, in_features: int, rank: int) -> int:
 
 def expand_parts(rows: int, groups: int, out_features: int, rank: int) -> int:
     """Parts of the `rows` of a group; `expand_kernel` draws the noise of two groups anew for each of them."""
-    programs = triton.cdiv(out_features, _block_out(rank)) * triton.cdiv(groups, 2)
-    return min(triton.cdiv(rows, _block_rows(rows, rank)), triton.cdiv(EXPAND_PROGRAMS, programs))
+    programs = triton.cdiv(out_features, block_out_of(rank)) * triton.cdiv(groups, 2)
+    return min(triton.cdiv(rows, block_rows_of(rows, rank)), triton.cdiv(EXPAND_PROGRAMS, programs))
 
 
 # Tiles are looked up: on the host, functions of Triton's compile time take longer than a launch.
@@ -205,33 +222,45 @@ def shrink_tiles(rows: int, in_features: int, rank: int, is_split: bool) -> tupl
     """Rows and columns of a tile, parts of the columns, chunks of the ranks, and padded ranks of them all."""
     block_in = (64 if is_split else 128) // (2 if width_of(rank) > 16 else 1)
     splits, chunks = shrink_splits(rows, in_features, rank), chunks_of(rank)
-    return _block_rows(rows // 32, rank), block_in, splits, chunks, chunks * depth_of(rank)
+    return block_rows_of(rows // 32, rank), block_in, splits, chunks, chunks * depth_of(rank)
 
 
 @lru_cache(maxsize=1024)
 def expand_tiles(rows: int, groups: int, out_features: int, rank: int) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile, parts of the `rows` of a group, programs, and tiles in flight."""
-    block_out, parts = _block_out(rank), expand_parts(rows, groups, out_features, rank)
+    block_out, parts = block_out_of(rank), expand_parts(rows, groups, out_features, rank)
     programs = triton.cdiv(out_features, block_out) * triton.cdiv(groups, 2) * parts
     stages = 2 if chunks_of(rank) == 1 else 1  # beyond, a second tile would cost registers
-    return _block_rows(rows, rank), block_out, parts, programs, stages
+    return block_rows_of(rows, rank), block_out, parts, programs, stages
 
 
-def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
-    """x A^T: float32 [parts, rows, padded rank], to be summed over the parts."""
+def shrink(x: torch.Tensor, adapter: PerturbedAdapter) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x A^T: float32 [parts, rows, padded rank], to be summed over the parts. With directions "outer" their
+    signs, too: int32 [groups, words].
+    """
+    lora_a, lora_b, seeds, _, _, stream, distribution = adapter
+    out_features, groups, signs = lora_b.shape[0], seeds.numel(), None
     x, x_stride = with_row_stride(x)
     rank, in_features = lora_a.shape
     rows = math.prod(x.shape[:-1])
     is_split = x.dtype == torch.float32 or (x.dtype == torch.float16 and lora_a.dtype != torch.float16)
     block_rows, block_in, splits, chunks, padded = shrink_tiles(rows, in_features, rank, is_split)
     shrunk = torch.empty((splits, rows, padded), dtype=torch.float32, device=x.device)
+    if distribution == "outer":
+        words = 4 * calls_for(out_features, rank)
+        signs = torch.empty((groups, words), dtype=torch.int32, device=x.device)
     shrink_kernel[(triton.cdiv(rows, block_rows) * chunks, splits)](
         x,
         lora_a.contiguous(),
         shrunk,
+        signs,
+        seeds.contiguous(),
         rows,
         in_features,
         x_stride,
+        groups,
+        out_features,
+        stream,
         rank,
         splits,
         block_rows,
@@ -240,7 +269,7 @@ def shrink(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
         num_stages=3,
         **all_registers(),
     )
-    return shrunk
+    return shrunk, signs
 
 
 def expand(base: torch.Tensor, shrunk: torch.Tensor, adapter: PerturbedAdapter, out: torch.Tensor) -> None:

@@ -14,23 +14,33 @@ import triton
 import triton.language as tl
 
 from mobizo_kernels.triton.philox import noise_run
+from mobizo_kernels.triton.signs import outer_run, places_of_signs, sign_calls, store_signs
 
 # Sums of squares in float32 that lost nothing to its range, and factors that bring changes beyond it there.
 LEAST_SUM, GREATEST_SUM = tl.constexpr(2.0**-80), tl.constexpr(2.0**120)
 ENLARGE, SHRINK = tl.constexpr(2.0**100), tl.constexpr(2.0**-80)
-# Columns of a table: number of elements, stream, first block, then the addresses of parameter and state.
-ADDRESSES = tl.constexpr(3)
+# Columns of a table: number of elements, stream, first block; rows, columns and number of the first sign word
+# of one seed, for directions "outer"; then the addresses of parameter and state.
+MATRIX, ADDRESSES = tl.constexpr(3), tl.constexpr(6)
 
 
 @triton.jit
 def add_directions(
-    value, first, seeds, coeffs, count, stream, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-    DISTRIBUTION: tl.constexpr,
+    value, first, seeds, coeffs, count, stream, signs, rows, columns, BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr, RUN: tl.constexpr, DISTRIBUTION: tl.constexpr,
 ):  # fmt: skip
     """value + sum_i coeffs[i] * z(seeds[i]) of elements first .. first + BLOCK - 1, by one fma per seed."""
-    for i in range(count):
-        z = noise_run(tl.load(seeds + i), stream, first, BLOCK, VECTOR, DISTRIBUTION)
-        value = tl.fma(tl.load(coeffs + i), z, value)
+    if DISTRIBUTION == "outer":
+        row, column = places_of_signs(first, rows, columns, BLOCK, RUN)
+        words = sign_calls(rows, columns) * 4
+        for i in range(count):
+            z = outer_run(signs, row, column, BLOCK, RUN)
+            value = tl.fma(tl.load(coeffs + i), z, value)
+            signs += words
+    else:
+        for i in range(count):
+            z = noise_run(tl.load(seeds + i), stream, first, BLOCK, VECTOR, DISTRIBUTION)
+            value = tl.fma(tl.load(coeffs + i), z, value)
     return value
 
 
@@ -101,15 +111,16 @@ def _name(prefix: str) -> Callable[[Any], str]:
     return lambda kernel: f"{prefix}{kernel.constants['STEP'].__name__.removesuffix('step')}kernel"
 
 
-@triton.jit(do_not_specialize=["numel", "count", "stream"], repr=_name(""))
+@triton.jit(do_not_specialize=["numel", "count", "stream", "rows", "columns"], repr=_name(""))
 def update_kernel(
-    tensors, numel, squares, seeds, coeffs, count, stream, numbers, STEP: tl.constexpr, BLOCK: tl.constexpr,
-    VECTOR: tl.constexpr, DISTRIBUTION: tl.constexpr,
+    tensors, numel, squares, seeds, coeffs, count, stream, signs, rows, columns, numbers, STEP: tl.constexpr,
+    BLOCK: tl.constexpr, VECTOR: tl.constexpr, RUN: tl.constexpr, DISTRIBUTION: tl.constexpr,
 ):  # fmt: skip
     """A block of elements per program; squares[program], float64, gets the sum of its squared changes."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     change = _update(
-        STEP, tensors, first, numel, (first, seeds, coeffs, count, stream, BLOCK, VECTOR, DISTRIBUTION),
+        STEP, tensors, first, numel,
+        (first, seeds, coeffs, count, stream, signs, rows, columns, BLOCK, VECTOR, RUN, DISTRIBUTION),
         numbers, BLOCK, VECTOR,
     )  # fmt: skip
     if squares is not None:
@@ -118,9 +129,9 @@ def update_kernel(
 
 @triton.jit(do_not_specialize=["count"], repr=_name("foreach_"))
 def foreach_update_kernel(
-    owners, table, seeds, coeffs, count, numbers, STEP: tl.constexpr, STATES: tl.constexpr,
+    owners, table, seeds, coeffs, count, signs, numbers, STEP: tl.constexpr, STATES: tl.constexpr,
     DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-    DISTRIBUTION: tl.constexpr,
+    RUN: tl.constexpr, DISTRIBUTION: tl.constexpr,
 ):  # fmt: skip
     """:func:`update_kernel` for every parameter of a table; program p updates a block of owners[p]."""
     row = table + (ADDRESSES + 1 + STATES) * tl.load(owners + tl.program_id(0))
@@ -129,10 +140,29 @@ def foreach_update_kernel(
     for i in tl.static_range(1 + STATES):
         tensor = tl.load(row + ADDRESSES + i).to(tl.pointer_type(DTYPE if i == 0 else tl.float32))
         tensors = tensors + (tl.multiple_of(tensor, ALIGNMENT),)  # type: ignore[assignment]
+    if DISTRIBUTION == "outer":
+        signs += tl.load(row + MATRIX + 2) * count
+    rows, columns = tl.load(row + MATRIX), tl.load(row + MATRIX + 1)
     _update(
         STEP, tensors, first, tl.load(row),
-        (first, seeds, coeffs, count, tl.load(row + 1), BLOCK, VECTOR, DISTRIBUTION), numbers, BLOCK, VECTOR,
+        (
+            first, seeds, coeffs, count, tl.load(row + 1), signs, rows, columns, BLOCK, VECTOR, RUN,
+            DISTRIBUTION,
+        ),
+        numbers, BLOCK, VECTOR,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"])
+def foreach_signs_kernel(signs, table, seeds, count, STATES: tl.constexpr):
+    """The signs of every parameter of a table, int32: [count, words] of one after the other, by a row of
+    programs for each parameter and seed.
+    """
+    row = table + (ADDRESSES + 1 + STATES) * (tl.program_id(0) // count)
+    i = tl.program_id(0) % count
+    calls = sign_calls(tl.load(row + MATRIX), tl.load(row + MATRIX + 1)).to(tl.int32)
+    signs += tl.load(row + MATRIX + 2) * count + i.to(tl.int64) * calls * 4
+    store_signs(signs, tl.load(seeds + i), tl.load(row + 1), calls, tl.program_id(1), tl.num_programs(1))
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import (
+    DISTRIBUTIONS,
     DTYPES,
-    FLAT_DISTRIBUTIONS,
     assert_same_bits,
     gaps_untouched,
     name_of,
@@ -59,7 +59,7 @@ def test_sizes(
     assert_close(op("mp_lora")(*p), p)
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 7, 8, 12, 16, 20, 32, 33, 63, 64, 65, 128, 255, 256])
 def test_ranks(rank: int, distribution: str, op: Callable, device: str) -> None:
     p = problem((10, 37, 67, rank, 2), device, distribution=distribution)

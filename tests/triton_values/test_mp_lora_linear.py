@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import DTYPES, FLAT_DISTRIBUTIONS, gamma, name_of, poisoned, storage_error
+from helpers import DISTRIBUTIONS, DTYPES, gamma, name_of, poisoned, storage_error
 from mp_lora_problems import Problem, assert_close, problem
 
 from mobizo_kernels.triton.mp_lora_linear import fused, fuses
@@ -65,7 +65,7 @@ def test_linear(
     assert torch.equal(shaped, got[None])
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16], ids=name_of)
 @pytest.mark.parametrize("sizes", FUSED_SIZES, ids=name_of)
 def test_fused(

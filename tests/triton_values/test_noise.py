@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
+    DISTRIBUTIONS,
     DTYPES,
     FLAT_DISTRIBUTIONS,
     KNOWN_ANSWERS,
@@ -146,7 +147,7 @@ def test_tiles_of_any_rank(rank: int, first_row: int, distribution: str, device:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(size: int, distribution: str, dtype: torch.dtype, op: Callable, device: str) -> None:
     args = ([size], torch.tensor(3, device=device), 4, distribution)
@@ -172,7 +173,7 @@ def test_strided_out(op: Callable, device: str) -> None:
     assert gaps_untouched(out)
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("stream", SEEDS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_64_bits(seed: int, stream: int, distribution: str, op: Callable, device: str) -> None:

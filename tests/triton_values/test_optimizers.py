@@ -9,8 +9,8 @@ import pytest
 import torch
 from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
+    DISTRIBUTIONS,
     DTYPES,
-    FLAT_DISTRIBUTIONS,
     assert_norm_of_gpu,
     assert_same_bits,
     directions,
@@ -60,7 +60,7 @@ def on(device: str, given: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["", ".out"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("shape", [(), (0, 2), (7, 19), (2, 2051)], ids=name_of)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_step(
@@ -136,7 +136,7 @@ def test_non_contiguous(name: str, op: Callable, device: str, rng: torch.Generat
             assert gaps_untouched(got[odd])
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_foreach_is_a_step_of_each(
     name: str, distribution: str, op: Callable, device: str, rng: torch.Generator

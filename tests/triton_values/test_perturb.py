@@ -10,8 +10,8 @@ import pytest
 import torch
 from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
+    DISTRIBUTIONS,
     DTYPES,
-    FLAT_DISTRIBUTIONS,
     SEEDS,
     assert_same_bits,
     directions,
@@ -27,7 +27,7 @@ SIZES = (1, 5, 8, 130, 2047, 2048, 2049, 4100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size(
     size: int, distribution: str, dtype: torch.dtype, op: Callable, device: str, rng: torch.Generator
@@ -43,7 +43,7 @@ def test_any_size(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("count", [0, 1, 17], ids="{}-seeds".format)
 def test_any_number_of_seeds(
     count: int, distribution: str, dtype: torch.dtype, op: Callable, device: str, rng: torch.Generator
@@ -130,7 +130,7 @@ def test_non_contiguous_seeds_and_coeffs(op: Callable, device: str, rng: torch.G
     assert_same_bits(op("perturb_")(values.to(device), seeds[1::3], coeffs[::3][:3], 3).cpu(), expected)
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.bfloat16,), DTYPES], ids=name_of)
 def test_foreach_is_perturb_of_each(
     dtypes: tuple[torch.dtype, ...], distribution: str, op: Callable, device: str, rng: torch.Generator

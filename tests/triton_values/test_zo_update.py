@@ -9,8 +9,8 @@ import pytest
 import torch
 from guarded_memory import assert_guarded, guarded, moved
 from helpers import (
+    DISTRIBUTIONS,
     DTYPES,
-    FLAT_DISTRIBUTIONS,
     assert_norm,
     assert_norm_of_gpu,
     assert_same_bits,
@@ -26,7 +26,7 @@ from mobizo_kernels.triton.launch import SUM_BLOCK, store_norm
 
 @pytest.mark.parametrize("form", ["zo_update", "zo_update.out"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("shape", [(), (0, 2), (3,), (7, 19), (2, 2051)], ids=name_of)
 def test_update(
     form: str,
