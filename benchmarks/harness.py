@@ -40,21 +40,27 @@ class Timing:
         return f"{median} ({low}-{high})"
 
 
-def time_variants(variants: Mapping[str, Variant], rounds: int, shortest: float = 2e-3) -> dict[str, Timing]:
+def time_variants(
+    variants: Mapping[str, Variant],
+    rounds: int,
+    shortest: float = 2e-3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Time the variants in turns, so that a change in the machine's speed meets all of them alike.
 
     Args:
         variants: what to call, by name.
         rounds: samples of each variant, at least 2. Every round begins with another variant.
         shortest: seconds; a sample is of as many calls as take that long.
+        clock: gives seconds.
     """
-    calls = {name: _calls_to_last(shortest, variant) for name, variant in variants.items()}
+    calls = {name: _calls_to_last(shortest, variant, clock) for name, variant in variants.items()}
     samples: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_seconds(variants[name], calls[name]) / calls[name])
+            samples[name].append(_seconds(variants[name], calls[name], clock) / calls[name])
     return {name: Timing.of(values) for name, values in samples.items()}
 
 
@@ -68,19 +74,19 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _calls_to_last(seconds: float, variant: Variant) -> int:
+def _calls_to_last(seconds: float, variant: Variant, clock: Callable[[], float]) -> int:
     variant()  # the first call may compile, allocate or page in
     calls = 1
-    while _seconds(variant, calls) < seconds:
+    while _seconds(variant, calls, clock) < seconds:
         calls *= 2
     return calls
 
 
-def _seconds(variant: Variant, calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(variant: Variant, calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(calls):
         variant()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class Report:

@@ -6,6 +6,7 @@ A variant is a function of `StepSettings` that loads a model and returns its ste
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
 from mobizo_kernels.loss import IGNORED
+from mobizo_kernels.loss.compiled import CompiledLayers
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 
@@ -64,10 +66,21 @@ class StepSettings:
         return tokens[:, :-1], tokens[:, -1]
 
 
-def bare_forward(settings: StepSettings) -> Step:
+def bare_forward(settings: StepSettings, compile: bool = False) -> Step:
     """The limit: the same rows through the un-adapted model, its LM head at the labelled position only."""
     model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
-    return lambda: label_losses(model, inputs, labels, settings.groups).mean().item()
+    running = layers_of(model, compile)
+
+    def step() -> float:
+        with running():
+            return label_losses(model, inputs, labels, settings.groups).mean().item()
+
+    return step
+
+
+def layers_of(model: PreTrainedModel, compile: bool) -> Callable[[], AbstractContextManager[None]]:
+    """What to forward the model in: its layers run compiled as those of ours do, or as they are."""
+    return CompiledLayers(model).running if compile else nullcontext
 
 
 def full_logits_forward(settings: StepSettings) -> Step:
@@ -95,6 +108,9 @@ def ours(
     tail: int = 0,
     lower: float = 0.0,
     kept: bool = False,
+    words: tuple[int, ...] = (),
+    distribution: str = "gaussian",
+    compile: bool = False,
 ) -> Step:
     """ZerothOrder.step on a wrapped model.
 
@@ -104,9 +120,14 @@ def ours(
         tail: tokens at the end on which the adapters act (Activated LoRA), 0 for all.
         lower: share of the layers, from below, that have no adapter.
         kept: the states of the rows are kept from the step before, as in a second epoch.
+        words: the tokens that are labels, between which the loss is; none for all of the vocabulary.
+        distribution: as of `ZerothOrder`.
+        compile: as of `ZerothOrder`.
     """
     model, tokens = settings.load(), settings.tokens()
     count = model.config.get_text_config().num_hidden_layers
+    if words:
+        tokens[:, -1] = torch.tensor(words)[tokens[:, -1] % len(words)]
     if tail:
         tokens[:, -1 - tail : -1] = torch.arange(5, 5 + tail)
     config = peft.LoraConfig(
@@ -124,14 +145,17 @@ def ours(
         queries=settings.queries,
         eps=5 * EPS if tail else EPS,  # two tokens change the loss less
         lr=LR,
+        candidate_tokens=words or None,
+        distribution=distribution,
         cuda_graph=cuda_graph,
+        compile=compile,
         store=store,
     )
     batch = labelled(tokens)
     return lambda: zo.step(batch).loss
 
 
-def stacked_prge(settings: StepSettings) -> Step:
+def stacked_prge(settings: StepSettings, compile: bool = False) -> Step:
     """P-RGE (arXiv 2409.15520) with a stack of 2q perturbed B in every layer.
 
     At its best: adapters by one batched product added in place, noise drawn once in a step (the public code
@@ -143,11 +167,13 @@ def stacked_prge(settings: StepSettings) -> Step:
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in settings.targets:
             layers.append(StackedLoRALinear(module, settings))
             model.set_submodule(name, layers[-1])
+    running = layers_of(model, compile)
 
     def step() -> float:
         for layer in layers:
             layer.perturb()
-        plus, minus = label_losses(model, inputs, labels, settings.groups).chunk(2)
+        with running():
+            plus, minus = label_losses(model, inputs, labels, settings.groups).chunk(2)
         for layer in layers:
             layer.update((plus - minus) / (2 * EPS))
         return torch.cat([plus, minus]).mean().item()
@@ -292,14 +318,22 @@ def label_losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, g
     return losses.view(groups, -1).mean(dim=1)
 
 
+# Adapters, loss and directions of docs/recipe.md; the options of the benchmark make the rest of it.
+recipe = partial(ours, tail=2, lower=1 / 3, words=(7, 9), distribution="rademacher")
+
 STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "bare forward": bare_forward,
+    "bare forward, compiled": partial(bare_forward, compile=True),
     "ours": ours,
+    "ours, compiled": partial(ours, compile=True),
+    "recipe": recipe,
+    "recipe, compiled": partial(recipe, compile=True),
     "ours, upper half": partial(ours, lower=0.5),
     "ours, 2 tokens": partial(ours, tail=2),
     "ours, 2 tokens, upper half": partial(ours, tail=2, lower=0.5),
     "ours, 2 tokens, states kept": partial(ours, tail=2, kept=True),
     "stacked P-RGE": stacked_prge,
+    "stacked P-RGE, compiled": partial(stacked_prge, compile=True),
     "sequential MeZO": sequential_mezo,
     "first order": first_order,
     "first order, checkpointed": partial(first_order, checkpointing=True),

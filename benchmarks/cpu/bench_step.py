@@ -6,7 +6,8 @@ What is compared is in benchmarks/steps.py. All variants see the same G = 2q cop
 per row; none caches keys and values, and all compute logits at the labelled position only. The public codes
 of the zeroth-order peers compute logits [rows, T, vocabulary]: "full logits" is the bare forward with them,
 and tells what that alone costs. "first order" is LoRA-FA by back-propagation over as many rows; one such step
-is worth many of the others.
+is worth many of the others. "compiled": the decoder's layers run by torch.compile; its first steps, which
+compile, are not timed. "recipe": the adapters, the loss and the directions of docs/recipe.md.
 
 Every variant has a process and a model of its own, and the processes make their steps in turns, so that a
 change in the machine's speed meets all alike. Memory is taken from another process for each variant, in which
@@ -21,12 +22,14 @@ Goals: ours at most 1.08 x the time and 1.05 x the memory of the bare forward.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import multiprocessing
 import os
 import warnings
 from dataclasses import fields
 from multiprocessing.connection import Connection
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.models import DTYPES, SMOLLM2
 
 SMALLEST_MAPPED = "65536"  # bytes; what the C library maps, it returns to the system when it is freed
+REFERENCES = {"bare": "bare forward", "ours": "ours"}  # what the others are compared with, by its column
 QUICK = {"queries": 1, "batch_size": 1, "length": 8}
 
 
@@ -47,6 +51,7 @@ class Worker:
     Attributes:
         loaded_mb: memory before the first step, in MB.
         loss: of the latest step.
+        busy: seconds of processor time of all steps so far.
     """
 
     def __init__(self, name: str, settings: StepSettings, threads: int) -> None:
@@ -56,12 +61,13 @@ class Worker:
         self._process.start()
         end.close()
         self.loaded_mb: float = self._receive()
-        self.loss = float("nan")
+        self.loss, self.busy = float("nan"), 0.0
 
     def step(self) -> None:
         """Make a step."""
         self._pipe.send("step")
-        self.loss = self._receive()
+        self.loss, seconds = self._receive()
+        self.busy += seconds
 
     def finish(self) -> float:
         """End the process; its peak memory in MB since it had loaded."""
@@ -88,7 +94,9 @@ def serve(name: str, settings: StepSettings, threads: int, pipe: Connection) -> 
     reset_peak_rss()
     pipe.send(peak_rss_mb())
     while pipe.recv() == "step":
-        pipe.send(step())
+        start = process_time()
+        loss = step()
+        pipe.send((loss, process_time() - start))
     pipe.send(peak_rss_mb())
 
 
@@ -122,28 +130,44 @@ def main() -> None:
     options_parser.add_argument("--length", type=count, default=64, help="tokens before the label")
     options_parser.add_argument("--rank", type=count, default=16, help="of the adapters")
     options_parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"], help="linears to adapt")
+    options_parser.add_argument(
+        "--only", action="store_true", help="the --variants alone, against the first of them"
+    )
+    options_parser.add_argument(
+        "--processor-time", action="store_true", help="of each step: for a machine that has other work"
+    )
     options_parser.add_argument("--rounds", type=count, default=11, help="steps of each variant to time")
     options = options_parser.parse_args()
     if options.rounds < 2:
         options_parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
     if options.quick:
         vars(options).update(QUICK, rounds=2)
-    names = [name for name in STEPS if name in {"bare forward", "ours", *options.variants}]
+    always = () if options.only else tuple(REFERENCES.values())
+    names = [name for name in STEPS if name in {*always, *options.variants}]
     report = Report("step", options)
     for dtype in options.dtypes:
         values = {**vars(options), "dtype": dtype}
         settings = StepSettings(**{field.name: values[field.name] for field in fields(StepSettings)})
-        compare(names, settings, options.threads, options.rounds, report)
+        compare(names, settings, options, report)
     report.finish()
 
 
-def compare(names: list[str], settings: StepSettings, threads: int, rounds: int, report: Report) -> None:
+def compare(names: list[str], settings: StepSettings, options: argparse.Namespace, report: Report) -> None:
     """Add a row to `report` for each of the named variants."""
+    threads = options.threads
     loaded, peak = {}, {}
     for name in names:
         loaded[name], peak[name] = memory(name, settings, threads)
     workers = {name: Worker(name, settings, threads) for name in names}
-    timings = time_variants({name: worker.step for name, worker in workers.items()}, rounds)
+
+    def busy() -> float:
+        return sum(worker.busy for worker in workers.values())
+
+    steps = {name: worker.step for name, worker in workers.items()}
+    clock = busy if options.processor_time else perf_counter
+    timings = time_variants(steps, options.rounds, clock=clock)
+    medians = {name: timing.p50 for name, timing in timings.items()}
+    references = {"first": names[0]} if options.only else REFERENCES
     for name, worker in workers.items():
         worker.finish()
         report.add(
@@ -154,10 +178,11 @@ def compare(names: list[str], settings: StepSettings, threads: int, rounds: int,
                 "peak MB": peak[name],
                 "grown MB": peak[name] - loaded[name],
                 "loss": worker.loss,
-                "time / bare": timings[name].p50 / timings["bare forward"].p50,
-                "peak / bare": peak[name] / peak["bare forward"],
-                "time / ours": timings[name].p50 / timings["ours"].p50,
-                "peak / ours": peak[name] / peak["ours"],
+                **{
+                    f"{what} / {short}": of[name] / of[reference]
+                    for short, reference in references.items()
+                    for what, of in (("time", medians), ("peak", peak))
+                },
             },
         )
 

@@ -113,6 +113,7 @@ class MPLoRALinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.rank, self.stream = rank, stream
+        self._stream = torch.tensor([stream], device="cpu")  # for graphs that several layers share
         self.scaling = lora_scaling(rank, alpha, rslora)
         self.base_layer = base_layer
         self.directions = directions
@@ -146,17 +147,14 @@ class MPLoRALinear(nn.Module):
         if isinstance(active, torch.Tensor):
             # The adapter of a zero is zero. Some decoders flatten rows and tokens into one size.
             x = x * active.to(x.dtype).reshape(*x.shape[:-1], 1)
-        return ops.mp_lora_(  # in place: the base layer's output is fresh, nobody else holds it
-            out,
-            x,
-            self.lora_a,
-            self.lora_b,
-            directions.seeds,
-            directions.coeffs,
-            self.scaling,
-            self.stream,
-            directions.distribution,
-        )
+        # In place: the base layer's output is fresh, nobody else holds it.
+        adapter = self.lora_a, self.lora_b, directions.seeds, directions.coeffs, self.scaling
+        if torch.compiler.is_dynamo_compiling() and not (
+            torch.compiler.is_exporting() or torch.is_grad_enabled()
+        ):
+            ops.mp_lora_traced_(out, x, *adapter, self._stream, directions.distribution)
+            return out
+        return ops.mp_lora_(out, x, *adapter, self.stream, directions.distribution)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -154,12 +154,17 @@ def tells_texts_apart(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """No module in training mode: dropout would make any two forwards differ."""
+    """No module in training mode: dropout would make any two forwards differ. And none that `model.compile()`
+    has got compiled: that takes longer than all the rest.
+    """
     modes = {module: module.training for module in model.modules()}
+    compiled = model._compiled_call_impl
     model.eval()
+    model._compiled_call_impl = None
     try:
         yield
     finally:
+        model._compiled_call_impl = compiled
         for module, mode in modes.items():
             module.training = mode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mobizo_kernels.loss.agreement import (
     tells_texts_apart,
     why_not_shared,
 )
+from mobizo_kernels.loss.compiled import CompiledLayers
 from mobizo_kernels.loss.label_head import LabelHead
 from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
 from mobizo_kernels.loss.rows import RowReader, Rows
@@ -52,6 +54,7 @@ class LabelledLoss:
         candidate_tokens: restrict the softmax to these token ids: the loss on the label words only of MobiZO,
             arXiv 2409.15520. Every label then has to be one of them.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
+        compile: run the decoder's layers by torch.compile; see :class:`CompiledLayers`.
 
     Raises:
         ValueError: if an argument is out of range, if `model` computes its logits from the hidden states in a
@@ -65,8 +68,11 @@ class LabelledLoss:
         *,
         candidate_tokens: Sequence[int] | None = None,
         store: StateStore | None = None,
+        compile: bool = False,
     ) -> None:
         self.model, self.store = checked_causal_lm(model), store
+        compiled = CompiledLayers(self.model) if compile else None
+        self._compiled: CompiledLayers | None = None
         self._shared: SharedDecoder | None = None
         self._shared_for: object = None  # the adapter's configuration that `_shared` was made for
         self._tells_texts_apart: bool | None = None
@@ -78,11 +84,17 @@ class LabelledLoss:
             lambda rows: whole.logits(self._hidden(self._reader.whole(rows, rows.tokens))[0]),
         )
         self._head = LabelHead(self.model, candidate_tokens)
+        self._compiled = compiled
 
     @property
     def candidates(self) -> torch.Tensor | None:
         """The candidate tokens, int64 [C] on the model's device."""
         return self._head.candidates
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the layers run compiled."""
+        return self._compiled is not None
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, torch.Tensor], groups: int = 1) -> torch.Tensor:
@@ -175,7 +187,8 @@ class LabelledLoss:
         batch = batch.to(self.model.device)
         if batch.block is None:
             inputs = {name: torch.cat([tensor] * groups) for name, tensor in batch.inputs.items()}
-            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            with nullcontext() if self._compiled is None else self._compiled.running():
+                hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         else:
             assert self._shared is not None
             store = self.store if batch.keys else None
@@ -196,7 +209,11 @@ class LabelledLoss:
             self._explain(reason)
             return None
         if shared.first or config.alora_invocation_tokens is not None:
-            self._compare_shared(shared, config.alora_invocation_tokens)
+            compiled, self._compiled = self._compiled, None
+            try:
+                self._compare_shared(shared, config.alora_invocation_tokens)
+            finally:
+                self._compiled = shared.compiled = compiled
         return self._shared
 
     def _compare_shared(self, shared: SharedDecoder, tokens: list[int] | None) -> None:

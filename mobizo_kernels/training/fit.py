@@ -229,7 +229,7 @@ def _row_scorer(zo: ZerothOrder, rows: Sequence[EncodedExample], pad_token: int)
         found = sorted(labels)
         raise ValueError(f"validation needs rows with labels from 0 to {len(candidates) - 1}, got {found}")
     # Its own, without the store of the training rows: they would take each other's room.
-    loss = LabelledLoss(zo.model, candidate_tokens=candidates.tolist())
+    loss = LabelledLoss(zo.model, candidate_tokens=candidates.tolist(), compile=zo.loss.compiles)
     return lambda: score_rows(loss, rows, pad_token)
 
 

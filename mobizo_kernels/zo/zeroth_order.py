@@ -16,6 +16,7 @@ from mobizo_kernels.journal.replay import model_fields
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.compiled import not_compiled
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
@@ -63,7 +64,8 @@ class ZerothOrder:
     Dropout is the caller's: call `model.eval()` unless the copies of the batch shall see different masks.
 
     Args:
-        model: a causal LM of transformers, wrapped or not.
+        model: a causal LM of transformers, wrapped or not. One that torch.compile returned, or whose
+            `compile()` was called, is taken for `compile=True` and the model inside of it.
         estimator: a :class:`TwoSided` (G = 2q groups) or :class:`OneSided` (G = q + 1), or the name
             "two_sided" or "one_sided" of one that is made of `queries`, `eps` and `normalize`.
         optimizer: an :class:`UpdateRule`, or the name "sgd", "adam" or "sign" of one that is made of `lr` and
@@ -78,6 +80,9 @@ class ZerothOrder:
         cuda_graph: capture the whole step in a CUDA graph, one for each shape of a batch, and replay it: the
             step is then free of what launching costs. The model must be wrapped and on one CUDA device;
             weight decay and a journal are not supported. See :class:`GraphedSteps`.
+        compile: run the decoder's layers by torch.compile, with the adapters in them: the losses are the same
+            up to the rounding of the model's dtype. One graph serves all layers of a kind, and batches of
+            other sizes, unless a size is 1. The first step compiles; see docs/usage.md for when it pays.
         queries: q, random directions in each step; 4 by default.
         eps: size of a perturbation, 1e-2 by default, which suits LoRA; 1e-3 suits full parameters.
         normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
@@ -115,6 +120,7 @@ class ZerothOrder:
         journal: PathLike | None = None,
         resume: bool = False,
         cuda_graph: bool = False,
+        compile: bool = False,
         queries: int | None = None,
         eps: float | None = None,
         normalize: bool | None = None,
@@ -125,6 +131,8 @@ class ZerothOrder:
         weight_decay: float | None = None,
     ) -> None:
         check_run_seed(run_seed)
+        model, compiled = not_compiled(model)
+        compile = compile or compiled
         self.run_seed, self.distribution = int(run_seed), distribution
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
         self._rule = make_rule(
@@ -132,11 +140,13 @@ class ZerothOrder:
         )
         self.optimizer = make_optimizer(tuned_parameters(model), self._rule, distribution)
         if cuda_graph:
+            if compile:
+                raise ValueError("cuda_graph=True needs compile=False and a model that is not compiled")
             check_capturable(model, self.optimizer)
             check_on_cuda(model)
             if store is not None:
                 raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
-        self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store)
+        self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store, compile=compile)
         warn_of_eps(model, self.estimator.eps)
         self.model = model
         self.steps = 0
@@ -238,6 +248,7 @@ class ZerothOrder:
                 range. The step can be tried again.
             JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
+            RuntimeError: if compile=True and a layer cannot be compiled. Nothing was updated.
         """
         for group in self.optimizer.param_groups:
             self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.lora import adapter_layers, adapter_of, layers_from_first_adapted
-from mobizo_kernels.loss.sharing.attention import AttentionPass, attending
+from mobizo_kernels.loss.compiled import CompiledLayers
+from mobizo_kernels.loss.sharing.attention import AttentionPass, LayerPass, Reached, attending
 from mobizo_kernels.loss.sharing.states import BaseStates, KeysAndValues, RowStates, StateStore
 
 
@@ -35,10 +36,6 @@ class TokenBlock:
         return TokenBlock({name: tensor[row, tokens][None] for name, tensor in self.inputs.items()})
 
 
-class _Reached(Exception):
-    """Ends a forward that has brought what it was made for."""
-
-
 class SharedDecoder:
     """The decoder of a wrapped model, for G groups of the same B rows.
 
@@ -50,6 +47,7 @@ class SharedDecoder:
         model: a wrapped causal LM of transformers.
 
     Attributes:
+        compiled: its layers, to run compiled; None to run them as they are.
         first: the layer before which the rows widen, the first one with an adapter.
 
     Raises:
@@ -61,6 +59,7 @@ class SharedDecoder:
     def __init__(self, model: PreTrainedModel) -> None:
         name = type(model).__name__
         self._decoder = model.base_model
+        self.compiled: CompiledLayers | None = None
         self._directions = adapter_of(model).directions
         if hasattr(self._decoder, "_orig_mod"):
             raise ValueError(f"the decoder of {name} is compiled as a whole")
@@ -73,15 +72,12 @@ class SharedDecoder:
         self._layers, first = layers_from_first_adapted(model, adapter_layers(model).values())
         self.first = min(first, len(self._layers) - 1)  # if only the LM head is adapted
         modules = [module for layer in self._layers for module in layer.modules()]
-        attentions = [
-            module
-            for module in modules
-            if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "config")
-        ]
-        if not attentions:
+        indices = {module: getattr(module, "layer_idx", None) for module in modules}
+        self._attentions = {module: index for module, index in indices.items() if isinstance(index, int)}
+        with_configs = [module for module in self._attentions if hasattr(module, "config")]
+        if not with_configs:
             raise ValueError(f"the attention of {name} has no layer_idx and config")
-        self._last = max(int(module.layer_idx) for module in attentions)  # type: ignore[arg-type]
-        owners: list[Any] = [self._decoder, *attentions]
+        owners: list[Any] = [self._decoder, *with_configs]
         self._configs = list({id(owner.config): owner.config for owner in owners}.values())
 
     def __call__(
@@ -106,15 +102,21 @@ class SharedDecoder:
             base = self._kept(tail, prefix, store, keys)
         else:
             base = BaseStates({} if prefix is None else self._prefix(prefix))
-        state = AttentionPass(tail.inputs["position_ids"], tail.seen, base.layers)
+        tokens = AttentionPass(tail.inputs["position_ids"], tail.seen)
         if prefix is not None:
-            state.prefix_positions, state.prefix_seen = prefix.inputs["position_ids"], prefix.seen
+            tokens.prefix_positions, tokens.prefix_seen = prefix.inputs["position_ids"], prefix.seen
+        copies = torch.empty(groups, device="cpu")
+        passes = {
+            module: LayerPass(tokens, base.layers.get(layer), copies if layer >= self.first else None)
+            for module, layer in self._attentions.items()
+        }
         rows = len(tail.inputs["input_ids"])
-        with self._directions.acting(True), attending(self._configs, state), ExitStack() as stack:
+        with self._directions.acting(True), attending(self._configs, passes), ExitStack() as stack:
             if base.hidden is not None:
                 stack.enter_context(self._skipping_to(base.hidden))
             stack.enter_context(self._widening(rows, groups))
-            return self._run(tail)
+            skipped = self._layers[: self.first] if base.hidden is not None else []
+            return self._run(tail, passes.values(), skipped)
 
     def takes(self, length: int) -> bool:
         """Whether rows of `length` tokens give what they give as a whole: with keys that were rotated before
@@ -122,20 +124,37 @@ class SharedDecoder:
         """
         return not self._has_prefix or self._changes_at is None or length < self._changes_at
 
-    def _run(self, block: TokenBlock) -> torch.Tensor:
-        states: torch.Tensor = self._decoder(**block.inputs, use_cache=False).last_hidden_state
-        return states
+    def _run(
+        self, block: TokenBlock, passes: Iterable[LayerPass], uncompiled: Collection[nn.Module]
+    ) -> torch.Tensor:
+        with ExitStack() as stack:
+            if self.compiled is not None:
+                for state in passes:
+                    state.mark_dynamic()
+                stack.enter_context(self.compiled.running(uncompiled))
+            states: torch.Tensor = self._decoder(**block.inputs, use_cache=False).last_hidden_state
+            return states
 
     def _prefix(self, prefix: TokenBlock) -> dict[int, KeysAndValues]:
         """Keys and values of the base model at the tokens of the prefix, by layer."""
-        record = _UntilLayer(self._last)
-        state = AttentionPass(prefix.inputs["position_ids"], prefix.seen, record=record)
-        with self._directions.acting(False), attending(self._configs, state), suppress(_Reached):
-            self._run(prefix)
-        without = [layer for layer in range(len(self._layers)) if layer not in record]
+        tokens = AttentionPass(prefix.inputs["position_ids"], prefix.seen)
+        last = max(self._attentions.values())
+        passes = {
+            module: LayerPass(tokens, record=True, last=layer == last)
+            for module, layer in self._attentions.items()
+        }
+        with self._directions.acting(False), attending(self._configs, passes), suppress(Reached):
+            # No graph ends in the middle of its layer.
+            self._run(prefix, passes.values(), self._layers[-1:])
+        found = {
+            self._attentions[module]: state.recorded
+            for module, state in passes.items()
+            if state.recorded is not None
+        }
+        without = [layer for layer in range(len(self._layers)) if layer not in found]
         if without:
             raise ValueError(f"layer {without[0]} has no keys and values of its own")
-        return dict(record)
+        return found
 
     def _kept(
         self, tail: TokenBlock, prefix: TokenBlock, store: StateStore, keys: Sequence[bytes]
@@ -240,19 +259,6 @@ def _changes_at(config: Any) -> int | None:
     changing = [kind for kind in kinds if str(kind.get("rope_type")) in ("dynamic", "longrope")]
     lengths = [kind.get("original_max_position_embeddings") for kind in changing]
     return min([config.max_position_embeddings, *filter(None, lengths)]) if changing else None
-
-
-class _UntilLayer(dict[int, KeysAndValues]):
-    """Keys and values by layer; ends the forward that fills it once it has those of the last layer."""
-
-    def __init__(self, last: int) -> None:
-        super().__init__()
-        self._last = last
-
-    def __setitem__(self, layer: int, states: KeysAndValues) -> None:
-        super().__setitem__(layer, states)
-        if layer == self._last:
-            raise _Reached
 
 
 def _widened_but_hidden(kwargs: dict[str, Any], widened: Any) -> dict[str, Any]:
