@@ -18,7 +18,6 @@ from mobizo_kernels.triton.matrix import chunks_of, depth_first, depth_of, dot, 
 from mobizo_kernels.triton.philox import flip_sign, signs_of_bits
 from mobizo_kernels.triton.shrink_expand import (
     EXPAND_PROGRAMS,
-    block_out_of,
     block_rows_of,
     index_type,
     row_stride,
@@ -59,7 +58,8 @@ def expand_outer_kernel(
     part = tl.program_id(0) // column_tiles
     tiles = tl.cdiv(tl.cdiv(rows, BLOCK_ROWS), parts)
     words = sign_calls(out_features, RANK) * 4
-    w = depth_first(load_b(lora_b, column, out_features, 0, RANK), RANK)
+    if CHUNKS == 1:
+        w = depth_first(load_b(lora_b, column, out_features, 0, RANK), RANK)
     for tile in range(part * tiles, (part + 1) * tiles):
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         is_row = (row < rows)[:, None]
@@ -97,7 +97,7 @@ def expand_outer_kernel(
 @lru_cache(maxsize=1024)
 def expand_outer_tiles(rows: int, out_features: int, rank: int) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile, parts of the `rows` of all groups, programs, and tiles in flight."""
-    block_rows, block_out = block_rows_of(rows, rank), block_out_of(rank)
+    block_rows, block_out = block_rows_of(rows, rank), 32 if rank > 32 else 64  # no target spills then
     columns = triton.cdiv(out_features, block_out)
     parts = min(triton.cdiv(rows, block_rows), triton.cdiv(EXPAND_PROGRAMS, columns))
     return block_rows, block_out, parts, columns * parts, 2 if chunks_of(rank) == 1 else 1
