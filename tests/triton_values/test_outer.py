@@ -200,6 +200,7 @@ def test_mp_lora(
     assert_same_bits(op("mp_lora_")(*p), got)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, in the interpreter
 @pytest.mark.parametrize("special", [torch.inf, -torch.inf, torch.nan, 3e38])
 def test_a_clean_group_is_lora(special: float, op: Callable, device: str) -> None:
     """Whatever its rows hold: nothing of a direction whose coefficient is 0 is added."""
@@ -212,6 +213,7 @@ def test_a_clean_group_is_lora(special: float, op: Callable, device: str) -> Non
     assert_same_bits(op("mp_lora")(*clean).cpu(), plain.cpu())
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, in the interpreter
 def test_a_clean_group_of_the_fused_linear_is_lora(device: str) -> None:
     mix = (torch.bfloat16, torch.bfloat16, torch.float32)
     p = problem((12, 64, 70, 5, 3), device, mix, "outer")
