@@ -74,16 +74,12 @@ MOBIZO_INLINE void accumulate_outer(const PerturbArgs& args, OuterTables& tables
     const uint8_t* bits = args.signs + first * bytes;
     if (tables.column != tile.column || tables.first_seed != first) {
       for (int64_t k = 0; k < seeds; ++k)
-        for (int64_t i = 0; i < tile.count; i += kLanes)
-          store(tables.columns + k * width + i, flip_signs_from(broadcast(1.0f), bits + k * bytes, all_rows + tile.column + i));
+        store_signs(tables.columns + k * width, broadcast(1.0f), bits + k * bytes, all_rows + tile.column, tile.count);
       tables.column = tile.column;
       tables.first_seed = first;
     }
-    for (int64_t k = 0; k < seeds; ++k) {
-      const F32 coeff = broadcast(args.coeffs[first + k]);
-      for (int64_t i = 0; i < tile.rows; i += kLanes)
-        store(tables.rows + k * kTileHeight + i, flip_signs_from(coeff, bits + k * bytes, tile.row + i));
-    }
+    for (int64_t k = 0; k < seeds; ++k)
+      store_signs(tables.rows + k * kTileHeight, broadcast(args.coeffs[first + k]), bits + k * bytes, tile.row, tile.rows);
     for (int64_t row = 0; row < tile.rows; row += kTileRows)
       with_constant<kTileRows>(min(kTileRows, tile.rows - row), [&](auto rows) {
         outer_rows<decltype(rows)::n>(tables.rows + row, tables.columns, seeds, tile.count, sum + row * stride, stride);

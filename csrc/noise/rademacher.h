@@ -36,12 +36,21 @@ MOBIZO_INLINE int64_t rademacher_bits(const NoiseStream& s, int64_t first, int64
 
 // v with the sign of lane i flipped where bit `first` + i of the bit stream is set, for any `first`; reads four bytes.
 MOBIZO_INLINE F32 flip_signs_from(F32 v, const uint8_t* bits, int64_t first) {
+  const auto start = static_cast<uint64_t>(first);  // unsigned, so that the division is a shift
   uint32_t word;
-  std::memcpy(&word, bits + first / 8, sizeof word);
-  word >>= first % 8;
+  std::memcpy(&word, bits + start / 8, sizeof word);
+  word >>= start % 8;
   uint8_t bytes[sizeof word];
   std::memcpy(bytes, &word, sizeof word);
   return flip_signs(v, bytes);
+}
+
+// out[i] = value with the sign of bit `first` + i, for whole vectors that cover `count` values.
+MOBIZO_INLINE void store_signs(float* out, F32 value, const uint8_t* bits, int64_t first, int64_t count) {
+  const auto start = static_cast<uint64_t>(first);
+  bits += start / 8;
+  for (int64_t i = 0; i < count; i += kLanes, bits += kLanes / 8)
+    store(out + i, flip_signs_from(value, bits, static_cast<int64_t>(start % 8)));
 }
 
 }  // namespace mobizo::MOBIZO_ISA
