@@ -30,7 +30,7 @@ def mp_lora_traced_(
     coeffs: torch.Tensor,
     scaling: float,
     stream: torch.Tensor,
-    distribution: str = "gaussian",
+    distribution: str,
 ) -> None:
     """:func:`mobizo_kernels.ops.mp_lora_` for compiled graphs; it is not differentiable.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -195,6 +196,7 @@ def test_number_of_threads(
     binary: bytes, tmp_path_factory: pytest.TempPathFactory, rng: torch.Generator
 ) -> None:
     """One pool serves the whole process; a trainer sets its size."""
+    gc.collect()  # trainers of other tests, which hold the pool while errors refer to them
     seeds, coeffs = directions(7, rng)
     large = mp_lora_arguments((512, 160, 320, 24, 8), rng)
     results = []

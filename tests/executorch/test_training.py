@@ -4,6 +4,7 @@ threads, or what else goes on in the process.
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,7 @@ def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: P
 
 
 def test_number_of_threads(program: Path, dataset: Path, tmp_path: Path) -> None:
+    gc.collect()  # trainers of other tests, which hold the pool while errors refer to them
     journals = []
     for threads in (1, 2):
         journals.append(tmp_path / str(threads))
