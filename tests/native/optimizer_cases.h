@@ -67,8 +67,8 @@ inline void optimizer_cases(Targets& targets, Report& report) {
             before.first.set(i, random.uniform());
             before.second.set(i, std::fabs(random.uniform()));
           }
-          const PerturbArgs update =
-              directions.args(dtype, shape, random.pick({0, 1, 2, 6, 37}), random.seed(), decay, distribution);
+          const int64_t count = random.pick({0, 1, 2, 6, 37}), stream = random.seed();  // in this order on every machine
+          const PerturbArgs update = directions.args(dtype, shape, count, stream, decay, distribution);
           optimizer_case(
               "zo_momentum", &Kernels::zo_momentum, ZoMomentumArgs{update, nullptr, 0.9f}, before, reference::momentum_step,
               [](ZoMomentumArgs& args, OptimizerTensors& at) {
