@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -40,10 +41,12 @@ def expected_noise(shape: tuple[int, ...], seed: int, stream: int) -> torch.Tens
 
 
 def test_known_answers(op: Callable, device: str) -> None:
-    for seed, stream, rows, columns, element, bits in KNOWN_ANSWERS["outer"]:
+    for (seed, stream, rows, columns), answers in groupby(KNOWN_ANSWERS["outer"], key=lambda row: row[:4]):
         on = torch.tensor(signed(seed), device=device)
         z = op("noise")([int(rows), int(columns)], on, signed(stream), "outer").cpu()
-        assert f"{int(z.view(-1).numpy().view('uint32')[int(element)]):08x}" == bits
+        got = z.view(-1).numpy().view("uint32")
+        for *_, element, bits in answers:
+            assert f"{int(got[int(element)]):08x}" == bits
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
