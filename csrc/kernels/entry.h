@@ -52,6 +52,26 @@ MOBIZO_INLINE void with_constant(int64_t n, const F& f) {
   f(Constant<max>{});
 }
 
+// `count` elements, rounded up.
+MOBIZO_INLINE int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
 MOBIZO_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// sum[row][v] += factors[row * row_step + j * step] * table[j * width + vector v] for j from 0 to count - 1, in that order.
+template <int rows, int vecs>
+MOBIZO_INLINE void add_product(const float* factors, int64_t row_step, int64_t step, const float* table, int64_t width,
+                               int64_t count, F32 sum[rows][vecs]) {
+  for (int64_t j = 0; j < count; ++j) {
+    F32 values[vecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < vecs; ++v) values[v] = load(table + j * width + v * kLanes);
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; ++row) {
+      const F32 factor = broadcast(factors[row * row_step + j * step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vecs; ++v) sum[row][v] = fma(factor, values[v], sum[row][v]);
+    }
+  }
+}
 
 }  // namespace mobizo::MOBIZO_ISA

@@ -104,6 +104,15 @@ struct MpLoraArgs {
   const uint8_t* signs;  // of kOuter: u and v of each unit, from the kernel `signs`
 };
 
+// Sets distribution and columns of a tensor whose numel is set: `rows` is the first of its sizes. One of fewer than two
+// dimensions has no rows and columns; its directions "outer" are plain signs.
+template <typename Args>
+constexpr void set_distribution(Args& args, Distribution distribution, int64_t dimensions, int64_t rows) {
+  const bool matrix = dimensions >= 2;
+  args.distribution = distribution == Distribution::kOuter && !matrix ? Distribution::kRademacher : distribution;
+  args.columns = matrix && args.numel > 0 ? args.numel / rows : 0;
+}
+
 // Elements that one task of noise, or of a kernel that updates a parameter, covers at most: a run of the flat tensor or, of
 // directions "outer", a tile of rows and columns.
 constexpr int64_t kTaskElements = 2048;

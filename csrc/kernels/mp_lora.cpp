@@ -175,7 +175,7 @@ void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task % units, column = task / units * args.tile_columns;
     const int64_t columns = min(args.tile_columns, args.out_features - column);
-    const PanelTile tile = {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank};
+    const PanelTile tile = {column, columns, whole_vectors(columns), args.rank};
     if (task == begin || unit == 0) {
       with_type(args.lora_b_dtype,
                 [&](auto type) { transposed_b(tile, static_cast<const decltype(type)*>(args.lora_b), scratch, b); });

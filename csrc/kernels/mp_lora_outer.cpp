@@ -57,7 +57,7 @@ MOBIZO_INLINE void outer_rows(const MpLoraArgs& args, int64_t row, const PanelTi
 
 MOBIZO_INLINE PanelTile panel_tile(const MpLoraArgs& args, int64_t tile) {
   const int64_t column = tile * args.tile_columns, columns = min(args.tile_columns, args.out_features - column);
-  return {column, columns, (columns + kLanes - 1) / kLanes * kLanes, args.rank};
+  return {column, columns, whole_vectors(columns), args.rank};
 }
 
 }  // namespace

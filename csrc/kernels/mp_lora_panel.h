@@ -41,17 +41,7 @@ MOBIZO_INLINE void panel_product(const float* u, int64_t rank, const float* pane
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
     for (int v = 0; v < vecs; ++v) sum[row][v] = zero();
-  for (int64_t j = 0; j < rank; ++j) {
-    F32 p[vecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < vecs; ++v) p[v] = load(panel + j * width + v * kLanes);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) {
-      const F32 factor = broadcast(u[row * rank + j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vecs; ++v) sum[row][v] = fma(factor, p[v], sum[row][v]);
-    }
-  }
+  add_product<rows, vecs>(u, rank, 1, panel, width, rank, sum);
 }
 
 // The rows of base lie far apart: ask for them early, so that they have come by the time the products are done.

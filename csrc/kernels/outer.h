@@ -16,8 +16,6 @@ struct OuterTables {
   int64_t column = -1, first_seed = -1;                  // whose signs `columns` holds
 };
 
-MOBIZO_INLINE int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 // The next tile's rows lie where no prefetcher of the CPU looks for them.
 MOBIZO_INLINE void prefetch_next(const PerturbArgs& args, const Tile& tile) {
   const int64_t size = args.dtype == DType::kFloat32 ? 4 : 2;
@@ -35,17 +33,7 @@ MOBIZO_INLINE void outer_tile(const float* row_table, const float* column_table,
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
     for (int v = 0; v < vecs; ++v) acc[row][v] = load(sum + row * stride + v * kLanes, n...);
-  for (int64_t k = 0; k < seeds; ++k) {
-    F32 signs[vecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < vecs; ++v) signs[v] = load(column_table + k * width + v * kLanes);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) {
-      const F32 factor = broadcast(row_table[k * kTileHeight + row]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vecs; ++v) acc[row][v] = fma(factor, signs[v], acc[row][v]);
-    }
-  }
+  add_product<rows, vecs>(row_table, 1, kTileHeight, column_table, width, seeds, acc);
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4

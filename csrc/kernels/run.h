@@ -24,23 +24,21 @@ template <typename Args>
   args.signs = memory.get();
   return memory != nullptr;
 }
+
+// Fills them for seeds begin .. end - 1 of `count`; nothing where none were allocated.
 template <typename Args>
-SignsArgs signs_args(const Args& args, const int64_t* seeds, int64_t count, uint8_t* signs) {
-  return {seeds, count, args.stream, args.numel / args.columns + args.columns, signs};
+void draw_signs(const Kernels& k, const Args& args, const int64_t* seeds, int64_t count,
+                const std::unique_ptr<uint8_t[]>& memory, int64_t begin, int64_t end) {
+  if (memory == nullptr) return;
+  k.signs({seeds, count, args.stream, args.numel / args.columns + args.columns, memory.get()}, begin, end);
 }
 
-// args.signs of seeds begin .. end - 1 for any kernel that updates a parameter.
-inline void draw_signs(const Kernels& k, const PerturbArgs& args, const std::unique_ptr<uint8_t[]>& memory, int64_t begin,
-                       int64_t end) {
-  if (memory != nullptr) k.signs(signs_args(args, args.seeds, args.count, memory.get()), begin, end);
-}
-
-// False, before anything is written, where memory is short; so does run_update.
+// False, before anything is written, where memory is short; so is run_update.
 template <typename ParallelFor>
 [[nodiscard]] bool run_noise(const Kernels& k, NoiseArgs args, ParallelFor parallel_for) {
   std::unique_ptr<uint8_t[]> memory;
   if (!allocate_signs(args, 1, memory)) return false;
-  if (memory != nullptr) k.signs(signs_args(args, &args.seed, 1, memory.get()), 0, 1);
+  draw_signs(k, args, &args.seed, 1, memory, 0, 1);
   parallel_for(0, tasks_of(args), kNoiseGrain, [&](int64_t begin, int64_t end) { k.noise(args, begin, end); });
   return true;
 }
@@ -52,7 +50,8 @@ template <typename Args, typename ParallelFor>
   std::unique_ptr<uint8_t[]> memory;
   if (!allocate_signs(args, args.count, memory)) return false;
   if (memory != nullptr)
-    parallel_for(0, args.count, kNoiseGrain, [&](int64_t begin, int64_t end) { draw_signs(k, args, memory, begin, end); });
+    parallel_for(0, args.count, kNoiseGrain,
+                 [&](int64_t begin, int64_t end) { draw_signs(k, args, args.seeds, args.count, memory, begin, end); });
   parallel_for(0, tasks_of(args), kNoiseGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   return true;
 }

@@ -10,12 +10,7 @@ static_assert(kSignBlock % kRademacherBlock == 0);
 void signs(const SignsArgs& args, int64_t begin, int64_t end) {
   for (int64_t k = begin; k < end; ++k) {
     const NoiseStream stream = noise_stream(static_cast<uint64_t>(args.seeds[k]), static_cast<uint64_t>(args.stream));
-    uint8_t* bits = args.signs + k * sign_bytes(args.numel);
-    for (int64_t e = 0; e < args.numel; e += kRademacherBlock) {
-      float words[kRademacherBlock / 32];
-      rademacher(stream, static_cast<uint64_t>(e), words);
-      std::memcpy(bits + e / 8, words, sizeof words);
-    }
+    rademacher_bits(stream, 0, args.numel, args.signs + k * sign_bytes(args.numel));
   }
 }
 

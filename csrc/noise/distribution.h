@@ -23,9 +23,4 @@ constexpr bool find_distribution(std::string_view name, Distribution* distributi
   return false;
 }
 
-// A parameter of fewer than two dimensions has no rows and columns: its directions "outer" are plain signs.
-constexpr Distribution distribution_for(Distribution d, int64_t dimensions) {
-  return d == Distribution::kOuter && dimensions < 2 ? Distribution::kRademacher : d;
-}
-
 }  // namespace mobizo

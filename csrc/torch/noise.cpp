@@ -21,8 +21,7 @@ NoiseArgs noise_args(const std::vector<int64_t>& size, const Tensor& seed, int64
     args.numel *= extent;
   }
   args.dtype = dtype_of(type, op, "dtype");
-  args.distribution = distribution_for(distribution_of(distribution, op), static_cast<int64_t>(size.size()));
-  args.columns = size.size() < 2 || args.numel == 0 ? 0 : args.numel / size[0];
+  set_distribution(args, distribution_of(distribution, op), static_cast<int64_t>(size.size()), size.empty() ? 1 : size[0]);
   args.seed = *static_cast<const int64_t*>(seed.const_data_ptr());
   args.stream = stream;
   return args;

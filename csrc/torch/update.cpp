@@ -50,8 +50,7 @@ PerturbArgs perturb_args(Updates& updates, const Tensor& param, const Directions
   args.count = directions.count();
   args.stream = stream;
   args.decay = static_cast<float>(decay);
-  args.distribution = distribution_for(distribution_of(distribution, op), param.dim());
-  args.columns = param.dim() < 2 || param.numel() == 0 ? 0 : param.numel() / param.size(0);
+  set_distribution(args, distribution_of(distribution, op), param.dim(), param.dim() > 0 ? param.size(0) : 1);
   updates.add(param, argument);
   return args;
 }

@@ -81,15 +81,18 @@ template <typename Args>
 void run_foreach(void (*kernel)(const Args&, int64_t, int64_t), std::vector<Args> args, Updates& updates) {
   std::vector<int64_t> first_task{0};
   std::vector<std::unique_ptr<uint8_t[]>> signs(args.size());
+  bool outer = false;
   for (size_t i = 0; i < args.size(); ++i) {
     first_task.push_back(first_task.back() + tasks_of(args[i]));
     if (!allocate_signs(args[i], args[i].count, signs[i])) throw std::bad_alloc();
+    outer = outer || signs[i] != nullptr;
   }
-  const Kernels& k = kernels();
-  const auto params = static_cast<int64_t>(args.size());
-  ParallelFor{}(0, params, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) draw_signs(k, args[i], signs[i], 0, args[i].count);
-  });
+  if (outer) {
+    const Kernels& k = kernels();
+    ParallelFor{}(0, static_cast<int64_t>(args.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) draw_signs(k, args[i], args[i].seeds, args[i].count, signs[i], 0, args[i].count);
+    });
+  }
   ParallelFor{}(0, first_task.back(), kNoiseGrain, [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
     for (; begin < end; ++i) {

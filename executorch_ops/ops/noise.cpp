@@ -39,8 +39,7 @@ Tensor& noise_out(KernelRuntimeContext& context, ArrayRef<int64_t> size, const T
   args.numel = out.numel();
   args.seed = *seed.const_data_ptr<int64_t>();
   args.stream = stream;
-  args.distribution = distribution_for(args.distribution, out.dim());
-  args.columns = out.dim() < 2 || out.numel() == 0 ? 0 : out.numel() / out.size(0);
+  set_distribution(args, args.distribution, out.dim(), out.dim() > 0 ? out.size(0) : 1);
   ET_KERNEL_CHECK_MSG(context, run_noise(*k, args, ParallelFor{}), MemoryAllocationFailed, out, "mobizo::noise: out of memory");
   return out;
 }

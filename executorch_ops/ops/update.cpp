@@ -11,8 +11,7 @@ bool update_args(Tensor& param, const Tensor& seeds, const Tensor& coeffs, int64
     return false;
   args->param = param.mutable_data_ptr();
   args->numel = param.numel();
-  args->distribution = distribution_for(args->distribution, param.dim());
-  args->columns = param.dim() < 2 || param.numel() == 0 ? 0 : param.numel() / param.size(0);
+  set_distribution(*args, args->distribution, param.dim(), param.dim() > 0 ? param.size(0) : 1);
   args->seeds = seeds.const_data_ptr<int64_t>();
   args->coeffs = coeffs.const_data_ptr<float>();
   args->count = seeds.numel();
