@@ -152,7 +152,7 @@ class MPLoRALinear(nn.Module):
         if torch.compiler.is_dynamo_compiling() and not (
             torch.compiler.is_exporting() or torch.is_grad_enabled()
         ):
-            ops.mp_lora_traced_(out, x, *adapter, self._stream, directions.distribution)
+            torch.ops.mobizo.mp_lora_traced_(out, x, *adapter, self._stream, directions.distribution)
             return out
         return ops.mp_lora_(out, x, *adapter, self.stream, directions.distribution)
 

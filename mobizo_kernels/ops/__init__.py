@@ -1,9 +1,8 @@
 """The ops, `torch.ops.mobizo.*`, with their Python faces. Kernels come from the compiled extension."""
 
 from mobizo_kernels import _library  # noqa: F401  (first: it registers the schemas that the fakes below attach to)
-from mobizo_kernels.ops import _cuda, mp_lora_gradients  # noqa: F401
+from mobizo_kernels.ops import _cuda, mp_lora_gradients, mp_lora_traced  # noqa: F401
 from mobizo_kernels.ops.mp_lora import mp_lora, mp_lora_, mp_lora_linear
-from mobizo_kernels.ops.mp_lora_traced import mp_lora_traced_
 from mobizo_kernels.ops.noise import noise
 from mobizo_kernels.ops.perturb import foreach_perturb_, perturb_
 from mobizo_kernels.ops.streams import parameter_stream
@@ -20,7 +19,6 @@ __all__ = [
     "mp_lora",
     "mp_lora_",
     "mp_lora_linear",
-    "mp_lora_traced_",
     "noise",
     "parameter_stream",
     "perturb_",

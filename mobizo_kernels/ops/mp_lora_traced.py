@@ -1,6 +1,8 @@
-"""mp_lora_ as torch.compile takes it: nothing is returned, so nothing is copied, and the stream is a tensor.
+"""torch.ops.mobizo.mp_lora_traced_: mp_lora_ as compiled graphs take it, for the layers of this package.
 
-A number would be baked into the graph, and every adapter of a model would want a graph of its own.
+It returns nothing, so nothing is copied. The stream is a tensor, int64 [1] on the CPU: a number would be
+baked into the graph, and every adapter of a model would want a graph of its own. All else is as in
+:func:`mobizo_kernels.ops.mp_lora_`, but for gradients, of which it has none.
 """
 
 from __future__ import annotations
@@ -19,29 +21,6 @@ _SCHEMA = (
 )
 _library = torch.library.Library("mobizo", "FRAGMENT")
 _library.define(_SCHEMA, tags=[torch.Tag.pt2_compliant_tag])
-
-
-def mp_lora_traced_(
-    base: torch.Tensor,
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    seeds: torch.Tensor,
-    coeffs: torch.Tensor,
-    scaling: float,
-    stream: torch.Tensor,
-    distribution: str,
-) -> None:
-    """:func:`mobizo_kernels.ops.mp_lora_` for compiled graphs; it is not differentiable.
-
-    Args:
-        base, x, lora_a, lora_b, seeds, coeffs, scaling, distribution: as there.
-        stream: int64 [1] on the CPU.
-
-    Raises:
-        RuntimeError: as there.
-    """
-    torch.ops.mobizo.mp_lora_traced_(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
 
 
 @torch.library.impl(_library, "mp_lora_traced_", "CompositeExplicitAutograd")

@@ -25,6 +25,12 @@ def adapter(distribution: str = "gaussian") -> tuple[Any, ...]:
     return lora_a, lora_b, SEEDS, COEFFS, 2.0, 11, distribution
 
 
+def traced(lora: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same adapter with its stream as a tensor."""
+    *rest, stream, distribution = lora
+    return *rest, torch.tensor([stream]), distribution
+
+
 def opcheck_cases() -> list[Any]:
     op = torch.ops.mobizo
     cases = []
@@ -67,6 +73,7 @@ def opcheck_cases() -> list[Any]:
                 (op.mp_lora.default, (base, x, *lora), {}),
                 (op.mp_lora.out, (base, x, *lora), {"out": torch.zeros_like(base)}),
                 (op.mp_lora_.default, (base.clone(), x, *lora), {}),
+                (op.mp_lora_traced_.default, (base.clone(), x, *traced(lora)), {}),
                 (op.mp_lora_linear.default, (x, weight, bias, *lora), {}),
                 (op.mp_lora_linear.default, (x, weight, None, *lora), {}),
             ]
@@ -83,6 +90,24 @@ def test_opcheck(overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if all(result.alias_info is None for result in overload._schema.returns):
         checks.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(overload, args, kwargs, test_utils=checks)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_traced_form_has_the_values_of_mp_lora(distribution: str, rng: torch.Generator) -> None:
+    base, x = (torch.randn(2, 6, width, generator=rng) for width in (7, 10))
+    lora = adapter(distribution)
+    expected = torch.ops.mobizo.mp_lora(base, x, *lora)
+    assert torch.ops.mobizo.mp_lora_traced_(base, x, *traced(lora)) is None
+    assert torch.equal(base, expected)
+
+
+@pytest.mark.parametrize("stream", [torch.tensor(11), torch.tensor([11, 12]), torch.tensor([11.0])])
+def test_the_traced_form_wants_one_stream(stream: torch.Tensor) -> None:
+    *rest, _, distribution = adapter()
+    base, x = torch.ones(2, 6, 7, device="meta"), torch.ones(2, 6, 10, device="meta")
+    tensors = [one.to("meta") if isinstance(one, torch.Tensor) else one for one in rest]
+    with pytest.raises(RuntimeError, match="mp_lora_traced_: stream must"):
+        torch.ops.mobizo.mp_lora_traced_(base, x, *tensors, stream, distribution)
 
 
 class Step(nn.Module):
