@@ -10,6 +10,8 @@
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
+#include <files/safetensors.h>
+#include <program/runtime.h>
 
 #include <algorithm>
 #include <chrono>
@@ -17,9 +19,6 @@
 #include <fstream>
 #include <iostream>
 #include <optional>
-
-#include <files/safetensors.h>
-#include <program/runtime.h>
 
 namespace {
 
