@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from mobizo_kernels import training
     from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
     from mobizo_kernels.optim import UpdateRule
-    from mobizo_kernels.zo import OneSided, TwoSided, ZerothOrder
+    from mobizo_kernels.zo import Centred, OneSided, TwoSided, ZerothOrder
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Centred",
     "OneSided",
     "TwoSided",
     "UpdateRule",
@@ -41,7 +42,7 @@ __all__ = [
 _ROOMS = {
     "lora": ("load_adapter", "save_adapter", "unwrap", "wrap"),
     "optim": ("UpdateRule",),
-    "zo": ("OneSided", "TwoSided", "ZerothOrder"),
+    "zo": ("Centred", "OneSided", "TwoSided", "ZerothOrder"),
 }
 
 

@@ -121,7 +121,9 @@ class StepSettings:
 
     queries: Annotated[int, _tune(min=1, help="Directions tried in each step.")] = 32
     batch_size: Annotated[int, _tune(min=1, help="Rows in each step.")] = 8
-    estimator: Annotated[EstimatorName, _tune(help="Central or forward differences.")] = "two_sided"
+    estimator: Annotated[
+        EstimatorName, _tune(help="Central or forward differences, or losses centred by their mean.")
+    ] = "two_sided"
     distribution: Annotated[Distribution, _tune(help="Of the directions.")] = "rademacher"
     optimizer: Annotated[
         Optimizer,

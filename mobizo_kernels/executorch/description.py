@@ -93,8 +93,8 @@ class Description:
         quantization: of the base weights, "none", "int8", "int8-dynamic" or "int4".
         queries: q.
         batch_size: B, rows of a step.
-        groups: G, copies of the batch: 2q (two-sided) or q + 1.
-        estimator: "two_sided" or "one_sided".
+        groups: G, copies of the batch: 2q (two-sided), q + 1 (one-sided) or q.
+        estimator: "two_sided", "one_sided" or "centred".
         distribution: of the directions, "gaussian", "rademacher" or "outer".
         optimizer: the rule of the update.
         min_length: fewest tokens of a row's input, `max_length` if it is always that.
@@ -140,12 +140,13 @@ class Description:
         for name, least in _LEAST.items():
             with blaming(name):
                 _check_size(getattr(self, name), least)
-        if self.estimator not in ("two_sided", "one_sided"):
-            raise ValueError(f"estimator must be two_sided or one_sided, got '{self.estimator}'")
-        groups = 2 * self.queries if self.estimator == "two_sided" else self.queries + 1
-        if self.groups != groups:
+        groups = {"two_sided": 2 * self.queries, "one_sided": self.queries + 1, "centred": self.queries}
+        if self.estimator not in groups:
+            raise ValueError(f"estimator must be one of {', '.join(groups)}, got '{self.estimator}'")
+        if self.groups != groups[self.estimator]:
             raise ValueError(
-                f"groups must be {groups} for {self.queries} queries {self.estimator}, got {self.groups}"
+                f"groups must be {groups[self.estimator]} for {self.queries} queries {self.estimator}, "
+                f"got {self.groups}"
             )
         if self.max_length < self.min_length:
             raise ValueError(f"max_length must be at least {self.min_length}, got {self.max_length}")

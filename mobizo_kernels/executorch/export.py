@@ -71,13 +71,15 @@ def export_training_program(
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
             precision become float32.
         path: of the .pte; replaced only when the new one is complete.
-        batch_size: B, rows of a step. The forward runs over G * B rows, G = 2q (two_sided) or q + 1.
+        batch_size: B, rows of a step. The forward runs over G * B rows, G = 2q (two_sided), q + 1
+            (one_sided) or q (centred).
         max_length: most tokens of a row's input.
         targets: what to adapt where the model is not wrapped yet: a LoraConfig, or names of linears, which
             get rank 8 and alpha 16.
-        estimator: a :class:`mobizo_kernels.TwoSided` or :class:`mobizo_kernels.OneSided`, of 1 to 256
-            queries, or the name "two_sided" or "one_sided" of one that is made of `queries`. Its eps, and
-            whether it normalizes, are a run's to choose.
+        estimator: a :class:`mobizo_kernels.TwoSided`, :class:`mobizo_kernels.OneSided` or
+            :class:`mobizo_kernels.Centred`, of at most 256 queries, or the name "two_sided", "one_sided" or
+            "centred" of one that is made of `queries`. Its eps, and whether it normalizes, are a run's to
+            choose.
         distribution: of the directions, "gaussian", "rademacher" or "outer".
         optimizer: a :class:`mobizo_kernels.UpdateRule`, or the name "sgd", "adam" or "sign" of one that is
             made of `momentum` and what follows it. What it keeps of LoRA-B lies in buffers of the program;

@@ -72,7 +72,7 @@ class JournalHeader:
         steps: planned for the run; the schedule spans them.
         normalize: differences are divided by the spread of the losses, not by eps.
         distribution: "gaussian", "rademacher" or "outer".
-        estimator: "two_sided" or "one_sided".
+        estimator: "two_sided", "one_sided" or "centred".
         optimizer: what a step makes of its estimate.
         batch_size: rows in each step.
         data: a hash of the training rows.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mobizo_kernels.optim.update_rule import UpdateRule
-from mobizo_kernels.zo.estimators import Estimator, OneSided, TwoSided
+from mobizo_kernels.zo.estimators import Centred, Estimator, OneSided, TwoSided
 
-_ESTIMATORS: dict[str, type[Estimator]] = {kind.name: kind for kind in (TwoSided, OneSided)}
+_ESTIMATORS: dict[str, type[Estimator]] = {kind.name: kind for kind in (TwoSided, OneSided, Centred)}
 
 
 def make_estimator(
@@ -18,7 +18,7 @@ def make_estimator(
     eps: float | None = None,
     normalize: bool | None = None,
 ) -> Estimator:
-    """The estimator itself, or the one that is called "two_sided" or "one_sided".
+    """The estimator itself, or the one that is called "two_sided", "one_sided" or "centred".
 
     Args:
         estimator: an object, which has the other arguments in it, or a name.

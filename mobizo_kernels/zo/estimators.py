@@ -15,7 +15,7 @@ import torch
 
 from mobizo_kernels.optim.update_rule import is_positive_float32
 
-EstimatorName = Literal["two_sided", "one_sided"]
+EstimatorName = Literal["two_sided", "one_sided", "centred"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,39 @@ class OneSided(Estimator):
 
     def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
         return losses[1:]
+
+
+@dataclass(frozen=True)
+class Centred(Estimator):
+    """One-sided, centred by the losses themselves: q groups, all +eps, and no clean one.
+
+    g_k = (L(+eps z_k) - mean of the other losses) / eps. That baseline, leave-one-out as in RLOO (arXiv
+    2402.14740), knows nothing of z_k, so g_k has the expectation of a forward difference; and what all
+    directions have in common, of the curvature and of rounding, cancels. It is q / (q - 1) times the distance
+    from the mean of all losses. With `normalize` it is that distance itself, over their standard deviation.
+    """
+
+    name: ClassVar[EstimatorName] = "centred"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queries < 2:
+            raise ValueError(f"queries must be at least 2 with the centred estimator, got {self.queries}")
+
+    def plan(self) -> list[tuple[int, int]]:
+        return [(query, 1) for query in range(self.queries)]
+
+    def loss(self, losses: torch.Tensor) -> float:
+        """Mean of all groups: the clean loss and eps^2 / 2 times the trace of its Hessian, up to noise."""
+        return losses.mean().item()
+
+    def differences(self, losses: torch.Tensor) -> torch.Tensor:
+        count = torch.full_like(losses[0], len(losses))
+        deviations = losses - _sum(losses) / count
+        return deviations if self.normalize else deviations * count / (count - 1)
+
+    def perturbed(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses
 
 
 def _standard_deviation(values: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,9 @@ class ZerothOrder:
     Args:
         model: a causal LM of transformers, wrapped or not. One that torch.compile returned, or whose
             `compile()` was called, is taken for `compile=True` and the model inside of it.
-        estimator: a :class:`TwoSided` (G = 2q groups) or :class:`OneSided` (G = q + 1), or the name
-            "two_sided" or "one_sided" of one that is made of `queries`, `eps` and `normalize`.
+        estimator: a :class:`TwoSided` (G = 2q groups), :class:`OneSided` (G = q + 1) or :class:`Centred`
+            (G = q), or the name "two_sided", "one_sided" or "centred" of one that is made of `queries`, `eps`
+            and `normalize`.
         optimizer: an :class:`UpdateRule`, or the name "sgd", "adam" or "sign" of one that is made of `lr` and
             what follows it. A learning rate is of a different kind for each.
         run_seed: any 64-bit integer; it gives all directions of the run.

@@ -128,7 +128,7 @@ HUGE = 2**31 - 1
     [
         (entries(format=2), "description: expected a program of format 1, got 2"),
         (entries(groups=5), "description: groups must be 4 for 2 queries two_sided, got 5"),
-        (entries(estimator="three"), "description: estimator must be two_sided or one_sided, got 'three'"),
+        (entries(estimator="three"), "description: estimator must be one of .*, centred, got 'three'"),
         (entries(estimator="\x1b[31m\n\x7f"), r"description: estimator must be .*, got '\?\[31m\?\?'"),
         (entries(batch_size=0), "description: batch_size: expected at least 1, got 0"),
         (entries(batch_size=2**62), "description: batch_size: expected at most 2147483647, got 46116860"),
@@ -164,6 +164,8 @@ HUGE = 2**31 - 1
         (entries(batch_size=2), r"method train_step: input 0 must be Long of shape \(2, 24\)"),
         (entries(max_length=25), r"method train_step: input 0 must be Long of shape \(3, 25\)"),
         (entries(targets_per_row=2), r"method train_step: input 2 must be Long of shape \(3, 2\)"),
+        (entries(groups=3, estimator="centred"), "description: groups must be 2 for 2 .* centred, got 3"),
+        (entries(queries=4, estimator="centred"), "method train_step: input 6 must be Long of shape .4,."),
         (entries(queries=3, estimator="one_sided"), "method train_step: input 6 must be Long of shape .3,."),
         (entries(evaluation_rows=10**9), "method evaluate: input 0 must be Long of shape .1000000000, 24."),
         (entries(candidate_tokens=[5, 9, 11]), "method evaluate: output 0 must be Float of shape .12, 1, 3"),

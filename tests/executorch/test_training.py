@@ -23,6 +23,7 @@ from programs import (
     no_update,
     other_program,
     program_batch,
+    tiny_program,
     tiny_rows,
 )
 from safetensors import safe_open
@@ -99,6 +100,26 @@ def test_the_native_loop_is_the_eager_loop(
     for mine, layer in zip(lora_b_of(trainer), adapter_layers(model).values(), strict=True):
         assert layer.lora_b.abs().max() > 1e-4
         torch.testing.assert_close(mine, layer.lora_b.detach(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_coefficients_have_the_bits_of_eager(
+    normalize: bool, dataset: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What the native trainer makes of its losses is what eager makes of the same ones."""
+    program = tiny_program(tmp_path_factory, queries=7, estimator="centred")
+    settings, reports = {"eps": 1e-2, "lr": 2e-3, "normalize": normalize}, list[StepReport]()
+    Trainer(program).train(
+        dataset, steps=6, lr_schedule="constant", eval_every=0, keep="last", on_step=reports.append,
+        journal=tmp_path / "journal", **settings,
+    )  # fmt: skip
+    zo = zeroth_order(eager_twin(), **settings, queries=7, estimator="centred")
+    header, records = read_journal(tmp_path / "journal")
+    assert (header.estimator, header.normalize, len(records)) == ("centred", normalize, 6)
+    for report, coeffs in zip(reports, records.coeffs, strict=True):
+        losses = torch.tensor(report.losses)
+        assert report.loss == pytest.approx(zo.estimator.loss(losses), rel=1e-6)
+        assert torch.equal(coeffs, zo.optimizer.record(zo.estimator.projected_gradients(losses)).coeffs)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -34,7 +34,7 @@ from mobizo_kernels.zo import ZerothOrder
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("estimator", ["two_sided", "one_sided"])
+@pytest.mark.parametrize("estimator", ["two_sided", "one_sided", "centred"])
 def test_the_file_holds_the_run(
     estimator: str, distribution: str, tmp_path: Path, rng: torch.Generator
 ) -> None:

@@ -76,18 +76,31 @@ void estimator_cases(Report& report) {
   check_equal(report, "one_sided coeffs", list(one.coeffs()), "[0.0,0.5,0.5]");
   check_equal(report, "one_sided loss", text(one.loss({1, 2, 4})), "1");
   check_equal(report, "one_sided gradients", list(one.projected_gradients({1, 2, 4})), "[2.0,6.0]");
+  const Estimator centred("centred", 3, 0.5, false), centred_normal("centred", 4, 0.5, true);
+  check_equal(report, "centred groups", text(centred.groups()), "3");
+  check_equal(report, "centred seeds", list(centred.seeds({7, 8, 9})), "[7,8,9]");
+  check_equal(report, "centred coeffs", list(centred.coeffs()), "[0.5,0.5,0.5]");
+  check_equal(report, "centred loss", text(centred.loss({1, 2, 6})), "3");
+  check_equal(report, "centred gradients", list(centred.projected_gradients({1, 2, 6})), "[-6.0,-3.0,9.0]");
   // For (1, 2, 3, 6) the standard deviation is sqrt(14 / 3), of (2, 4) sqrt(2).
   const Estimator two_normal("two_sided", 2, 0.5, true), one_normal("one_sided", 2, 0.5, true);
   const std::vector<float> expected{static_cast<float>(-1 / std::sqrt(14.0 / 3)), static_cast<float>(-2 / std::sqrt(14.0 / 3))};
   check_equal(report, "two_sided normalized", list(two_normal.projected_gradients({1, 2, 3, 6})), list(expected));
   const std::vector<float> forward{static_cast<float>(1 / std::sqrt(2.0)), static_cast<float>(3 / std::sqrt(2.0))};
   check_equal(report, "one_sided normalized", list(one_normal.projected_gradients({1, 2, 4})), list(forward));
+  std::vector<float> deviations;
+  for (const double deviation : {-2.0, -1.0, 0.0, 3.0})
+    deviations.push_back(static_cast<float>(deviation / std::sqrt(14.0 / 3)));
+  check_equal(report, "centred normalized", list(centred_normal.projected_gradients({1, 2, 3, 6})), list(deviations));
   check_equal(report, "equal losses make no step", list(two_normal.projected_gradients({3, 3, 3, 3})), "[0.0,0.0]");
 
-  check_error(report, "another estimator", "two_sided or one_sided, got 'three'", [] { Estimator("three", 2, 0.5, false); });
+  check_error(report, "another estimator", "two_sided, one_sided, centred, got 'three'",
+              [] { Estimator("three", 2, 0.5, false); });
   check_error(report, "no queries", "queries must be at least 1, got 0", [] { Estimator("two_sided", 0, 0.5, false); });
   check_error(report, "eps 0", "eps must be positive", [] { Estimator("two_sided", 2, 0, false); });
   check_error(report, "eps NaN", "eps must be positive", [] { Estimator("two_sided", 2, NAN, false); });
+  check_error(report, "one loss to centre", "at least 2 with the centred estimator, got 1",
+              [] { Estimator("centred", 1, 0.5, false); });
   check_error(report, "one perturbed loss", "at least 2 queries", [] { Estimator("one_sided", 1, 0.5, true); });
 }
 

@@ -12,7 +12,7 @@ import torch
 from helpers import assert_same_bits
 from journals import adapters, assert_same_adapters, parse, wrapped
 
-from mobizo_kernels import OneSided, TwoSided, UpdateRule, ZerothOrder
+from mobizo_kernels import Centred, OneSided, TwoSided, UpdateRule, ZerothOrder
 from mobizo_kernels.zo import make_estimator, make_rule
 
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -33,6 +33,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "optimizer": UpdateRule.adam(0.01, betas=(0.8, 0.9), eps=1e-6),
         },
     ),
+    "centred": ({"estimator": "centred", "queries": 3}, {"estimator": Centred(3)}),
     "sign": ({"optimizer": "sign", "weight_decay": 0.5}, {"optimizer": UpdateRule.sign(weight_decay=0.5)}),
     "defaults": ({}, {"estimator": TwoSided(), "optimizer": UpdateRule()}),
 }  # fmt: skip
@@ -119,6 +120,7 @@ def test_an_object_beside_its_scalars_is_refused(options: dict[str, Any], named:
         (lambda: UpdateRule.sign(float("nan")), "lr must be at least 0 and finite in float32, got nan"),
         (lambda: TwoSided(queries=0), "queries must be at least 1, got 0"),
         (lambda: OneSided(1, normalize=True), "normalize needs at least 2 queries"),
+        (lambda: Centred(1), "queries must be at least 2 with the centred estimator, got 1"),
     ],
 )
 def test_objects_check_their_numbers(make: Callable[[], object], message: str) -> None:

@@ -72,7 +72,7 @@ RULES: dict[str, dict[str, Any]] = {
     [
         *(
             {"estimator": estimator, "normalize": normalize, "distribution": distribution}
-            for estimator in ("two_sided", "one_sided")
+            for estimator in ("two_sided", "one_sided", "centred")
             for normalize in (False, True)
             for distribution in DISTRIBUTIONS
         ),

@@ -22,7 +22,7 @@ from mobizo_kernels.optim import base, query_seeds
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 from mobizo_kernels.zo.zeroth_order import StepOutput
 
-ESTIMATORS = ("two_sided", "one_sided")
+ESTIMATORS = ("two_sided", "one_sided", "centred")
 Parameters = dict[str, torch.Tensor]
 
 
@@ -46,7 +46,7 @@ def assert_unchanged(model: nn.Module, before: Parameters) -> None:
 def plan(estimator: str, queries: int, eps: float) -> list[tuple[int, float]]:
     """Query and signed size of each group, written out from the definition."""
     plus, minus = [(k, eps) for k in range(queries)], [(k, -eps) for k in range(queries)]
-    return plus + minus if estimator == "two_sided" else [(0, 0.0), *plus]
+    return {"two_sided": plus + minus, "one_sided": [(0, 0.0), *plus], "centred": plus}[estimator]
 
 
 def perturbed(
@@ -102,6 +102,9 @@ def check_losses(
     if options["estimator"] == "two_sided":
         grads = [(expected[k] - expected[q + k]) / (2 * eps) for k in range(q)]
         assert out.loss == pytest.approx(sum(expected) / len(expected), rel=2e-5)
+    elif options["estimator"] == "centred":
+        grads = [(expected[k] - sum(expected[:k] + expected[k + 1 :]) / (q - 1)) / eps for k in range(q)]
+        assert out.loss == pytest.approx(sum(expected) / len(expected), rel=2e-5)
     else:
         grads = [(expected[k + 1] - expected[0]) / eps for k in range(q)]
         assert out.loss == pytest.approx(expected[0], rel=2e-5)
@@ -146,7 +149,7 @@ def test_full_parameter_step(estimator: str, distribution: str, rng: torch.Gener
     # The passes over the parameters, one by one; the last takes off what stands and updates.
     seeds, values = query_seeds(-3, 0, 2), before
     groups = plan(estimator, 2, 1e-2)
-    order = [0, 2, 1, 3] if estimator == "two_sided" else [0, 1, 2]
+    order = {"two_sided": [0, 2, 1, 3], "one_sided": [0, 1, 2], "centred": [0, 1]}[estimator]
     standing = torch.zeros(2)
     for query, coeff in (groups[group] for group in order):
         wanted = torch.zeros(2)
@@ -283,10 +286,15 @@ def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, **option
     {"lr": 0.03, "normalize": True, "distribution": "rademacher"},
     {"lr": 0.01, "momentum": 0.9},
     {"lr": 0.1, "estimator": "one_sided", "queries": 7},
+    {"lr": 0.1, "estimator": "centred", "queries": 8},
+    {"lr": 0.03, "estimator": "centred", "queries": 8, "normalize": True, "distribution": "outer"},
     {"lr": 0.02, "optimizer": "adam", "weight_decay": 0.01},
     {"lr": 0.02, "optimizer": "adam", "normalize": True, "estimator": "one_sided", "queries": 7},
     {"lr": 0.01, "optimizer": "sign", "distribution": "rademacher"},
-], ids=["plain", "fzoo", "momentum", "one_sided", "adam", "adam fzoo one_sided", "sign"])  # fmt: skip
+], ids=[
+    "plain", "fzoo", "momentum", "one_sided", "centred", "centred fzoo", "adam", "adam fzoo one_sided",
+    "sign",
+])  # fmt: skip
 def test_the_loss_falls_with_adapters(options: dict[str, Any], rng: torch.Generator) -> None:
     losses = train(wrapped(rng), tiny.batch(rng), 100, **options)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

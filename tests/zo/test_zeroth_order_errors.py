@@ -31,7 +31,7 @@ from mobizo_kernels.zo import ZerothOrder
         ({"lr": float("nan")}, "lr must be at least 0 and finite in float32, got nan"),
         ({"run_seed": 0.5}, "run_seed must be an integer, got 0.5"),
         ({"run_seed": 2**64}, "run_seed must fit 64 bits"),
-        ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, got 'spsa'"),
+        ({"estimator": "spsa"}, "estimator must be one of two_sided, one_sided, centred, got 'spsa'"),
         (
             {"distribution": "uniform"},
             "distribution must be one of gaussian, rademacher, outer, got 'uniform'",

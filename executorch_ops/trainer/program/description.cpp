@@ -95,9 +95,10 @@ AdapterDescription parse_adapter(const Json& json) {
 }
 
 void check(const Description& d) {
-  const bool two_sided = d.estimator == "two_sided";
-  if (!two_sided && d.estimator != "one_sided") fail("estimator must be two_sided or one_sided, got '", d.estimator, "'");
-  const int64_t groups = two_sided ? 2 * d.queries : d.queries + 1;
+  const bool two_sided = d.estimator == "two_sided", one_sided = d.estimator == "one_sided";
+  if (!two_sided && !one_sided && d.estimator != "centred")
+    fail("estimator must be one of two_sided, one_sided, centred, got '", d.estimator, "'");
+  const int64_t groups = two_sided ? 2 * d.queries : one_sided ? d.queries + 1 : d.queries;
   if (d.groups != groups) fail("groups must be ", groups, " for ", d.queries, " queries ", d.estimator, ", got ", d.groups);
   if (d.max_length < d.min_length) fail("max_length must be at least ", d.min_length, ", got ", d.max_length);
   if (d.pad_token >= d.vocabulary) fail("pad_token must be below ", d.vocabulary, ", got ", d.pad_token);
