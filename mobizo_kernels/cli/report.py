@@ -13,6 +13,7 @@ def training_table(summary: dict[str, Any]) -> str:
         ("", "accuracy", "balanced", "AUC"),
         ("zero-shot", *_quality(summary, "before")),
         ("zero-shot, calibrated", _percent(summary["calibrated_accuracy_before"]), "", ""),
+        *([("after the readout", *_quality(summary, "start"))] if "auc_start" in summary else []),
         ("after tuning", *_quality(summary, "after")),
     ]
     error = (summary["accuracy_after"] * (1 - summary["accuracy_after"]) / summary["eval_rows"]) ** 0.5

@@ -26,6 +26,7 @@ from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 from mobizo_kernels.zo.estimators import EstimatorName
 
 Engine = Literal["eager", "executorch"]
+Start = Literal["zero", "readout"]
 AUTOMATIC_DTYPE: dict[str, str] = {"eager": "bfloat16", "executorch": "float32"}
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
@@ -180,6 +181,13 @@ class TrainSettings(StepSettings, TaskSettings):
     program: Annotated[
         Path | None, _engine(help="FILE.pte of mobizo export.", show_default="export to OUT/program.pte")
     ] = None
+    start: Annotated[
+        Start,
+        _tune(
+            help="What the steps go on from: the model, or a logistic regression on its last hidden states."
+        ),
+    ] = "zero"
+    readout_rows: Annotated[int, _tune(min=1, help="Most rows that --start readout is made of.")] = 1280
     steps: Annotated[int, _tune(min=1, help="Number of steps.")] = RUN.steps
     eps: Annotated[float, _tune(help="Size of a perturbation.")] = RUN.eps
     lr: Annotated[float, _tune(help="Learning rate.")] = RUN.lr

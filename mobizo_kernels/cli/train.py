@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct
-from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
+from mobizo_kernels.cli.results import (
+    START_DIRECTORY,
+    adapter_files,
+    check_output,
+    remove_dead_results,
+    result_files,
+)
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
@@ -33,6 +39,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
     written = result_files(settings.out)
+    if settings.start != "zero":
+        written += adapter_files(settings.out / START_DIRECTORY)
     if settings.engine == "executorch":
         written += program_files(settings)
     check_distinct(

@@ -13,6 +13,7 @@ from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.quality import quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import TrainSettings, estimator, update_rule
+from mobizo_kernels.cli.start import begin
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import EncodedExample, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
@@ -29,6 +30,9 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
     if settings.program is not None:
         raise InputError("program: expected --engine executorch with it")
+    reads_out = settings.start == "readout"
+    if reads_out and settings.journal is not None and settings.journal.exists() and not settings.resume:
+        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     task = load_task(settings)
     with blame_input("quantization"):
         quantize_base(task.model, settings.quantization)
@@ -54,7 +58,6 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
         )
         # Of rows that are scored twice at most: they would take the room of those that come round again.
         scoring = LabelledLoss(task.model, candidate_tokens=task.encoder.candidate_tokens)
-    recorded = open_journal(zo, examples, settings)
 
     def scored(rows: list[EncodedExample]) -> Scored:
         return score_rows(scoring, rows, task.pad_token)
@@ -66,10 +69,14 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
         save_adapter(task.model, directory / ADAPTER_DIRECTORY)
 
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
+    # The header has the start in it, so a journal is opened behind that.
+    before = quality_before(scored(test), scored(examples[: settings.eval_rows])) if reads_out else {}
+    start = begin(settings, scoring, evaluation, examples, validation, task.pad_token, lambda: scored(test))
+    recorded = open_journal(zo, examples, settings)
     with zo.journal or nullcontext():
-        before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
+        before = before or quality_before(scored(test), scored(examples[: settings.eval_rows]))
         run = tune(zo, batches, validate, recorded, task.pad_token, settings)
-    return write_results(settings, before, scored(test), run, save)
+    return write_results(settings, before, scored(test), run, save, **start)
 
 
 def state_store(settings: TrainSettings, again: bool) -> StateStore | None:

@@ -80,6 +80,8 @@ def _check(settings: TrainSettings) -> None:
     """Find what would only show after the export. Raises InputError."""
     if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
+    if settings.start != "zero":
+        raise InputError(f"start: expected zero with --engine executorch, got {settings.start}")
     with blame_input("settings"):
         estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:

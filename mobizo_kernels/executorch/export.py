@@ -22,7 +22,7 @@ from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
-from mobizo_kernels.lora import adapter_of, is_wrapped, wrap
+from mobizo_kernels.lora import adapter_of, held_head, is_wrapped, wrap
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models.quantization import require_quantization
 from mobizo_kernels.ops.checks import require_distribution
@@ -118,6 +118,8 @@ def export_training_program(
         config = targets if isinstance(targets, LoraConfig) else _default_config(targets)
     elif targets is not None:
         raise ValueError("targets must be None for a wrapped model: its adapter is exported")
+    elif held_head(model) is not None:
+        raise ValueError("model must be one without a readout, whose LM head a program cannot hold")
     check_architecture(model)
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     if not is_wrapped(model):

@@ -11,11 +11,13 @@ from torch import nn
 from mobizo_kernels.journal.header import JournalHeader, JournalParameter, PathLike, difference
 from mobizo_kernels.journal.journal import read_journal
 from mobizo_kernels.lora import (
+    MPLoRALinear,
     adapter_fingerprints,
     adapter_layers,
     adapter_of,
     base_dtype,
     model_fingerprint,
+    tuned_layers,
 )
 from mobizo_kernels.optim.optimizers import make_optimizer
 
@@ -30,7 +32,8 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
     """Apply the steps of a journal to a wrapped model, without any forward.
 
     The result is the adapter of the recorded run bit for bit if B is now what it was before the run's first
-    step: zero after :func:`mobizo_kernels.wrap`, else what the run loaded.
+    step: zero after :func:`mobizo_kernels.wrap`, else what the run loaded. An adapter that the run did not
+    tune, the readout of its start, has to be there as well and is left as it is.
 
     Args:
         model: wrapped as for the run.
@@ -52,9 +55,10 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
     until = len(records) if until is None else until
     if not 0 <= until <= len(records):
         raise ValueError(f"until must be from 0 to {len(records)}, the steps of journal {path}, got {until}")
-    layers = adapter_layers(model).values()
+    layers = adapter_layers(model)
     named = [
-        (parameter.name, layer.lora_b) for parameter, layer in zip(header.parameters, layers, strict=True)
+        (parameter.name, layers[parameter.name.removesuffix(".weight")].lora_b)
+        for parameter in header.parameters
     ]
     optimizer = make_optimizer(named, header.optimizer, header.distribution)
     optimizer.apply_steps(header.run_seed, 0, records[:until])
@@ -62,11 +66,12 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
 
 
 def tuned_adapters(model: nn.Module) -> tuple[JournalParameter, ...]:
-    """The LoRA-B of a wrapped model as a journal lists them."""
-    return tuple(
-        JournalParameter(f"{name}.weight", tuple(layer.lora_b.shape), layer.stream, layer.scaling)
-        for name, layer in adapter_layers(model).items()
-    )
+    """The LoRA-B that a run tunes of a wrapped model, as a journal lists them."""
+    return tuple(_parameter(name, layer) for name, layer in tuned_layers(model).items())
+
+
+def _parameter(name: str, layer: MPLoRALinear) -> JournalParameter:
+    return JournalParameter(f"{name}.weight", tuple(layer.lora_b.shape), layer.stream, layer.scaling)
 
 
 def model_fields(model: nn.Module) -> dict[str, Any]:
@@ -85,6 +90,10 @@ def model_fields(model: nn.Module) -> dict[str, Any]:
 def _check_model(header: JournalHeader, model: nn.Module, path: PathLike) -> None:
     """Raise ValueError unless the updates of a journal are those of this model's adapter."""
     here = model_fields(model)
+    if here["lora_a"] == header.lora_a:  # of all adapters, so which of them were tuned is the run's to say
+        names = {parameter.name for parameter in header.parameters}
+        layers = adapter_layers(model).items()
+        here["parameters"] = tuple(_parameter(*entry) for entry in layers if f"{entry[0]}.weight" in names)
     if all(parameter.scaling is None for parameter in header.parameters):
         here["parameters"] = tuple(replaced(parameter, scaling=None) for parameter in here["parameters"])
     # The type of the base decides on losses, which a replay does not compute.

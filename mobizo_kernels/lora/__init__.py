@@ -2,6 +2,7 @@
 
 from mobizo_kernels.lora.activation import invocation_starts
 from mobizo_kernels.lora.adapter import Adapter, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora.head import adapt_head, held_head, hold_head, tuned_layers
 from mobizo_kernels.lora.layers import layers_from_first_adapted
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 from mobizo_kernels.lora.native_adapter import device_from_peft, peft_from_device, save_device_adapter
@@ -16,12 +17,15 @@ __all__ = [
     "Adapter",
     "Directions",
     "MPLoRALinear",
+    "adapt_head",
     "adapter_config",
     "adapter_fingerprints",
     "adapter_layers",
     "adapter_of",
     "base_dtype",
     "device_from_peft",
+    "held_head",
+    "hold_head",
     "invocation_starts",
     "is_wrapped",
     "layers_from_first_adapted",
@@ -32,6 +36,7 @@ __all__ = [
     "rounds_inputs",
     "save_adapter",
     "save_device_adapter",
+    "tuned_layers",
     "unwrap",
     "wrap",
 ]

@@ -156,6 +156,18 @@ class MPLoRALinear(nn.Module):
             return out
         return ops.mp_lora_(out, x, *adapter, self.stream, directions.distribution)
 
+    def added(self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Add the adapter, in place, to some columns of the base layer's output.
+
+        Args:
+            out: [..., C], contiguous.
+            x: [..., in_features].
+            rows: int64 [C], the outputs, which are those of B's rows. B is not perturbed: its noise is that
+                of a whole matrix.
+        """
+        rest = self.directions.seeds.new_zeros(1), self.directions.coeffs.new_zeros(1)
+        return ops.mp_lora_(out, x, self.lora_a, self.lora_b[rows], *rest, self.scaling, self.stream)
+
     @property
     def weight(self) -> torch.Tensor:
         """The base layer's weight: some models look at the dtype or device of their linears."""

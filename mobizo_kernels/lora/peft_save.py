@@ -47,7 +47,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     with files_of_adapter(directory) as scratch:
         metadata = with_checksum({"format": "pt"}, {name: tensor.numpy() for name, tensor in tensors.items()})
         (scratch / PEFT_WEIGHTS).write_bytes(sorted_metadata(save(tensors, metadata)))
-        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2))
 
 
 @contextmanager
@@ -75,10 +75,10 @@ def check_saves(model: nn.Module) -> None:
             f"{type(model).__name__} has {vocabulary} token embeddings and had {adapter.vocabulary} when it "
             "was wrapped: an adapter does not hold them"
         )
-    check_peft_loads(model, adapter.config, _targets_of(model))
+    check_peft_loads(model, adapter.config, targets_of(model))
 
 
-def _targets_of(model: nn.Module) -> list[Target]:
+def targets_of(model: nn.Module) -> list[Target]:
     """The adapted linears of a wrapped model."""
     root = math.sqrt if adapter_of(model).config.use_rslora else float
     return [
@@ -106,8 +106,11 @@ def adapter_config(model: nn.Module) -> dict[str, Any]:
             "parent_library": type(model).__module__,
         }
     values = config.to_dict()
-    # Sets, which JSON does not know, in an order that does not depend on the process.
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    # Sets, which JSON does not know, in an order that does not depend on the process; patterns as they are
+    # tried, in their own.
+    return {
+        name: sorted(value) if isinstance(value, set) else value for name, value in sorted(values.items())
+    }
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

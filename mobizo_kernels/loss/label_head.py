@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
+from mobizo_kernels.lora import held_head
 
 
 class LabelHead:
@@ -55,13 +56,24 @@ class LabelHead:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype."""
+        return self.finished(self.outputs(hidden))
+
+    def outputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head itself gives, of the shape and type of :meth:`logits`."""
         head, candidates = self._model.get_output_embeddings(), self.candidates
         if candidates is None:
-            return after_head(self._model, head(hidden))
-        if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
-            bias = None if head.bias is None else head.bias[candidates]
-            return after_head(self._model, F.linear(hidden, head.weight[candidates], bias))
-        return after_head(self._model, head(hidden))[:, candidates]
+            return head(hidden)
+        held = held_head(self._model)
+        base = head if held is None else held.base_layer
+        if type(base) is nn.Linear and type(base.weight) is nn.Parameter:
+            bias = None if base.bias is None else base.bias[candidates]
+            out = F.linear(hidden, base.weight[candidates], bias)
+            return out if held is None else held.added(out, hidden, candidates)
+        return head(hidden)[:, candidates]
+
+    def finished(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the model makes of its head's outputs [n, C]."""
+        return after_head(self._model, outputs)
 
 
 def _checked(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:

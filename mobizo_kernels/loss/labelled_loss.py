@@ -92,6 +92,11 @@ class LabelledLoss:
         return self._head.candidates
 
     @property
+    def head(self) -> LabelHead:
+        """The softmax."""
+        return self._head
+
+    @property
     def compiles(self) -> bool:
         """Whether the layers run compiled."""
         return self._compiled is not None
@@ -178,9 +183,18 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token.
         """
-        rows = self._rows(batch)
-        hidden = self._hidden(self._labelled(rows, rows.tokens))[0]
+        hidden = self.hidden_states(batch)
         return torch.cat([self._head.logits(part).float() for part in hidden.split(MOST_LOGITS)])
+
+    @torch.no_grad()
+    def hidden_states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the LM head is given to predict each labelled token, [n, H] in the model's dtype.
+
+        Args:
+            batch: as of :meth:`logits`, like what is raised.
+        """
+        rows = self._rows(batch)
+        return self._hidden(self._labelled(rows, rows.tokens))[0]
 
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""

@@ -2,6 +2,7 @@
 
 from mobizo_kernels.training.divergence import DivergenceGuard
 from mobizo_kernels.training.fit import fit
+from mobizo_kernels.training.readout import Readout, readout, rows_in_turn
 from mobizo_kernels.training.reports import FitResult, StepReport, Validation
 from mobizo_kernels.training.schedule import learning_rate_schedule
 from mobizo_kernels.training.scoring import Scored, score_rows
@@ -11,11 +12,14 @@ __all__ = [
     "DivergenceGuard",
     "FitResult",
     "Keeper",
+    "Readout",
     "Scored",
     "Selection",
     "StepReport",
     "Validation",
     "fit",
     "learning_rate_schedule",
+    "readout",
+    "rows_in_turn",
     "score_rows",
 ]

@@ -7,7 +7,14 @@ import warnings
 import torch
 from torch import nn
 
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, plain_name, rounds_inputs
+from mobizo_kernels.lora import (
+    adapter_layers,
+    adapter_of,
+    is_wrapped,
+    plain_name,
+    rounds_inputs,
+    tuned_layers,
+)
 
 # Where central differences of LoRA-B correlate well with the slope, by the type of the base ("rounded": any
 # whose linears round their inputs) and whether the adapters act on the last tokens only, which change the
@@ -30,18 +37,21 @@ _BASES = {
 def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The tensors that a zeroth-order run updates, by the names that choose their noise.
 
-    They are the LoRA-B of a wrapped model, each under the name of the weight it adapts, and the parameters
-    that require a gradient of any other model, tied ones once.
+    They are the LoRA-B of a wrapped model, each under the name of the weight it adapts, but for that of a
+    readout; and the parameters that require a gradient of any other model, tied ones once.
 
     Raises:
         ValueError: if there are none, or if a LoRA-B is no longer float32: steps are smaller than the spacing
             of other types, and nothing would move.
     """
     if is_wrapped(model):
-        for name, layer in adapter_layers(model).items():
+        layers = tuned_layers(model)
+        if not layers:
+            raise ValueError(f"nothing to tune: {type(model).__name__} has the adapter of its LM head alone")
+        for name, layer in layers.items():
             if layer.lora_b.dtype != torch.float32:
                 raise ValueError(f"the LoRA-B of {name} must be float32, got {layer.lora_b.dtype}")
-        return [(f"{name}.weight", layer.lora_b) for name, layer in adapter_layers(model).items()]
+        return [(f"{name}.weight", layer.lora_b) for name, layer in layers.items()]
     parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")

@@ -13,10 +13,13 @@ from matplotlib.image import imread
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
+from mobizo_kernels import load_adapter, save_adapter
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.report import training_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
+from mobizo_kernels.errors import InputError
+from mobizo_kernels.journal import replay
 from mobizo_kernels.training import divergence, selection
 
 KEYS = {
@@ -127,6 +130,41 @@ def test_tables(task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="0"):
         main.run(["eval", *options(task)])
     assert "  balanced accuracy " in capsys.readouterr().out
+
+
+def test_a_readout_to_begin_with(
+    task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is in the summary and the table, and the journal replays from the start that is kept."""
+    out, journal = tmp_path / "out", tmp_path / "journal"
+    values = {**task, **RECIPE, "out": out, "steps": 6, "lr": 0.01, "rank": 4, "eval_rows": 20, "tail": 1}
+    values |= {"start": "readout", "readout_rows": 60, "journal": journal}
+    with pytest.raises(SystemExit, match="0"):
+        main.run(["train", *options(values)])
+    assert "after the readout" in capsys.readouterr().out
+    summary = json.loads((out / "metrics.json").read_text())
+    assert summary.keys() > KEYS | {"readout", "accuracy_start", "balanced_accuracy_start", "auc_start"}
+    found = summary["readout"]
+    assert (found["rows"], found["rank"]) == (60, 1) and found["ridge"] > 0
+    assert dict(map(tuple, found["losses"]))[found["ridge"]] == pytest.approx(
+        summary["validation"][0]["loss"]
+    )
+    assert summary["accuracy_start"] > summary["accuracy_before"]
+
+    again = load_adapter(AutoModelForCausalLM.from_pretrained(task["model"]), out / "start")
+    assert replay(again, journal, summary["best_step"]) == summary["best_step"]
+    save_adapter(again, tmp_path / "again")
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (out / "adapter" / weights).read_bytes()
+
+    journal.write_bytes(journal.read_bytes()[: -3 * (28 + 4 * RECIPE["queries"])])
+    resumed = train(TrainSettings(**values | {"journal": journal, "resume": True}))
+    assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
+    assert (tmp_path / "again" / weights).read_bytes() == (out / "adapter" / weights).read_bytes()
+    with pytest.raises(InputError, match="journal: .* exists; name another, or add --resume"):
+        train(TrainSettings(**values | {"overwrite": True}))
+    with pytest.raises(InputError, match="start: expected zero with --engine executorch, got readout"):
+        train(TrainSettings(**values | {"out": tmp_path / "other", "engine": "executorch", "resume": True}))
 
 
 def test_the_best_adapter_is_kept(

@@ -1,0 +1,82 @@
+"""What the engine "eager" begins with: the model as it is, or a readout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from mobizo_kernels.cli.quality import quality
+from mobizo_kernels.cli.results import START_DIRECTORY
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.conventions import PEFT_WEIGHTS
+from mobizo_kernels.data import EncodedExample
+from mobizo_kernels.errors import InputError, blame_input, first_line
+from mobizo_kernels.lora import adapt_head, save_adapter
+from mobizo_kernels.lora.head import head_name
+from mobizo_kernels.lora.peft_check import peft_key
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.training import Scored, readout, rows_in_turn
+
+_log = logging.getLogger(__name__)
+
+
+def begin(
+    settings: TrainSettings,
+    loss: LabelledLoss,
+    validation_loss: LabelledLoss,
+    train: list[EncodedExample],
+    validation: list[EncodedExample],
+    pad_token: int,
+    score_test: Callable[[], Scored],
+) -> dict[str, Any]:
+    """Give the model the start that `settings` ask for, and keep it in `settings.out`, with which a journal
+    replays.
+
+    A run that goes on with a journal takes the start that it has kept.
+
+    Returns:
+        What there is to say of it in the summary: nothing where it is zero.
+
+    Raises:
+        InputError: a label has no rows to read it out of, the head cannot be adapted, or the start cannot be
+            written.
+    """
+    if settings.start == "zero":
+        return {}
+    model, kept = loss.model, settings.out / START_DIRECTORY
+    found: dict[str, Any] | None = None
+    if settings.resume and settings.journal is not None and settings.journal.exists() and kept.is_dir():
+        with blame_input("out"):
+            _recall(model, load_file(kept / PEFT_WEIGHTS))
+    else:
+        _log.info("reading out")
+        with blame_input("start"):
+            made = readout(
+                loss,
+                rows_in_turn(train, settings.readout_rows),
+                validation,
+                validation_loss=validation_loss,
+                pad_token=pad_token,
+            )
+        found = {**vars(made), "losses": list(made.losses.items())}
+        try:
+            save_adapter(model, kept)
+        except OSError as error:
+            raise InputError(f"out: {first_line(error)}") from error
+    after = quality(score_test())
+    return {"readout": found, **{f"{name}_start": value for name, value in after.items()}}
+
+
+def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Adapt the head as the start does that was kept. Of all else the journal says whether it is the same."""
+    name = head_name(model)
+    directions, words = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
+    if directions is None or words is None:  # no readout was better than none
+        return
+    tokens = words.any(dim=1).nonzero()[:, 0]
+    adapt_head(model, tokens, directions, words[tokens])

@@ -1,0 +1,175 @@
+"""The closed-form start: a logistic regression on last hidden states, as a LoRA of the LM head."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+
+from mobizo_kernels.data import EncodedExample, collate, evaluation_batches
+from mobizo_kernels.lora import adapt_head
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.label_head import LabelHead
+
+RIDGES = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
+"""In units of the states' mean square, the strongest first."""
+_PATIENCE = 3  # ridges without a lower validation loss
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What :func:`readout` found.
+
+    Attributes:
+        ridge: that validated best, in units of the states' mean square; None if the model as it was did, and
+            the head got no adapter.
+        rank: of the head's adapter, 0 without one.
+        losses: the validation loss of each ridge that was tried; with None that of the model as it was.
+        rows: that it was made of.
+        seconds: that it took.
+    """
+
+    ridge: float | None
+    rank: int
+    losses: dict[float | None, float]
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _States:
+    """Rows as the LM head sees them.
+
+    Attributes:
+        hidden: float64 [n, H].
+        outputs: what the head gives for the label words now, float64 [n, C].
+        labels: int64 [n].
+        weights: of the rows, float64 [n], of sum 1.
+    """
+
+    hidden: torch.Tensor
+    outputs: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
+def readout(
+    loss: LabelledLoss,
+    train: Sequence[EncodedExample],
+    validation: Sequence[EncodedExample],
+    *,
+    validation_loss: LabelledLoss | None = None,
+    pad_token: int = 0,
+) -> Readout:
+    """Forward each row once, solve for the rows of the LM head that belong to the labels' words, and leave
+    the solution on the model as a LoRA of its head (:func:`mobizo_kernels.lora.adapt_head`).
+
+    It is a multinomial logistic regression of the last hidden states without an intercept, on top of the
+    logits that the model has. Its penalty, `ridge` / 2 times the squared norm of what is added, is chosen by
+    the loss on the validation rows. The rows of each label weigh the same in all. For C labels the rank is
+    C - 1 at most: what all words get alike makes no difference, unless the model caps its logits.
+
+    Args:
+        loss: of a wrapped model whose head has no adapter, with the words of the labels as its candidate
+            tokens, in the order of the labels.
+        train: rows of every label.
+        validation: the same.
+        validation_loss: a loss of the same model that is to see the validation rows, for its store.
+        pad_token: fills up rows.
+
+    Returns:
+        What was found. The head has no adapter if no ridge did better than the model as it was.
+
+    Raises:
+        ValueError: naming the argument, if a label has no rows, a row has several targets, or the head cannot
+            be adapted.
+    """
+    started = perf_counter()
+    if loss.candidates is None:
+        raise ValueError("loss needs candidate_tokens: the words of the labels")
+    for name, rows in (("train", train), ("validation", validation)):
+        _check_rows(name, rows, len(loss.candidates))
+    seen = _states(loss, train, pad_token)
+    held_out = _states(loss if validation_loss is None else validation_loss, validation, pad_token)
+    scale = seen.hidden.square().mean().item()
+    best = added = seen.hidden.new_zeros(len(loss.candidates), seen.hidden.shape[1])
+    ridge: float | None = None
+    losses: dict[float | None, float] = {None: _loss(loss.head, held_out, added).item()}
+    for tried in RIDGES:
+        added = _solved(loss.head, seen, tried * scale, added)
+        losses[tried] = _loss(loss.head, held_out, added).item()
+        if losses[tried] < losses[ridge]:
+            ridge, best = tried, added
+        elif list(losses).index(ridge) + _PATIENCE < len(losses):
+            break
+    rank = 0
+    if ridge is not None:
+        directions, words = _factors(best)
+        rank = len(directions)
+        adapt_head(loss.model, loss.candidates, directions.float(), words.float())
+    return Readout(ridge, rank, losses, len(train), perf_counter() - started)
+
+
+def rows_in_turn(rows: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
+    """The first `count` rows, one of each label in turn for as long as it has any."""
+    by_label: dict[int, list[EncodedExample]] = defaultdict(list)
+    for row in rows:
+        by_label[row.label].append(row)
+    turns = chain.from_iterable(zip_longest(*(by_label[label] for label in sorted(by_label))))
+    return list(islice((row for row in turns if row is not None), count))
+
+
+def _check_rows(name: str, rows: Sequence[EncodedExample], labels: int) -> None:
+    found = {row.label for row in rows}
+    if found != set(range(labels)):
+        raise ValueError(f"{name} needs rows of every label from 0 to {labels - 1}, got {sorted(found)}")
+    if several := next((row.targets for row in rows if row.targets != 1), None):
+        raise ValueError(f"{name} needs rows whose answer is one token, got one of {several}")
+
+
+def _states(loss: LabelledLoss, rows: Sequence[EncodedExample], pad_token: int) -> _States:
+    batches = evaluation_batches(rows)
+    parts = [loss.hidden_states(collate([rows[row] for row in batch], pad_token)) for batch in batches]
+    with torch.no_grad():
+        outputs = torch.cat([loss.head.outputs(part) for part in parts])
+    order = list(chain.from_iterable(batches))
+    labels = torch.tensor([rows[row].label for row in order], device="cpu")
+    shares = 1.0 / (labels.bincount() * len(labels.unique())).double()
+    return _States(torch.cat(parts).cpu().double(), outputs.cpu().double(), labels, shares[labels])
+
+
+def _loss(head: LabelHead, states: _States, added: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy with `added` [C, H] on the rows of the head."""
+    logits = head.finished(states.outputs + states.hidden @ added.T)
+    return states.weights @ F.cross_entropy(logits, states.labels, reduction="none")
+
+
+def _solved(head: LabelHead, states: _States, ridge: float, start: torch.Tensor) -> torch.Tensor:
+    """What minimises the loss and the penalty, [C, H], by L-BFGS from `start`."""
+    added = start.clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [added], max_iter=2000, max_eval=4000, history_size=20, tolerance_grad=1e-8, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        total = _loss(head, states, added) + ridge / 2 * added.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        solver.step(closure)  # type: ignore[no-untyped-call]
+    return added.detach()
+
+
+def _factors(added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, H], its rows orthonormal, and B's rows [C, r]."""
+    left, sizes, directions = torch.linalg.svd(added, full_matrices=False)
+    rank = int((sizes > 1e-7 * sizes[0]).sum())
+    return directions[:rank], left[:, :rank] * sizes[:rank]

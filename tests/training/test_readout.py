@@ -1,0 +1,207 @@
+"""The closed-form start: its solution, the adapter that it is written as, the steps that go on from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from helpers import assert_same_bits
+from peft import LoraConfig
+from sklearn.linear_model import LogisticRegression
+from transformers import Gemma2Config, GraniteConfig
+
+from mobizo_kernels import ZerothOrder, load_adapter, save_adapter, wrap
+from mobizo_kernels.data import EncodedExample
+from mobizo_kernels.journal import replay
+from mobizo_kernels.lora import adapter_layers, held_head, hold_head, tuned_layers
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.training import Readout, fit, readout, rows_in_turn, score_rows
+from mobizo_kernels.training.readout import RIDGES
+
+WORDS = [5, 9, 7]
+ENDING = [3, 4]
+
+
+def rows(count: int, rng: torch.Generator, labels: int = 3) -> list[EncodedExample]:
+    """Texts whose label is that of one of their tokens, mostly; they end on the invocation tokens."""
+    made = []
+    for number in range(count):
+        label = number % labels
+        tokens = torch.randint(20, tiny.VOCABULARY, (5,), generator=rng).tolist()
+        said = label if torch.rand((), generator=rng) < 0.8 else (label + 1) % labels
+        tokens[number % 5] = 10 + said
+        made.append(EncodedExample([*tokens[: 3 + number % 3], 10 + said, *ENDING, WORDS[label]], label))
+    return made
+
+
+def wrapped(model: Any = None, **options: Any) -> Any:
+    config = {"r": 3, "target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": ENDING, **options}
+    return wrap(tiny.llama() if model is None else model, LoraConfig(task_type="CAUSAL_LM", **config))
+
+
+def read_out(
+    model: Any, rng: torch.Generator, labels: int = 3
+) -> tuple[Readout, list[EncodedExample], list[EncodedExample]]:
+    train, validation = rows(90, rng, labels)[:-4], rows(60, rng, labels)
+    loss = LabelledLoss(model, candidate_tokens=WORDS[:labels])
+    return readout(loss, train, validation), train, validation
+
+
+def hidden_states(model: Any, rows: list[EncodedExample]) -> tuple[np.ndarray, np.ndarray]:
+    """[n, H] before the head, and its outputs, by the model alone."""
+    hidden: list[torch.Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: hidden.append(args[0][0, -1])
+    )
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([row.input_ids[:-1]])).logits[0, -1] for row in rows]
+    handle.remove()
+    return torch.stack(hidden).double().numpy(), torch.stack(logits).double().numpy()
+
+
+def solution(model: Any) -> np.ndarray:
+    head = held_head(model)
+    assert head is not None and head.scaling == 1
+    return (head.lora_b.double() @ head.lora_a.double()).numpy()
+
+
+def weights_of(rows: list[EncodedExample]) -> np.ndarray:
+    labels = np.array([row.label for row in rows])
+    counts = np.bincount(labels)
+    return 1 / (len(counts) * counts[labels])
+
+
+def test_it_is_that_of_scikit_learn(rng: torch.Generator) -> None:
+    """Where the label words have no logits of their own, which scikit-learn cannot begin from."""
+    model = wrapped()
+    model.lm_head.weight.data[WORDS] = 0
+    found, train, _ = read_out(model, rng)
+    assert found.ridge is not None and found.rank == 2 and found.rows == len(train)
+    hidden, _ = hidden_states(tiny.llama(), train)
+    penalty = found.ridge * (hidden**2).mean()
+    judge = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    judge.fit(hidden, [row.label for row in train], sample_weight=weights_of(train))
+    expected = judge.coef_ - judge.coef_.mean(axis=0)
+    np.testing.assert_allclose(solution(model)[WORDS], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_it_stands_on_the_logits_of_the_model(labels: int, rng: torch.Generator) -> None:
+    """There is no slope left: of the loss with what the words' rows had before, and of the penalty."""
+    model = wrapped()
+    found, train, _ = read_out(model, rng, labels)
+    assert found.ridge is not None and found.rank == labels - 1
+    hidden, logits = hidden_states(tiny.llama(), train)
+    added = solution(model)
+    assert not np.delete(added, WORDS[:labels], axis=0).any()
+    added = added[WORDS[:labels]]
+    scores = np.exp(logits[:, WORDS[:labels]] + hidden @ added.T)
+    errors = scores / scores.sum(axis=1, keepdims=True) - np.eye(labels)[[row.label for row in train]]
+    slope = (weights_of(train)[:, None] * errors).T @ hidden
+    penalty = found.ridge * (hidden**2).mean() * added
+    np.testing.assert_allclose(slope, -penalty, rtol=0, atol=1e-4 * np.abs(penalty).max())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny.llama,
+        lambda: tiny.causal_lm(GraniteConfig(**tiny.SIZES, num_key_value_heads=2, logits_scaling=4.0)),
+        lambda: tiny.causal_lm(
+            Gemma2Config(**tiny.SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=9.0)
+        ),
+    ],
+    ids=["plain", "scaled", "capped"],
+)
+def test_the_losses_are_those_of_the_model(model: Any, rng: torch.Generator) -> None:
+    """What it says of the validation rows is what the model with the adapter does on them."""
+    model = wrapped(model())
+    loss = LabelledLoss(model, candidate_tokens=WORDS)
+    train, validation = rows(90, rng), rows(60, rng)
+    before = score_rows(loss, validation).losses.mean()
+    found = readout(loss, train, validation)
+    after = score_rows(loss, validation).losses.mean()
+    assert found.losses[None] == pytest.approx(before, rel=1e-5)
+    assert found.losses[found.ridge] == pytest.approx(after, rel=1e-5) == min(found.losses.values())
+    assert after < 0.8 * before
+
+
+def test_steps_go_on_from_it_and_replay_gives_the_bits(tmp_path: Path, rng: torch.Generator) -> None:
+    model = wrapped()
+    _, train, validation = read_out(model, rng)
+    head, start = held_head(model), tmp_path / "start"
+    assert head is not None
+    before = head.lora_a.clone(), head.lora_b.clone()
+    save_adapter(model, start)
+
+    def batches() -> Iterator[list[EncodedExample]]:
+        return (train[3 * number : 3 * number + 3] for number in itertools.cycle(range(20)))
+
+    zo = ZerothOrder(model, queries=4, lr=0.05, normalize=True, candidate_tokens=WORDS)
+    result = fit(
+        zo, batches(), steps=12, validation=validation, keep="last", journal=tmp_path / "journal", data="rows"
+    )
+    assert len(result.losses) == 12
+    assert_same_bits(head.lora_a, before[0])
+    assert_same_bits(head.lora_b, before[1])
+    assert all(layer.lora_b.any() for layer in tuned_layers(model).values())
+
+    again = load_adapter(tiny.llama(), start)
+    assert replay(again, tmp_path / "journal") == 12
+    for name, layer in adapter_layers(model).items():
+        assert_same_bits(adapter_layers(again)[name].lora_b, layer.lora_b)
+    for other in (wrapped(), load_adapter(tiny.llama(), start)):
+        if held_head(other) is None and "lm_head" in adapter_layers(other):
+            hold_head(other)
+            other.lm_head.lora_b.data[WORDS[0]] += 1
+        with pytest.raises(ValueError, match="is of another LoRA-A|begins with another LoRA-B|parameters"):
+            replay(other, tmp_path / "journal")
+
+
+def test_a_run_ends_no_worse_than_it(rng: torch.Generator) -> None:
+    model = wrapped()
+    found, train, validation = read_out(model, rng)
+    batches = (train[3 * number : 3 * number + 3] for number in range(8))
+    zo = ZerothOrder(model, queries=2, lr=30.0, normalize=True, candidate_tokens=WORDS)
+    result = fit(zo, batches, steps=8, validation=validation, stop_unsteady=False)
+    assert result.best_step == 0
+    losses = score_rows(LabelledLoss(model, candidate_tokens=WORDS), validation).losses
+    assert losses.mean() == pytest.approx(found.losses[found.ridge], rel=1e-5)
+
+
+def test_labels_that_nothing_tells_get_no_adapter(rng: torch.Generator) -> None:
+    """Where every ridge does worse on the validation rows, the model is left as it is."""
+    model, train = wrapped(), rows(30, rng)
+    swapped = [EncodedExample(row.input_ids, (row.label + 1) % 3) for row in train]
+    model.lm_head.weight.data[WORDS] = 0
+    found = readout(LabelledLoss(model, candidate_tokens=WORDS), train, swapped)
+    assert (found.ridge, found.rank) == (None, 0) and held_head(model) is None
+    assert set(tuned_layers(model)) == set(adapter_layers(model))
+    assert len(found.losses) < len(RIDGES)
+
+
+def test_rows_in_turn(rng: torch.Generator) -> None:
+    many = [row for row in rows(30, rng) if row.label != 2 or row.input_ids[0] % 2][:20]
+    few = rows_in_turn(many, 9)
+    assert [row.label for row in few[:3]] == [0, 1, 2] and len(few) == 9
+    assert sorted(map(id, rows_in_turn(many, 100))) == sorted(map(id, many))
+
+
+def test_errors(rng: torch.Generator) -> None:
+    model, train = wrapped(), rows(12, rng)
+    loss = LabelledLoss(model, candidate_tokens=WORDS)
+    with pytest.raises(ValueError, match=r"train needs rows of every label from 0 to 2, got \[0, 1\]"):
+        readout(loss, [row for row in train if row.label < 2], train)
+    with pytest.raises(ValueError, match="validation needs rows whose answer is one token, got one of 2"):
+        readout(loss, train, [*train, EncodedExample([20, 21, 5, 9], 0, 2)])
+    with pytest.raises(ValueError, match="loss needs candidate_tokens"):
+        readout(LabelledLoss(model), train, train)
+    readout(loss, train, train)
+    with pytest.raises(ValueError, match="the LM head of LlamaForCausalLM has an adapter already"):
+        readout(loss, train, train)
