@@ -38,7 +38,7 @@ test: install  ## the test suite, on all cores
 	$(PYTEST) tests
 
 quick: install  ## what a change of kernels, ops, adapters, optimizers, steps or journals may break, in a minute
-	$(PYTEST) -m "not compiler" $(addprefix tests/,journal lora ops optim reference zo)
+	$(PYTEST) -m "not compiler" $(addprefix tests/,journal lora ops optim parameters reference zo)
 
 coverage: install  ## lines that the test suite runs, of Python and of C++
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) pytest-cov gcovr

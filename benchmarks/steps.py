@@ -203,6 +203,14 @@ def all_parameters(settings: StepSettings) -> Step:
     return lambda: zo.step(batch).loss
 
 
+def all_parameters_batched(settings: StepSettings) -> Step:
+    """The same in one batched forward, with directions "outer"."""
+    model = mobizo.wrap_parameters(settings.load())
+    zo = mobizo.ZerothOrder(model, queries=settings.queries, eps=1e-3, lr=LR, distribution="outer")
+    batch = labelled(settings.tokens())
+    return lambda: zo.step(batch).loss
+
+
 def mezo(model: nn.Module, params: list[nn.Parameter], settings: StepSettings) -> Step:
     """The step of :func:`sequential_mezo` on any parameters."""
     tokens = settings.tokens()
@@ -338,6 +346,7 @@ STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "first order": first_order,
     "first order, checkpointed": partial(first_order, checkpointing=True),
     "all parameters, ours": all_parameters,
+    "all parameters, batched": all_parameters_batched,
     "all parameters, MeZO": all_parameters_mezo,
     "full logits": full_logits_forward,
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mobizo_kernels import training
     from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
     from mobizo_kernels.optim import UpdateRule
+    from mobizo_kernels.parameters import unwrap_parameters, wrap_parameters
     from mobizo_kernels.zo import Centred, OneSided, TwoSided, ZerothOrder
 
 __version__ = "0.1.0"
@@ -36,12 +37,15 @@ __all__ = [
     "save_adapter",
     "training",
     "unwrap",
+    "unwrap_parameters",
     "wrap",
+    "wrap_parameters",
 ]
 
 _ROOMS = {
     "lora": ("load_adapter", "save_adapter", "unwrap", "wrap"),
     "optim": ("UpdateRule",),
+    "parameters": ("unwrap_parameters", "wrap_parameters"),
     "zo": ("Centred", "OneSided", "TwoSided", "ZerothOrder"),
 }
 

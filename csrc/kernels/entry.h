@@ -17,6 +17,7 @@ void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end);
 void mp_lora_pack(const MpLoraArgs& args, int64_t begin, int64_t end);
 void mp_lora_slopes(const MpLoraArgs& args, int64_t first_row, int64_t last_row);
 void mp_lora_outer(const MpLoraArgs& args, int64_t first_row, int64_t last_row, int64_t begin, int64_t end);
+void mp_outer(const MpOuterArgs& args, int64_t first_row, int64_t last_row);
 
 // f(T{}) for the element type T that dtype names.
 template <typename F>

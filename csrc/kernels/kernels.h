@@ -104,6 +104,22 @@ struct MpLoraArgs {
   const uint8_t* signs;  // of kOuter: u and v of each unit, from the kernel `signs`
 };
 
+// out += coeffs[g] (x . v_g) u_g^T for the rows of each of `groups` equal row blocks, u_g and v_g the signs that directions
+// "outer" of a weight have under seeds[g]. x and out share dtype, have unit column stride and no memory in common.
+struct MpOuterArgs {
+  const void* x;
+  void* out;
+  DType dtype;
+  int64_t x_stride, out_stride;  // elements between rows
+  const int64_t* seeds;
+  const float* coeffs;
+  int64_t rows, in_features, out_features, groups;
+  int64_t stream;
+  int64_t first_out, first_in;  // sign of the first output and of the first input: 0 and out_features for a weight [out, in]
+  int64_t units;                // from mp_lora_units
+  const uint8_t* signs;         // out_features + in_features of each unit, from the kernel `signs`
+};
+
 // Sets distribution and columns of a tensor whose numel is set: `rows` is the first of its sizes. One of fewer than two
 // dimensions has no rows and columns; its directions "outer" are plain signs.
 template <typename Args>
@@ -198,6 +214,7 @@ struct Kernels {
   void (*mp_lora_pack)(const MpLoraArgs&, int64_t begin, int64_t end);             // tiles of columns
   void (*mp_lora_slopes)(const MpLoraArgs&, int64_t first_row, int64_t last_row);  // after signs and shrink
   void (*mp_lora_outer)(const MpLoraArgs&, int64_t first_row, int64_t last_row, int64_t begin, int64_t end);  // tiles as well
+  void (*mp_outer)(const MpOuterArgs&, int64_t first_row, int64_t last_row);                                  // after signs
 };
 
 // The best instruction set this machine has, or the one that the environment variable MOBIZO_CPU names. Null if MOBIZO_CPU

@@ -131,4 +131,15 @@ void run_mp_lora(const Kernels& k, MpLoraArgs& args, int64_t threads, ParallelFo
   }
 }
 
+// Chooses args.units and draws into args.signs, which has sign_bytes(out_features + in_features) for each group; everything
+// else in args is set.
+template <typename ParallelFor>
+void run_mp_outer(const Kernels& k, MpOuterArgs& args, uint8_t* signs, ParallelFor parallel_for) {
+  args.units = mp_lora_units(args.seeds, args.groups);
+  args.signs = signs;
+  const SignsArgs draw{args.seeds, args.units, args.stream, args.out_features + args.in_features, signs};
+  parallel_for(0, args.units, kNoiseGrain, [&](int64_t begin, int64_t end) { k.signs(draw, begin, end); });
+  parallel_for(0, args.rows, kShrinkGrain, [&](int64_t begin, int64_t end) { k.mp_outer(args, begin, end); });
+}
+
 }  // namespace mobizo

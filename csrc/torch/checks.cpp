@@ -87,6 +87,15 @@ Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* 
   return {as_contiguous(seeds), as_contiguous(coeffs)};
 }
 
+void check_base(const Tensor& base, const Tensor& x, const char* op, const char* argument) {
+  check_cpu(base, op, argument);
+  MOBIZO_CHECK(base.scalar_type() == x.scalar_type(), op, argument, " must have the dtype of x (", name_of(x.scalar_type()),
+               "), got ", name_of(base.scalar_type()));
+  bool same = base.dim() == x.dim();
+  for (int64_t d = 0; same && d + 1 < x.dim(); ++d) same = base.size(d) == x.size(d);
+  MOBIZO_CHECK(same, op, argument, " must have the leading sizes of x, ", shape_of(x), ", got shape ", shape_of(base));
+}
+
 ContiguousUpdate::ContiguousUpdate(const Tensor& target)
     : target_(target), work_(as_contiguous(target)), copied_(!target.is_contiguous()) {}
 

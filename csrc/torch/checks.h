@@ -71,6 +71,9 @@ struct Directions {
 };
 Directions directions_of(const Tensor& seeds, const Tensor& coeffs, const char* op);
 
+// Refuses an output, or a base of it, that has not the dtype and the leading sizes of x.
+void check_base(const Tensor& base, const Tensor& x, const char* op, const char* argument);
+
 // A contiguous stand-in for a tensor that a kernel updates: the tensor itself where it is contiguous, else a copy that finish()
 // writes back.
 class ContiguousUpdate {

@@ -44,6 +44,7 @@ STABLE_TORCH_LIBRARY(mobizo, m) {
   m.def("mp_lora.out(Tensor base, Tensor x, " MOBIZO_MP_LORA_TAIL ", *, Tensor(a!) out) -> Tensor(a!)");
   m.def("mp_lora_(Tensor(a!) base, Tensor x, " MOBIZO_MP_LORA_TAIL ") -> Tensor(a!)");
   m.def("mp_lora_linear(Tensor x, Tensor weight, Tensor? bias, " MOBIZO_MP_LORA_TAIL ") -> Tensor");
+  m.def("mp_outer_(Tensor(a!) base, Tensor x, Tensor seeds, Tensor coeffs, int stream, bool transposed=False) -> ()");
   m.def("cpu_capability() -> str");
 }
 

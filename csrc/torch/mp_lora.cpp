@@ -49,15 +49,6 @@ Adapter check_adapter(const Tensor& x, int64_t out_features, const Tensor& lora_
           distribution_of(distribution, op)};
 }
 
-void check_base(const Tensor& base, const Tensor& x, const char* op, const char* argument) {
-  check_cpu(base, op, argument);
-  MOBIZO_CHECK(base.scalar_type() == x.scalar_type(), op, argument, " must have the dtype of x (", name_of(x.scalar_type()),
-               "), got ", name_of(base.scalar_type()));
-  bool same = base.dim() == x.dim();
-  for (int64_t d = 0; same && d + 1 < x.dim(); ++d) same = base.size(d) == x.size(d);
-  MOBIZO_CHECK(same, op, argument, " must have the leading sizes of x, ", shape_of(x), ", got shape ", shape_of(base));
-}
-
 // out = base + adapter(x). base and x may have any strides; out has rows of unit stride, and may be base.
 void run(const Adapter& adapter, const Tensor& base, const Tensor& x, const Tensor& out) {
   if (adapter.rows == 0 || adapter.out_features == 0) return;

@@ -46,10 +46,11 @@ class JournalParameter:
     """A tuned parameter.
 
     Attributes:
-        name: of the weight that it adapts, in the un-wrapped model.
-        shape: of the LoRA-B, (out, r).
+        name: of the weight that it adapts, in the un-wrapped model; its own in a run on full parameters.
+        shape: of the LoRA-B, (out, r), or its own.
         stream: of its noise.
-        scaling: what the adapter's product is multiplied by, from alpha, the rank, and use_rslora.
+        scaling: what the adapter's product is multiplied by, from alpha, the rank, and use_rslora. None for
+            a parameter of the model.
     """
 
     name: str
@@ -82,7 +83,7 @@ class JournalHeader:
             in a quantised program.
         parameters: in the order of the model.
         invocation_tokens: from which the adapters act (Activated LoRA); () for all tokens.
-        lora_a: a hash of every LoRA-A.
+        lora_a: a hash of every LoRA-A; None in a run on full parameters, like the next.
         lora_b: a hash of every LoRA-B before the first step.
     """
 
@@ -108,6 +109,13 @@ class JournalHeader:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr", float(self.optimizer.lr))
+
+    @property
+    def of_parameters(self) -> bool:
+        """Whether the run is one on full parameters. Earlier versions, which do not know of the adapter, are
+        of adapters all the same.
+        """
+        return self.lora_a is None and self.invocation_tokens is not None
 
     def to_bytes(self) -> bytes:
         """The head of the file, checksum included."""

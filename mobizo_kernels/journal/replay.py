@@ -1,4 +1,4 @@
-"""From a journal back to the adapter, without any forward."""
+"""From a journal back to the tuned adapter or parameters, without any forward."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from mobizo_kernels.lora import (
     adapter_layers,
     adapter_of,
     base_dtype,
+    is_wrapped,
     model_fingerprint,
     tuned_layers,
 )
+from mobizo_kernels.ops import parameter_stream
 from mobizo_kernels.optim.optimizers import make_optimizer
+from mobizo_kernels.parameters import trained_parameters
 
 _OTHERS = {
     "lora_a": "is of another LoRA-A, as another seed of wrap draws it",
@@ -29,14 +32,15 @@ _OTHERS = {
 
 @torch.no_grad()
 def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
-    """Apply the steps of a journal to a wrapped model, without any forward.
+    """Apply the steps of a journal to a model, without any forward.
 
     The result is the adapter of the recorded run bit for bit if B is now what it was before the run's first
     step: zero after :func:`mobizo_kernels.wrap`, else what the run loaded. An adapter that the run did not
-    tune, the readout of its start, has to be there as well and is left as it is.
+    tune, the readout of its start, has to be there as well and is left as it is. Of
+    a run on full parameters it is the parameters, if the model is now what it was before that run.
 
     Args:
-        model: wrapped as for the run.
+        model: wrapped as for the run. One whose parameters were tuned may be unwrapped.
         path: of the journal.
         until: number of steps to apply; all by default.
 
@@ -46,20 +50,22 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
     Raises:
         OSError: if the file cannot be read.
         ValueError: before anything is written, if the journal is damaged, if the model, its adapter or the
-            LoRA-B with which the run began is another one, naming what differs, or if `until` is not within
-            the journal. Earlier versions of the format do not know of the adapter.
+            LoRA-B with which the run began is another one, or other parameters require a gradient, naming
+            what differs, or if `until` is not within the journal. Earlier versions of the format do not know
+            of the adapter.
     """
-    adapter_of(model)
     header, records = read_journal(path)
+    if not header.of_parameters:
+        adapter_of(model)
     _check_model(header, model, path)
     until = len(records) if until is None else until
     if not 0 <= until <= len(records):
         raise ValueError(f"until must be from 0 to {len(records)}, the steps of journal {path}, got {until}")
-    layers = adapter_layers(model)
-    named = [
-        (parameter.name, layers[parameter.name.removesuffix(".weight")].lora_b)
-        for parameter in header.parameters
-    ]
+    if header.of_parameters:
+        named = [*trained_parameters(model)]
+    else:
+        layers = {f"{name}.weight": layer for name, layer in adapter_layers(model).items()}
+        named = [(parameter.name, layers[parameter.name].lora_b) for parameter in header.parameters]
     optimizer = make_optimizer(named, header.optimizer, header.distribution)
     optimizer.apply_steps(header.run_seed, 0, records[:until])
     return until
@@ -74,12 +80,23 @@ def _parameter(name: str, layer: MPLoRALinear) -> JournalParameter:
     return JournalParameter(f"{name}.weight", tuple(layer.lora_b.shape), layer.stream, layer.scaling)
 
 
+def tuned_weights(model: nn.Module) -> tuple[JournalParameter, ...]:
+    """The parameters that require a gradient as the journal of a run on full parameters lists them."""
+    return tuple(
+        JournalParameter(name, tuple(parameter.shape), parameter_stream(name), None)
+        for name, parameter in trained_parameters(model)
+    )
+
+
 def model_fields(model: nn.Module) -> dict[str, Any]:
-    """What the header of a run says of a wrapped model as it is before the first step."""
+    """What the header of a run says of a model as it is before the first step."""
+    base = {"base_fingerprint": model_fingerprint(model), "base_dtype": base_dtype(model)}
+    if not is_wrapped(model):
+        without = {"invocation_tokens": (), "lora_a": None, "lora_b": None}
+        return {**base, "parameters": tuned_weights(model), **without}
     lora_a, lora_b = adapter_fingerprints(model)
     return {
-        "base_fingerprint": model_fingerprint(model),
-        "base_dtype": base_dtype(model),
+        **base,
         "parameters": tuned_adapters(model),
         "invocation_tokens": tuple(adapter_of(model).config.alora_invocation_tokens or ()),
         "lora_a": lora_a,
@@ -90,14 +107,16 @@ def model_fields(model: nn.Module) -> dict[str, Any]:
 def _check_model(header: JournalHeader, model: nn.Module, path: PathLike) -> None:
     """Raise ValueError unless the updates of a journal are those of this model's adapter."""
     here = model_fields(model)
-    if here["lora_a"] == header.lora_a:  # of all adapters, so which of them were tuned is the run's to say
+    if is_wrapped(model) and here["lora_a"] == header.lora_a:
+        # Of all adapters: which of them were tuned is the run's to say.
         names = {parameter.name for parameter in header.parameters}
         layers = adapter_layers(model).items()
         here["parameters"] = tuple(_parameter(*entry) for entry in layers if f"{entry[0]}.weight" in names)
     if all(parameter.scaling is None for parameter in header.parameters):
         here["parameters"] = tuple(replaced(parameter, scaling=None) for parameter in here["parameters"])
-    # The type of the base decides on losses, which a replay does not compute.
-    for name in ("parameters", "invocation_tokens", "lora_a", "base_fingerprint", "lora_b"):
+    # The type of an adapter's base decides on losses, which a replay does not compute.
+    types = ("base_dtype",) if header.of_parameters else ()
+    for name in ("parameters", "invocation_tokens", "lora_a", *types, "base_fingerprint", "lora_b"):
         there = getattr(header, name)
         if there is not None and there != here[name]:
             what = _OTHERS.get(name, "is of another model")

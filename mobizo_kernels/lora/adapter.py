@@ -14,6 +14,8 @@ from mobizo_kernels.lora.targets import plain_name
 Model = TypeVar("Model", bound=nn.Module)
 
 ATTRIBUTE = "mobizo_adapter"
+PARAMETERS_ATTRIBUTE = "mobizo_parameters"
+"""Of a model of `wrap_parameters`, which has no adapters."""
 
 
 @dataclass

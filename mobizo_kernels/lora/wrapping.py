@@ -13,7 +13,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mobizo_kernels.lora.activation import install_activation
-from mobizo_kernels.lora.adapter import ATTRIBUTE, Adapter, Model, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora.adapter import (
+    ATTRIBUTE,
+    PARAMETERS_ATTRIBUTE,
+    Adapter,
+    Model,
+    adapter_layers,
+    adapter_of,
+    is_wrapped,
+)
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
 from mobizo_kernels.lora.peft_check import check_embeddings, check_no_peft, check_peft_loads, vocabulary_of
 from mobizo_kernels.lora.saving import install_saving, remove_saving
@@ -50,6 +58,8 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
     """
     if is_wrapped(model):
         raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap(model) first")
+    if hasattr(model, PARAMETERS_ATTRIBUTE):
+        raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap_parameters(model) first")
     config = copy.deepcopy(config)
     check_options(config)
     if config.init_lora_weights is not True:

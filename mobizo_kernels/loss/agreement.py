@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.lora import adapter_of, is_wrapped, rounds_inputs
 from mobizo_kernels.loss.rows import RowReader, Rows
+from mobizo_kernels.parameters import parameter_directions
 
 
 def checked_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -90,6 +91,42 @@ def check_logits(model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows
 
 def _unknown(name: str) -> str:
     return f"{name} does not get its logits from its LM head in a known way"
+
+
+@torch.no_grad()
+def check_groups(
+    model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows, int], torch.Tensor]
+) -> None:
+    """Raise ValueError unless each of two groups in one forward gets what it gets alone, and all parameters
+    of :func:`mobizo_kernels.wrap_parameters` take part.
+
+    Args:
+        model: of that function.
+        reader: of its batches.
+        ours: gives the logits [groups * n, vocabulary] that predict the n tokens of rows in every group.
+    """
+    name, vocabulary = type(model).__name__, model.config.get_text_config().vocab_size
+    ids = (torch.arange(12, device="cpu").view(2, 6) * 7 + 3) % vocabulary
+    rows = reader({"input_ids": ids, "labels": ids})
+    seeds = torch.tensor([1, 2], device="cpu")
+    coeffs = torch.tensor([1e-2, -1e-2], dtype=torch.float32, device="cpu")
+    directions = parameter_directions(model)
+    for trial in directions.trials:
+        trial.seen = False
+    with evaluating(model):
+        with directions.use(seeds, coeffs):
+            together = ours(rows, 2).float().unflatten(0, (2, -1))
+        for group in (0, 1):
+            one = slice(group, group + 1)
+            with directions.use(seeds[one], coeffs[one]):
+                alone = ours(rows, 1).float()
+            if off := difference(together[group], alone, model, 1e-4, 5e-2):
+                raise ValueError(f"{name} mixes the groups of a batch: what one gets there is {off}")
+    if unseen := [trial.name for trial in directions.trials if not trial.seen]:
+        raise ValueError(
+            f"{name} does not call {unseen[0]} in a forward, so its parameters cannot be moved there: freeze "
+            "them by requires_grad_(False) before wrap_parameters"
+        )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.lora import held_head
+from mobizo_kernels.parameters import perturb_candidates
 
 
 class LabelHead:
@@ -68,6 +69,7 @@ class LabelHead:
         if type(base) is nn.Linear and type(base.weight) is nn.Parameter:
             bias = None if base.bias is None else base.bias[candidates]
             out = F.linear(hidden, base.weight[candidates], bias)
+            perturb_candidates(base, hidden, out, candidates)
             return out if held is None else held.added(out, hidden, candidates)
         return head(hidden)[:, candidates]
 

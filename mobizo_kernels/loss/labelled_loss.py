@@ -17,6 +17,7 @@ from torch import nn
 
 from mobizo_kernels.lora import adapter_of, is_wrapped
 from mobizo_kernels.loss.agreement import (
+    check_groups,
     check_logits,
     checked_causal_lm,
     tells_texts_apart,
@@ -27,6 +28,7 @@ from mobizo_kernels.loss.label_head import LabelHead
 from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
 from mobizo_kernels.loss.rows import RowReader, Rows
 from mobizo_kernels.loss.sharing import SharedDecoder, StateStore
+from mobizo_kernels.parameters import has_wrapped_parameters
 
 MOST_LOGITS = 256
 """Rows of logits that exist at a time: those of a large vocabulary would be the largest tensor of a step."""
@@ -59,7 +61,8 @@ class LabelledLoss:
     Raises:
         ValueError: if an argument is out of range, if `model` computes its logits from the hidden states in a
             way that is not known here, or if they depend on later tokens or on other rows; a tiny forward of
-            its own is compared with ours to make sure.
+            its own is compared with ours to make sure. Of a model of `wrap_parameters` also if a group of
+            rows does not get there what it gets alone.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class LabelledLoss:
         compile: bool = False,
     ) -> None:
         self.model, self.store = checked_causal_lm(model), store
+        if compile and has_wrapped_parameters(model):
+            raise ValueError("compile=True needs a model that is not one of wrap_parameters")
         compiled = CompiledLayers(self.model) if compile else None
         self._compiled: CompiledLayers | None = None
         self._shared: SharedDecoder | None = None
@@ -83,6 +88,14 @@ class LabelledLoss:
             self._read,
             lambda rows: whole.logits(self._hidden(self._reader.whole(rows, rows.tokens))[0]),
         )
+        if has_wrapped_parameters(model):
+            check_groups(
+                self.model,
+                self._read,
+                lambda rows, groups: whole.logits(
+                    self._hidden(self._reader.whole(rows, rows.tokens), groups).flatten(0, 1)
+                ),
+            )
         self._head = LabelHead(self.model, candidate_tokens)
         self._compiled = compiled
 

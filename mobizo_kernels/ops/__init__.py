@@ -3,6 +3,7 @@
 from mobizo_kernels import _library  # noqa: F401  (first: it registers the schemas that the fakes below attach to)
 from mobizo_kernels.ops import _cuda, mp_lora_gradients, mp_lora_traced  # noqa: F401
 from mobizo_kernels.ops.mp_lora import mp_lora, mp_lora_, mp_lora_linear
+from mobizo_kernels.ops.mp_outer import mp_outer_
 from mobizo_kernels.ops.noise import noise
 from mobizo_kernels.ops.perturb import foreach_perturb_, perturb_
 from mobizo_kernels.ops.streams import parameter_stream
@@ -19,6 +20,7 @@ __all__ = [
     "mp_lora",
     "mp_lora_",
     "mp_lora_linear",
+    "mp_outer_",
     "noise",
     "parameter_stream",
     "perturb_",

@@ -29,6 +29,7 @@ LAUNCHES = {
     "mp_lora.out": ("mp_lora", "mp_lora_out"),
     "mp_lora_": ("mp_lora", "mp_lora_"),
     "mp_lora_linear": ("mp_lora_linear", "mp_lora_linear"),
+    "mp_outer_": ("mp_outer", "mp_outer_"),
 }
 
 

@@ -15,6 +15,9 @@ from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.optim.update_rule import UpdateRule
 
+MOST_SEEDS = 1 << 14
+"""Of a pass, which keeps the signs of directions "outer" for all: a bit for each row and column."""
+
 NamedParameters = Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
 
 
@@ -123,7 +126,7 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def apply_steps(self, run_seed: int, first: int, records: Records) -> None:
-        """:meth:`apply` for steps in a row; plain SGD takes all of them in one pass.
+        """:meth:`apply` for steps in a row; plain SGD takes all of them in one pass over float32.
 
         Args:
             run_seed: of the run.
@@ -131,14 +134,17 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
             records: of the steps, [n].
         """
         queries = records.coeffs.shape[1]
-        if not self.rule.plain:
+        params = [param for group in self.param_groups for param in group["params"]]
+        if not self.rule.plain or any(param.dtype != torch.float32 for param in params):
             for step, record in enumerate(records, first):
                 self.apply(query_seeds(run_seed, step, queries), record)
         elif records.applied.any():
             # In float32 the updates of many steps are one chain of fused multiply-adds.
             steps = (records.applied.nonzero()[:, 0] + first).tolist()
             seeds = torch.cat([query_seeds(run_seed, step, queries) for step in steps])
-            self.perturb(seeds, records.coeffs[records.applied].flatten())
+            coeffs = records.coeffs[records.applied].flatten()
+            for part in zip(seeds.split(MOST_SEEDS), coeffs.split(MOST_SEEDS), strict=True):
+                self.perturb(*part)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the state of another optimizer of the same kind, see torch.optim.Optimizer."""

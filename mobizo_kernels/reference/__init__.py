@@ -1,6 +1,7 @@
 """Plain numpy and torch twins of the ops: slow, readable, the truth that every backend is tested against."""
 
 from mobizo_kernels.reference.mp_lora import mp_lora, mp_lora_stacked, stack_b
+from mobizo_kernels.reference.mp_outer import mp_outer
 from mobizo_kernels.reference.noise import fma, noise, philox, splitmix64
 from mobizo_kernels.reference.perturb import foreach_perturb, perturb
 from mobizo_kernels.reference.zo_adam import zo_adam
@@ -13,6 +14,7 @@ __all__ = [
     "foreach_perturb",
     "mp_lora",
     "mp_lora_stacked",
+    "mp_outer",
     "noise",
     "perturb",
     "philox",

@@ -11,10 +11,10 @@ from mobizo_kernels.lora import (
     adapter_layers,
     adapter_of,
     is_wrapped,
-    plain_name,
     rounds_inputs,
     tuned_layers,
 )
+from mobizo_kernels.parameters import trained_parameters
 
 # Where central differences of LoRA-B correlate well with the slope, by the type of the base ("rounded": any
 # whose linears round their inputs) and whether the adapters act on the last tokens only, which change the
@@ -52,10 +52,7 @@ def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
             if layer.lora_b.dtype != torch.float32:
                 raise ValueError(f"the LoRA-B of {name} must be float32, got {layer.lora_b.dtype}")
         return [(f"{name}.weight", layer.lora_b) for name, layer in layers.items()]
-    parameters = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(f"nothing to tune: no parameter of {type(model).__name__} requires a gradient")
-    return parameters
+    return trained_parameters(model)
 
 
 def warn_of_eps(model: nn.Module, eps: float) -> None:

@@ -1,4 +1,4 @@
-"""From a batch to an updated model by forward passes only: MobiZO on a wrapped model, MeZO on any other."""
+"""From a batch to an updated model by forward passes only: one in all for a wrapped model, G for any other."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ from mobizo_kernels.optim.optimizers import make_optimizer
 from mobizo_kernels.optim.records import Records, StepRecord
 from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
 from mobizo_kernels.optim.update_rule import UpdateRule
+from mobizo_kernels.parameters import (
+    check_tuned,
+    has_wrapped_parameters,
+    parameter_directions,
+)
+from mobizo_kernels.parameters.directions import check_outer
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
@@ -55,11 +61,15 @@ class ZerothOrder:
     over G copies of the batch, each seeing its own perturbed LoRA-B, and one update of B in place. No
     perturbed B is ever stored, so B does not drift.
 
-    Any other model is tuned in all its parameters that require a gradient, by MeZO (arXiv 2305.17333): G
-    forwards, the parameters being perturbed in place between them. Taking one perturbation off and putting
-    the next one on is one pass over the parameters, and so is taking the last one off together with the
-    update: 2q + 1 passes (two_sided) where MeZO makes 4q. As in MeZO, each pass rounds to the parameters'
-    dtype, so in half precision they drift a little.
+    A model of :func:`mobizo_kernels.wrap_parameters` is tuned in all its parameters that require a gradient,
+    in the same way: one forward, of `distribution="outer"`, and one update in place. Nothing is written while
+    losses are taken.
+
+    Any other model is tuned in these parameters by MeZO (arXiv 2305.17333): G forwards, the parameters being
+    perturbed in place between them. Taking one perturbation off and putting the next one on is one pass over
+    the parameters, and so is taking the last one off together with the update: 2q + 1 passes (two_sided)
+    where MeZO makes 4q. As in MeZO, each pass rounds to the parameters' dtype, so in half precision they
+    drift a little.
 
     Dropout is the caller's: call `model.eval()` unless the copies of the batch shall see different masks.
 
@@ -72,7 +82,8 @@ class ZerothOrder:
         optimizer: an :class:`UpdateRule`, or the name "sgd", "adam" or "sign" of one that is made of `lr` and
             what follows it. A learning rate is of a different kind for each.
         run_seed: any 64-bit integer; it gives all directions of the run.
-        distribution: of the directions, "gaussian", "rademacher" or "outer".
+        distribution: of the directions, "gaussian", "rademacher" or "outer", which alone a model of
+            `wrap_parameters` takes.
         candidate_tokens: restrict the loss to these tokens, see :class:`LabelledLoss`.
         store: keeps what the base model makes of the tokens before an invocation, for the next epoch.
         journal: file that gets a record of each step, see :meth:`open_journal`.
@@ -134,6 +145,9 @@ class ZerothOrder:
         check_run_seed(run_seed)
         model, compiled = not_compiled(model)
         compile = compile or compiled
+        if has_wrapped_parameters(model):
+            check_outer(distribution)
+            check_tuned(model)
         self.run_seed, self.distribution = int(run_seed), distribution
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
         self._rule = make_rule(
@@ -186,10 +200,10 @@ class ZerothOrder:
             evaluations in between.
 
         Raises:
-            ValueError: naming the argument, if full parameters are tuned (a replay would not give the same
-                bits), if the optimizer has got several groups of parameters (the journal has one learning
-                rate), if cuda_graph is True, if steps were made already, or if the journal is damaged or its
-                header differs from this run's; it names the field then.
+            ValueError: naming the argument, if the parameters of an unwrapped model are tuned (a replay would
+                not give the same bits), if the optimizer has got several groups of parameters (the journal has
+                one learning rate), if cuda_graph is True, if steps were made already, or if the journal is
+                damaged or its header differs from this run's; it names the field then.
             OSError: if the journal exists without `resume`, is held by another run, or cannot be read or
                 written.
         """
@@ -197,8 +211,8 @@ class ZerothOrder:
             raise ValueError(
                 "journal needs cuda_graph=False, got True: a step has to be on the disk before it is applied"
             )
-        if not is_wrapped(self.model):
-            raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap, not full parameters")
+        if not self._batched:
+            raise ValueError("journal needs a model of mobizo_kernels.wrap or wrap_parameters")
         if len(self.optimizer.param_groups) != 1:
             raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
         if self.steps:
@@ -310,11 +324,16 @@ class ZerothOrder:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
 
+    @property
+    def _batched(self) -> bool:
+        """Whether one forward sees all groups."""
+        return is_wrapped(self.model) or has_wrapped_parameters(self.model)
+
     def _made(
         self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, StepRecord]:
         """The losses [G] and projected gradients [q] of a step, and its record, which is applied."""
-        if is_wrapped(self.model):
+        if self._batched:
             losses, standing = self._batched_losses(batch, seeds), None
         else:
             losses, standing = self._sequential_losses(batch, seeds)
@@ -328,7 +347,8 @@ class ZerothOrder:
     def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
         """losses [G] of a wrapped model, from one forward."""
         estimator = self.estimator
-        directions = adapter_of(self.model).directions
+        adapted = is_wrapped(self.model)
+        directions = adapter_of(self.model).directions if adapted else parameter_directions(self.model)
         with directions.use(estimator.seeds(seeds), estimator.coeffs(), self.distribution):
             return self.loss(batch, estimator.groups).cpu()
 

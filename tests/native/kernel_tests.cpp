@@ -9,6 +9,7 @@
 #include <iterator>
 
 #include "mp_lora_cases.h"
+#include "mp_outer_cases.h"
 #include "noise_cases.h"
 #include "optimizer_cases.h"
 #include "perturb_cases.h"
@@ -111,6 +112,7 @@ int main(int argc, char** argv) {
   storage_cases(targets, report);
   optimizer_cases(targets, report);
   mp_lora_cases(targets, report);
+  mp_outer_cases(targets, report);
   for (const Target& target : targets)
     report.check(text(target.kernels.name, " digest"),
                  target.digest.value() == targets.front().digest.value() ? "" : "differs");

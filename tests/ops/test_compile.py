@@ -76,6 +76,7 @@ def opcheck_cases() -> list[Any]:
                 (op.mp_lora_traced_.default, (base.clone(), x, *traced(lora)), {}),
                 (op.mp_lora_linear.default, (x, weight, bias, *lora), {}),
                 (op.mp_lora_linear.default, (x, weight, None, *lora), {}),
+                (op.mp_outer_.default, (base.clone(), x, *directions, 4), {}),
             ]
             for overload, args, kwargs in calls:
                 name = f"{overload.name().removeprefix('mobizo::')}-{name_of(dtype)}-{distribution}"

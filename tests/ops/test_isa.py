@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DISTRIBUTIONS, DTYPES, assert_close_to_mp_lora, assert_same_bits, directions
+from mp_outer_problems import OuterProblem, assert_close_to_mp_outer
 
 from mobizo_kernels import ops, reference
 
@@ -40,7 +41,7 @@ def optimizer_steps(
     return [param, momentum, exp_avg, exp_avg_sq, *norms]
 
 
-# Runs in the child: the noise and updates of every kind, and mp_lora on the problem that the parent saved.
+# Runs in the child: the noise and updates of every kind, and mp_lora and mp_outer_ on the parent's problems.
 CHILD = f"""
 import sys, torch
 from mobizo_kernels import ops
@@ -48,6 +49,9 @@ from mobizo_kernels import ops
 problem, result = sys.argv[1:]
 given = torch.load(problem)
 out = dict(name=torch.ops.mobizo.cpu_capability(), noise=[], perturb=[], norm=[], optimizers=[], mp_lora=[])
+out["mp_outer"] = [(base.clone(), x, *tried) for base, x, _, _, *tried in given["mp_lora"]]
+for arguments in out["mp_outer"]:
+    ops.mp_outer_(*arguments, 4)
 for distribution in {DISTRIBUTIONS}:
     out["noise"].append(ops.noise([41, 123], torch.tensor(-3), 4, distribution))
     for param in given["params"]:
@@ -110,6 +114,8 @@ def test_same_values(cpu: str, rng: torch.Generator, tmp_path: Path) -> None:
                 assert_same_bits(one, other)
         for arguments in problems:
             assert_close_to_mp_lora(got["mp_lora"].pop(0), *arguments, 0.5, 4, distribution)
+    for (moved, *_), (base, x, _, _, *tried) in zip(got["mp_outer"], problems, strict=True):
+        assert_close_to_mp_outer(moved, OuterProblem(base, x, *tried, 4))
 
 
 @pytest.mark.parametrize("cpu", ["nonsense", "AVX2", "neon" if X86 else "avx512"])

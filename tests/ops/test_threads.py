@@ -124,3 +124,10 @@ def test_mp_lora(
     assert_threads_agree(lambda: ops.mp_lora_(base.clone(), x, *args))
     assert_threads_agree(lambda: torch.ops.mobizo.mp_lora.out(base, x, *args, out=torch.empty_like(base)))
     assert_threads_agree(lambda: ops.mp_lora_linear(x, weight, None, *args))
+
+    def outer() -> torch.Tensor:
+        moved = base.clone()
+        ops.mp_outer_(moved, x, seeds, coeffs, 9)
+        return moved
+
+    assert_threads_agree(outer)

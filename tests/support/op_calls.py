@@ -90,6 +90,9 @@ OPS: dict[str, Changing] = {
     "mp_lora.out": Changing(
         ["out"], lambda: {**_lora(), **_ones("out")}, lambda op, out, **t: op(*t.values(), 0.5, 7, out=out)
     ),
+    "mp_outer_": Changing(
+        ["base"], lambda: {**_ones("base", "x"), **_directions()}, lambda op, **t: op(*t.values(), 7)
+    ),
 }
 WRITTEN = [(op, name) for op, case in OPS.items() for name in case.written]
 # What a gradient can be asked of.

@@ -1,0 +1,23 @@
+"""All parameters of a model, moved along directions "outer" in each group of rows, inside the forward pass."""
+
+from mobizo_kernels.parameters.directions import ParameterDirections
+from mobizo_kernels.parameters.trials import perturb_candidates
+from mobizo_kernels.parameters.wrapping import (
+    check_tuned,
+    has_wrapped_parameters,
+    parameter_directions,
+    trained_parameters,
+    unwrap_parameters,
+    wrap_parameters,
+)
+
+__all__ = [
+    "ParameterDirections",
+    "check_tuned",
+    "has_wrapped_parameters",
+    "parameter_directions",
+    "perturb_candidates",
+    "trained_parameters",
+    "unwrap_parameters",
+    "wrap_parameters",
+]
