@@ -1,4 +1,4 @@
-"""All parameters of a model, moved along directions "outer" in each group of rows, inside the forward pass."""
+"""All parameters of a model, each group of rows seeing them moved along directions "outer" of its own."""
 
 from mobizo_kernels.parameters.directions import ParameterDirections
 from mobizo_kernels.parameters.trials import perturb_candidates

@@ -45,7 +45,7 @@ class Trial:
         groups = len(self.directions.seeds)
         if x.dim() == 0 or x.shape[0] % groups:
             raise ValueError(
-                f"{self.name} sees an input of shape {list(x.shape)}, not one with the rows of {groups} groups: "
+                f"{self.name} sees an input of shape {list(x.shape)}, not the rows of {groups} groups: "
                 "freeze its parameters by requires_grad_(False) before wrap_parameters"
             )
         self.seen = True

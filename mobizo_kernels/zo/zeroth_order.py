@@ -1,4 +1,4 @@
-"""From a batch to an updated model by forward passes only: one in all for a wrapped model, G for any other."""
+"""From a batch to an updated model by forward passes only: one for a wrapped model, G for any other."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class ZerothOrder:
 
         Raises:
             ValueError: naming the argument, if the parameters of an unwrapped model are tuned (a replay would
-                not give the same bits), if the optimizer has got several groups of parameters (the journal has
+                not give the same bits), if the optimizer has several groups of parameters (the journal has
                 one learning rate), if cuda_graph is True, if steps were made already, or if the journal is
                 damaged or its header differs from this run's; it names the field then.
             OSError: if the journal exists without `resume`, is held by another run, or cannot be read or
