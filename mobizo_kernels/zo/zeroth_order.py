@@ -212,7 +212,7 @@ class ZerothOrder:
                 "journal needs cuda_graph=False, got True: a step has to be on the disk before it is applied"
             )
         if not self._batched:
-            raise ValueError("journal needs a model of mobizo_kernels.wrap or wrap_parameters")
+            raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap or wrap_parameters")
         if len(self.optimizer.param_groups) != 1:
             raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
         if self.steps:

@@ -167,7 +167,7 @@ def test_a_journal_of_another_model(tmp_path: Path, rng: torch.Generator) -> Non
         replay(changed, path)
     with pytest.raises(ValueError, match="parameters is"):
         replay(wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"])), path)
-    with pytest.raises(ValueError, match="journal needs a model of"):
+    with pytest.raises(ValueError, match="journal needs a model wrapped by .* or wrap_parameters"):
         ZerothOrder(tiny.llama(), **OPTIONS, journal=tmp_path / "none")
 
 
