@@ -42,7 +42,7 @@ def rule(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def program(rule: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_program(tmp_path_factory, **rule)
+    return tiny_program(tmp_path_factory, **rule, dynamic_length=False)
 
 
 def arguments(seeds: torch.Tensor, record: StepRecord) -> dict[str, Any]:

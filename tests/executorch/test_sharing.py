@@ -115,7 +115,8 @@ def test_steps_are_those_of_eager(before: int, program: Path, rng: torch.Generat
 def test_many_directions(tmp_path_factory: pytest.TempPathFactory, rng: torch.Generator) -> None:
     """A step tries as many directions as the defaults of `mobizo train`."""
     queries = 32
-    program = tiny_program(tmp_path_factory, layers=3, adapter=ACTIVATED, tail_length=TAIL, queries=queries)
+    fixed: dict[str, Any] = {"queries": queries, "dynamic_length": False}
+    program = tiny_program(tmp_path_factory, layers=3, adapter=ACTIVATED, tail_length=TAIL, **fixed)
     trainer, model, rows = Trainer(program), eager_twin(3, **ACTIVATED), rows_of(rng, 3)
     estimator = make_estimator("two_sided", queries=queries, eps=0.1)
     groups = estimator.seeds(query_seeds(1, 0, queries)), estimator.coeffs()

@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,19 @@ def name_of(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "x".join(name_of(item) for item in value) or "scalar"
     return str(value)
+
+
+def covering(first: Sequence[Any], second: Sequence[Any], *others: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Cases in which each value of `first` meets each of `second`, and those of the others take turns.
+
+    Every two values of two axes meet where an axis is as long as the next one; a full product would add
+    triples, at several times the cost.
+    """
+    return [
+        (a, b, *(values[(i + j) % len(values)] for values in others))
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
 
 
 def signed(word: str) -> int:

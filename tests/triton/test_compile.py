@@ -1,4 +1,7 @@
-"""What the GPU kernels compile to. No GPU is needed: Triton is given a driver that only compiles."""
+"""What the GPU kernels compile to. No GPU is needed: Triton is given a driver that only compiles.
+
+One target here; all of them, and the table of docs/triton.md, by `python -m benchmarks.gpu.static_cost`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from own_process import ROOT, needs_triton, run_python
 
 
 @needs_triton
-def test_every_target_compiles_without_spills() -> None:
-    assert "| sm_80 | sm_90 | gfx942 |" in run_python("-m", "benchmarks.gpu.static_cost")
+def test_every_kernel_compiles_without_spills() -> None:
+    assert "| sm_90 |" in run_python("-m", "benchmarks.gpu.static_cost", "--targets", "sm_90")
 
 
 def kernel(**options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the GPU kernels compute, each file of checks in a process of its own, and the package without them.
+"""What the GPU kernels compute, in a process of its own, and the package without them.
 
 tests/triton_values runs on the GPU where there is one, else by Triton's interpreter, which has to be chosen
 before Triton is imported.
@@ -6,16 +6,12 @@ before Triton is imported.
 
 from __future__ import annotations
 
-import pytest
-from own_process import ROOT, needs_triton, run_python
-
-VALUES = sorted(path.name for path in (ROOT / "tests/triton_values").glob("test_*.py"))
+from own_process import needs_triton, run_python
 
 
 @needs_triton
-@pytest.mark.parametrize("file", VALUES)
-def test_values(file: str) -> None:
-    run_python("-m", "pytest", "-q", f"tests/triton_values/{file}")
+def test_values() -> None:
+    run_python("-m", "pytest", "-q", "tests/triton_values")
 
 
 def test_the_package_works_without_triton() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 import torch
@@ -59,8 +60,10 @@ def test_sizes(
     assert_close(op("mp_lora")(*p), p)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 7, 8, 12, 16, 20, 32, 33, 63, 64, 65, 128, 255, 256])
+@pytest.mark.parametrize(
+    ("rank", "distribution"),
+    zip((1, 2, 3, 4, 6, 7, 8, 12, 16, 20, 32, 33, 63, 64, 65, 128, 255, 256), cycle(DISTRIBUTIONS)),
+)
 def test_ranks(rank: int, distribution: str, op: Callable, device: str) -> None:
     p = problem((10, 37, 67, rank, 2), device, distribution=distribution)
     assert_close(op("mp_lora")(*p), p)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import DISTRIBUTIONS, DTYPES, gamma, name_of, poisoned, storage_error
+from helpers import DISTRIBUTIONS, DTYPES, covering, gamma, name_of, poisoned, storage_error
 from mp_lora_problems import Problem, assert_close, problem
 
 from mobizo_kernels.triton.mp_lora_linear import fused, fuses
@@ -52,9 +52,7 @@ def assert_close_to_linear(
     assert_close(got, p._replace(base=stored), error)
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("sizes", SIZES, ids=name_of)
+@pytest.mark.parametrize(("sizes", "dtype", "bias"), covering(SIZES, DTYPES, (True, False)), ids=name_of)
 def test_linear(
     sizes: tuple[int, int, int, int, int], dtype: torch.dtype, bias: bool, op: Callable, device: str
 ) -> None:

@@ -18,6 +18,7 @@ from helpers import (
     KNOWN_ANSWERS,
     SEEDS,
     assert_same_bits,
+    covering,
     gaps_untouched,
     name_of,
     poisoned,
@@ -135,9 +136,10 @@ def test_runs_of_any_64_bit_element(first: int, vector: int, distribution: str, 
     assert_same_bits(out.cpu(), expected_noise(2048, -3, 2**40 + 1, distribution, first))
 
 
-@pytest.mark.parametrize("distribution", FLAT_DISTRIBUTIONS)
-@pytest.mark.parametrize("first_row", [0, 40, 2**33])
-@pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 33, 128])
+@pytest.mark.parametrize(
+    ("rank", "distribution", "first_row"),
+    covering((1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 33, 128), FLAT_DISTRIBUTIONS, (0, 40, 2**33)),
+)
 def test_tiles_of_any_rank(rank: int, first_row: int, distribution: str, device: str) -> None:
     rows = torch.tensor([first_row], dtype=torch.int64 if first_row > 2**20 else torch.int32, device=device)
     out = poisoned(32, rank).to(device)
@@ -146,9 +148,9 @@ def test_tiles_of_any_rank(rank: int, first_row: int, distribution: str, device:
     assert_same_bits(out.cpu(), expected_noise((32, rank), 9, -7, distribution, first_row * rank))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "distribution", "dtype"), covering(SIZES, DISTRIBUTIONS, DTYPES), ids=name_of
+)
 def test_sizes(size: int, distribution: str, dtype: torch.dtype, op: Callable, device: str) -> None:
     args = ([size], torch.tensor(3, device=device), 4, distribution)
     expected = expected_noise(size, 3, 4, distribution).to(dtype)
@@ -173,9 +175,7 @@ def test_strided_out(op: Callable, device: str) -> None:
     assert gaps_untouched(out)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("stream", SEEDS)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "stream", "distribution"), covering(SEEDS, SEEDS, DISTRIBUTIONS))
 def test_any_64_bits(seed: int, stream: int, distribution: str, op: Callable, device: str) -> None:
     z = op("noise")([133], torch.tensor([seed], device=device), stream, distribution)
     assert_same_bits(z.cpu(), expected_noise(133, seed, stream, distribution))

@@ -13,6 +13,7 @@ from helpers import (
     DTYPES,
     assert_norm_of_gpu,
     assert_same_bits,
+    covering,
     directions,
     gaps_untouched,
     name_of,
@@ -58,10 +59,11 @@ def on(device: str, given: dict[str, Any]) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
 
 
-@pytest.mark.parametrize("form", ["", ".out"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(), (0, 2), (7, 19), (2, 2051)], ids=name_of)
+@pytest.mark.parametrize(
+    ("shape", "distribution", "dtype", "form"),
+    covering([(), (0, 2), (7, 19), (2, 2051)], DISTRIBUTIONS, DTYPES, ("", ".out")),
+    ids=name_of,
+)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_step(
     name: str,

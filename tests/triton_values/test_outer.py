@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any
 
 import pytest
@@ -191,8 +191,7 @@ ADAPTERS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("sizes", ADAPTERS, ids=name_of)
+@pytest.mark.parametrize(("sizes", "dtype"), zip(ADAPTERS, cycle(DTYPES)), ids=name_of)
 def test_mp_lora(
     sizes: tuple[int, int, int, int, int], dtype: torch.dtype, op: Callable, device: str
 ) -> None:

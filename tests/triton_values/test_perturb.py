@@ -14,6 +14,7 @@ from helpers import (
     DTYPES,
     SEEDS,
     assert_same_bits,
+    covering,
     directions,
     gaps_untouched,
     name_of,
@@ -26,9 +27,9 @@ from mobizo_kernels import reference
 SIZES = (1, 5, 8, 130, 2047, 2048, 2049, 4100)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "distribution", "dtype"), covering(SIZES, DISTRIBUTIONS, DTYPES), ids=name_of
+)
 def test_any_size(
     size: int, distribution: str, dtype: torch.dtype, op: Callable, device: str, rng: torch.Generator
 ) -> None:
@@ -42,9 +43,9 @@ def test_any_size(
     assert_guarded(param, memory)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("count", [0, 1, 17], ids="{}-seeds".format)
+@pytest.mark.parametrize(
+    ("distribution", "dtype", "count"), covering(DISTRIBUTIONS, DTYPES, (0, 1, 17)), ids=name_of
+)
 def test_any_number_of_seeds(
     count: int, distribution: str, dtype: torch.dtype, op: Callable, device: str, rng: torch.Generator
 ) -> None:

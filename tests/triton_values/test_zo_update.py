@@ -14,6 +14,7 @@ from helpers import (
     assert_norm,
     assert_norm_of_gpu,
     assert_same_bits,
+    covering,
     directions,
     gaps_untouched,
     name_of,
@@ -24,10 +25,11 @@ from mobizo_kernels import reference
 from mobizo_kernels.triton.launch import SUM_BLOCK, store_norm
 
 
-@pytest.mark.parametrize("form", ["zo_update", "zo_update.out"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(), (0, 2), (3,), (7, 19), (2, 2051)], ids=name_of)
+@pytest.mark.parametrize(
+    ("shape", "distribution", "dtype", "form"),
+    covering([(), (0, 2), (3,), (7, 19), (2, 2051)], DISTRIBUTIONS, DTYPES, ("zo_update", "zo_update.out")),
+    ids=name_of,
+)
 def test_update(
     form: str,
     dtype: torch.dtype,
