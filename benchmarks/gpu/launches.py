@@ -18,7 +18,7 @@ VALUES, RUNS, NO_RUNS = 5120, (40, 128), (5, 1024)
 
 def launch_all() -> None:
     """Call the wrappers of all ops on tensors of the CPU, whose values stay as they are."""
-    for launches in (noise_and_updates, optimizers, adapters):
+    for launches in (noise_and_updates, optimizers, adapters, outer_linears):
         launches()
 
 
@@ -57,6 +57,17 @@ def optimizers() -> None:
             zo_adam.foreach_zo_adam_([p], [m], [v], *directions, lr, [STREAM], *numbers, *rest)
             zo_sign.zo_sign(p, *directions, lr, STREAM, *rest)
             zo_sign.foreach_zo_sign_([p], *directions, lr, [STREAM], *rest)
+
+
+def outer_linears() -> None:
+    """mp_outer_ on sizes that fit its blocks, and on others."""
+    from mobizo_kernels.triton import mp_outer
+
+    directions = torch.arange(4), torch.ones(4)
+    for dtype, (width, height) in product(STORAGE_DTYPES, ((256, 384), (65, 33))):
+        base, x = torch.zeros(128, height, dtype=dtype), torch.zeros(128, width, dtype=dtype)
+        for transposed in (False, True):
+            mp_outer.mp_outer_(base, x, *directions, STREAM, transposed)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mobizo_kernels.loss.label_head import LabelHead
 from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
 from mobizo_kernels.loss.rows import RowReader, Rows
 from mobizo_kernels.loss.sharing import SharedDecoder, StateStore
-from mobizo_kernels.parameters import has_wrapped_parameters
+from mobizo_kernels.parameters import has_wrapped_parameters, parameter_directions
 
 MOST_LOGITS = 256
 """Rows of logits that exist at a time: those of a large vocabulary would be the largest tensor of a step."""
@@ -214,6 +214,8 @@ class LabelledLoss:
         batch = batch.to(self.model.device)
         if batch.block is None:
             inputs = {name: torch.cat([tensor] * groups) for name, tensor in batch.inputs.items()}
+            if has_wrapped_parameters(self.model):
+                parameter_directions(self.model).rows = len(inputs["input_ids"])
             with nullcontext() if self._compiled is None else self._compiled.running():
                 hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         else:

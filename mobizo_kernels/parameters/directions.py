@@ -53,6 +53,7 @@ class ParameterDirections(Directions):
         coeffs: float32 [G].
         trying: whether parameters are moved; a model at rest computes what it did before it was wrapped.
         vectors: the parameters of one dimension.
+        rows: of the forward to come, where that is known: embeddings of positions are looked up for one.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -60,6 +61,7 @@ class ParameterDirections(Directions):
         self.distribution = "outer"
         self.trying = False
         self.vectors: list[TriedVector] = []
+        self.rows: int | None = None
 
     @contextmanager
     def use(self, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str = "outer") -> Iterator[None]:

@@ -116,18 +116,23 @@ class EmbeddingTrial(Trial):
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: torch.Tensor
-    ) -> None:
+    ) -> torch.Tensor | None:
         directions = self.directions
         if not directions.trying:
-            return
+            return None
         height, width = module.weight.shape  # type: ignore[misc, operator]
         groups = len(directions.seeds)
-        ids = self.began(args, kwargs).reshape(groups, -1)
+        ids = args[0] if args else next(iter(kwargs.values()))
+        if ids.dim() == 2 and len(ids) == 1 < groups and directions.rows is not None:
+            # The same positions for all rows, which are not the same any more.
+            ids, out = ids.expand(directions.rows, -1), out.repeat(directions.rows, 1, 1)
+        ids = self.began((ids,), {}).reshape(groups, -1)
         signs = directions.signs(self.stream, height + width)
         slopes = signs.gather(1, ids) * directions.coeffs[:, None]
         # One group after another, so that one of them at a time is in memory twice.
         for part, slope, row in zip(out.view(groups, -1, width), slopes, signs[:, height:], strict=True):
             part.add_(slope[:, None] * row)
+        return out
 
 
 class VectorTrial(Trial):

@@ -11,7 +11,7 @@ import tiny
 import torch
 from helpers import assert_same_bits
 from peft import LoraConfig
-from transformers import Qwen3Config
+from transformers import GPT2Config, Qwen3Config
 
 from mobizo_kernels import reference
 from mobizo_kernels.journal import read_journal, replay
@@ -49,6 +49,15 @@ def qwen() -> Any:
     return tiny.causal_lm(Qwen3Config(**tiny.SIZES, num_key_value_heads=2, head_dim=8))
 
 
+def gpt2() -> Any:
+    """With Conv1D, LayerNorm, and positions that are looked up for one row."""
+    sizes = {name: value for name, value in tiny.SIZES.items() if name != "intermediate_size"}
+    return tiny.causal_lm(GPT2Config(**sizes))
+
+
+OTHERS = {"qwen3": qwen, "gpt2": gpt2}
+
+
 def values(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in tuned_parameters(model)}
 
@@ -62,11 +71,11 @@ def assert_same(model: Any, expected: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("estimator", ["two_sided", "one_sided"])
 @pytest.mark.parametrize("candidates", [None, [3, 9, 20]], ids=["vocabulary", "candidates"])
-@pytest.mark.parametrize("kind", [*MODELS, "qwen3"])
+@pytest.mark.parametrize("kind", [*MODELS, *OTHERS])
 def test_losses_are_those_of_one_forward_for_each_group(
     kind: str, candidates: list[int] | None, estimator: str, rng: torch.Generator
 ) -> None:
-    model = with_biases(qwen() if kind == "qwen3" else tiny.llama(**MODELS[kind]), rng)
+    model = with_biases(OTHERS[kind]() if kind in OTHERS else tiny.llama(**MODELS[kind]), rng)
     batch, twin = tiny.batch(rng), copy.deepcopy(model)
     if candidates is not None:
         batch["labels"] = torch.where(

@@ -12,7 +12,7 @@ import torch
 from helpers import assert_same_bits
 from peft import LoraConfig
 from torch import nn
-from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config
+from transformers import Gemma3TextConfig, Qwen3Config
 from transformers.pytorch_utils import Conv1D
 
 import mobizo_kernels as mobizo
@@ -150,10 +150,7 @@ def causal(kind: str) -> Any:
     grouped = {**tiny.SIZES, "num_key_value_heads": 2, "head_dim": 8}
     if kind == "qwen3":
         return tiny.causal_lm(Qwen3Config(**grouped))
-    if kind == "gemma3":
-        return tiny.causal_lm(Gemma3TextConfig(**grouped))
-    sizes = {name: value for name, value in tiny.SIZES.items() if name != "intermediate_size"}
-    return tiny.causal_lm(GPT2Config(**sizes))
+    return tiny.causal_lm(Gemma3TextConfig(**grouped))
 
 
 def test_norms_of_heads_and_scaled_embeddings() -> None:
@@ -205,13 +202,26 @@ def test_one_way_of_wrapping_at_a_time() -> None:
 
 
 def test_an_input_that_groups_cannot_share() -> None:
-    """GPT-2 looks up one row of positions for all rows."""
-    model = wrap_parameters(causal("gpt2"))
-    with pytest.raises(ValueError, match="transformer.wpe sees an input of shape .* freeze"):
+    module = wrap_parameters(nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 3)))
+    with torch.no_grad(), parameter_directions(module).use(SEEDS, COEFFS):
+        with pytest.raises(
+            ValueError, match=r"0 sees an input of shape \[1, 4\], not the rows of 3 .* freeze"
+        ):
+            module(torch.zeros(1, 4, dtype=torch.int64))
+        with pytest.raises(ValueError, match=r"1 sees an input of shape \[2, 3, 3\]"):
+            module[1](torch.zeros(2, 3, 3))
+
+
+def test_a_model_that_mixes_groups() -> None:
+    model = wrap_parameters(tiny.llama())
+    directions = parameter_directions(model)
+
+    def mixed(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out + out.mean(dim=0, keepdim=True) * directions.trying
+
+    model.model.norm.register_forward_hook(mixed)
+    with pytest.raises(ValueError, match="LlamaForCausalLM mixes the groups of a batch"):
         mobizo.ZerothOrder(model, distribution="outer")
-    unwrap_parameters(model)
-    model.transformer.wpe.requires_grad_(False)
-    mobizo.ZerothOrder(wrap_parameters(model), distribution="outer")
 
 
 def test_other_distributions_are_refused() -> None:
