@@ -2,39 +2,37 @@
 // moved by c_g z_g with directions "outer", z_g = u_g v_g^T. Of the noise there are out + in bits for each seed, and W itself
 // is neither read nor written.
 //
-// A few rows at a time: their dot products with v, then one pass over their outputs.
+// Row by row: a row is one run of memory, as the prefetchers of the CPU like it.
 #include "../noise/rademacher.h"
 #include "entry.h"
 
 namespace mobizo::MOBIZO_ISA {
 namespace {
 
-// `rows` rows of one group, from row `first` on; `bits` are the signs of its seed.
-template <int rows, typename T>
-MOBIZO_INLINE void outer_rows(const MpOuterArgs& args, int64_t first, const uint8_t* bits, float coeff) {
-  constexpr int kQuads = (rows + 3) / 4 * 4;
-  const auto* x = static_cast<const T*>(args.x) + first * args.x_stride;
-  auto* out = static_cast<T*>(args.out) + first * args.out_stride;
-  F32 sum[kQuads];
-  for (int row = 0; row < kQuads; ++row) sum[row] = zero();
-  each_vector(args.in_features, [&](int64_t k, auto... n) __attribute__((always_inline)) {
-    const F32 sign = flip_signs_from(broadcast(1.0f), bits, args.first_in + k);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) sum[row] = fma(load(x + row * args.x_stride + k, n...), sign, sum[row]);
+// x . v of a row.
+template <typename T>
+MOBIZO_INLINE float dot_with_signs(const T* x, int64_t count, const uint8_t* bits, int64_t first) {
+  constexpr int kSums = 4;  // enough to hide the latency of an addition
+  F32 sum[kSums] = {zero(), zero(), zero(), zero()};
+  int64_t k = 0;
+  for (; k + kSums * kLanes <= count; k += kSums * kLanes)
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) sum[i] = sum[i] + flip_signs_from(load(x + k + i * kLanes), bits, first + k + i * kLanes);
+  each_vector(count - k, [&](int64_t i, auto... n) __attribute__((always_inline)) {
+    sum[0] = sum[0] + flip_signs_from(load(x + k + i, n...), bits, first + k + i);
   });
-  float dots[kQuads];
-#pragma GCC unroll 2
-  for (int row = 0; row < kQuads; row += 4) sum_lanes(dots + row, sum[row], sum[row + 1], sum[row + 2], sum[row + 3]);
-  F32 slopes[rows];
-#pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row) slopes[row] = broadcast(coeff * dots[row]);
+  float sums[kSums];
+  sum_lanes(sums, sum[0], sum[1], sum[2], sum[3]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <typename T>
+MOBIZO_INLINE void outer_row(const MpOuterArgs& args, int64_t row, const uint8_t* bits, float coeff) {
+  const T* x = static_cast<const T*>(args.x) + row * args.x_stride;
+  T* out = static_cast<T*>(args.out) + row * args.out_stride;
+  const F32 slope = broadcast(coeff * dot_with_signs(x, args.in_features, bits, args.first_in));
   each_vector(args.out_features, [&](int64_t i, auto... n) __attribute__((always_inline)) {
-    const F32 sign = flip_signs_from(broadcast(1.0f), bits, args.first_out + i);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) {
-      T* at = out + row * args.out_stride + i;
-      store(at, fma(slopes[row], sign, load(at, n...)), n...);
-    }
+    store(out + i, flip_signs_from(slope, bits, args.first_out + i) + load(out + i, n...), n...);
   });
 }
 
@@ -51,10 +49,7 @@ void mp_outer(const MpOuterArgs& args, int64_t first_row, int64_t last_row) {
         continue;
       }
       const uint8_t* bits = args.signs + group % args.units * bytes;
-      for (; row < end; row += kDotRows)
-        with_constant<kDotRows>(min(kDotRows, end - row),
-                                [&](auto rows) { outer_rows<decltype(rows)::n, decltype(type)>(args, row, bits, coeff); });
-      row = end;
+      for (; row < end; ++row) outer_row<decltype(type)>(args, row, bits, coeff);
     }
   });
 }
