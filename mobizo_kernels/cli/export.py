@@ -60,6 +60,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             distribution=settings.distribution,
             optimizer=update_rule(settings),
             quantization=settings.quantization,
+            lowering=settings.lowering,
             dynamic_length=not settings.static_length,
             candidate_tokens=encoder.candidate_tokens,
             tokenizer=tokenizer,

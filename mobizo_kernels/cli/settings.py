@@ -18,7 +18,7 @@ from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
 from mobizo_kernels.models.loading import Dtype
 from mobizo_kernels.models.quantization import Quantization
-from mobizo_kernels.ops.checks import MAX_RANK, Distribution
+from mobizo_kernels.ops.checks import MAX_RANK, Distribution, Lowering
 from mobizo_kernels.optim import UpdateRule
 from mobizo_kernels.optim.update_rule import Optimizer
 from mobizo_kernels.run_defaults import RUN, LrSchedule
@@ -153,6 +153,13 @@ class StepSettings:
         Quantization,
         _engine(help="Of the base weights; int8-dynamic also of what linears are given, which is faster."),
     ] = "none"
+    lowering: Annotated[
+        Lowering,
+        _engine(
+            help="Of the adapters inside ExecuTorch: our op, or stock operators that a delegate takes with "
+            "the decoder (--distribution outer)."
+        ),
+    ] = "custom-op"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
     if settings.program is not None:
         raise InputError("program: expected --engine executorch with it")
+    if settings.lowering != "custom-op":
+        raise InputError(f"lowering: {settings.lowering} is for --engine executorch")
     reads_out = settings.start == "readout"
     if reads_out and settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")

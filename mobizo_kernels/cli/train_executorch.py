@@ -116,7 +116,9 @@ def _check_program(program: Path, wanted: ExportSettings) -> None:
     verbalizer = parse_verbalizer(wanted.verbalizer)
     encoder = PromptEncoder(tokenizer, wanted.template, verbalizer, wanted.max_length)
     model = adapted_model(wanted, encoder)
-    for name in ("queries", "batch_size", "estimator", "distribution", "quantization", "max_length"):
+    for name in (
+        "queries", "batch_size", "estimator", "distribution", "quantization", "lowering", "max_length",
+    ):  # fmt: skip
         _check_same(name, program, getattr(description, name), getattr(wanted, name))
     _check_same("optimizer", program, description.optimizer.as_json(), update_rule(wanted).as_json())
     tail = adapter_of(model).config.alora_invocation_tokens

@@ -36,6 +36,7 @@ def describe(
     targets_per_row: int,
     tail_length: int | None,
     candidate_tokens: Sequence[int] | None,
+    lowering: str,
 ) -> Description:
     """The description of a program that is made of a wrapped model, as a reader of the program finds it.
 
@@ -92,6 +93,7 @@ def describe(
                 for name, layer in adapter_layers(model).items()
             ),
         ),
+        lowering=lowering,
     )
     return parse_description(made.text)
 

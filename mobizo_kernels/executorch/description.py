@@ -13,11 +13,14 @@ from functools import partial
 from typing import Any
 
 from mobizo_kernels.errors import blaming
+from mobizo_kernels.executorch.inputs import MethodInput, check_inputs, method_inputs, require_lowering
 from mobizo_kernels.files import strict_json
 from mobizo_kernels.files.strict_json import member, number, of_kind
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
+DELEGATED_FORMAT = 2
+"""Of a delegated program: format 1 with what it lowers its adapters to, and the inputs of its methods."""
 DESCRIPTION = "mobizo_description"
 """The method of a program that gives it."""
 
@@ -109,6 +112,8 @@ class Description:
         evaluation_rows: E, rows of the method `evaluate`.
         tokenizer: :func:`mobizo_kernels.data.tokenizer_fingerprint` of the data that it takes; None for any.
         adapter: that it trains.
+        lowering: of the adapters: "custom-op", our ops on buffers of the program; "delegated", stock
+            operators on inputs, see :func:`method_inputs`.
 
     Raises:
         ValueError: naming the field, if one is out of range or contradicts the rest.
@@ -135,8 +140,10 @@ class Description:
     evaluation_rows: int
     tokenizer: str | None
     adapter: AdapterDescription
+    lowering: str = "custom-op"
 
     def __post_init__(self) -> None:
+        require_lowering(self.lowering, self.distribution)
         for name, least in _LEAST.items():
             with blaming(name):
                 _check_size(getattr(self, name), least)
@@ -178,7 +185,24 @@ class Description:
     def text(self) -> str:
         """The JSON that a program holds."""
         values = {"format": FORMAT, **asdict(self), "optimizer": self.optimizer.as_json()}
+        if self.delegated:
+            values["format"] = DELEGATED_FORMAT
+            values["inputs"] = {
+                method: [asdict(value) for value in inputs] for method, inputs in self.inputs.items()
+            }
+        else:
+            del values["lowering"]
         return json.dumps(values, allow_nan=False)
+
+    @property
+    def delegated(self) -> bool:
+        """Whether whoever runs the program keeps LoRA-B, and gives it to the methods."""
+        return self.lowering == "delegated"
+
+    @property
+    def inputs(self) -> dict[str, tuple[MethodInput, ...]]:
+        """Those of `train_step` and `evaluate` of a delegated program, in their order; {} of others."""
+        return method_inputs(self) if self.delegated else {}
 
 
 def parse_description(text: str) -> Description:
@@ -194,9 +218,14 @@ def parse_description(text: str) -> Description:
     with blaming("format"):
         found = of_kind(int, values.pop("format"))
         _check_size(found, 1)
+    if found == DELEGATED_FORMAT:
+        description, inputs = _delegated(values)
+        with blaming("inputs"):
+            check_inputs(description.inputs, inputs)
+        return description
     if found != FORMAT:
-        raise ValueError(f"expected a program of format {FORMAT}, got {found}")
-    return _description(values)
+        raise ValueError(f"expected a program of format {FORMAT} or {DELEGATED_FORMAT}, got {found}")
+    return _object(Description, _MEMBERS)(values)
 
 
 def _check_size(size: int, least: int) -> None:
@@ -255,21 +284,40 @@ def _parameter(value: Any) -> AdapterParameter:
         return _unnamed_parameter(value)
 
 
-_description = _object(
-    Description,
+_MEMBERS: dict[str, Reader] = {
+    "versions": _versions,
+    "model": _object(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), _text)),
+    **dict.fromkeys(("quantization", "estimator", "distribution"), _text),
+    **dict.fromkeys(_LEAST, _whole),
+    "optimizer": UpdateRule.from_json,
+    "dynamic_length": _boolean,
+    "invocation_tokens": _or_null(_list_of(_whole)),
+    "tail_length": _or_null(_whole),
+    "candidate_tokens": _or_null(_list_of(_whole)),
+    "tokenizer": _or_null(_text),
+    "adapter": _object(
+        AdapterDescription, {"config": partial(of_kind, dict), "parameters": _list_of(_parameter)}
+    ),
+}
+
+_inputs = _list_of(_object(MethodInput, {"name": _text, "dtype": _text, "shape": _list_of(_whole)}))
+
+
+def _delegated_only(value: Any) -> str:
+    if _text(value) != "delegated":
+        raise ValueError(f"expected delegated in a program of format {DELEGATED_FORMAT}, got '{value}'")
+    return "delegated"
+
+
+def _with_inputs(inputs: Any, **members: Any) -> tuple[Description, dict[str, tuple[MethodInput, ...]]]:
+    return Description(**members), inputs
+
+
+_delegated = _object(
+    _with_inputs,
     {
-        "versions": _versions,
-        "model": _object(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), _text)),
-        **dict.fromkeys(("quantization", "estimator", "distribution"), _text),
-        **dict.fromkeys(_LEAST, _whole),
-        "optimizer": UpdateRule.from_json,
-        "dynamic_length": _boolean,
-        "invocation_tokens": _or_null(_list_of(_whole)),
-        "tail_length": _or_null(_whole),
-        "candidate_tokens": _or_null(_list_of(_whole)),
-        "tokenizer": _or_null(_text),
-        "adapter": _object(
-            AdapterDescription, {"config": partial(of_kind, dict), "parameters": _list_of(_parameter)}
-        ),
+        **_MEMBERS,
+        "lowering": _delegated_only,
+        "inputs": _object(dict, dict.fromkeys(("train_step", "evaluate"), _inputs)),
     },
 )

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
+from mobizo_kernels.executorch.delegated import DelegatedGraph
 from mobizo_kernels.executorch.describe import describe
 from mobizo_kernels.executorch.description import DESCRIPTION, Description
 from mobizo_kernels.executorch.experts import replace_experts
+from mobizo_kernels.executorch.inputs import require_lowering
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
@@ -46,6 +48,7 @@ def export_training_program(
     distribution: str = "gaussian",
     optimizer: UpdateRule | str = "sgd",
     quantization: str = "none",
+    lowering: str = "custom-op",
     dynamic_length: bool = True,
     targets_per_row: int = 1,
     candidate_tokens: Sequence[int] | None = None,
@@ -86,6 +89,9 @@ def export_training_program(
             its learning rate is a run's to choose.
         quantization: of the base weights: "none" (float32), "int8", "int8-dynamic" or "int4"; see
             docs/executorch.md.
+        lowering: of the adapters: "custom-op", this package's ops, which keep LoRA-B in buffers of the
+            program; "delegated", stock operators alone, for directions "outer": XNNPACK takes the decoder and
+            its adapters as one, and the trainer keeps LoRA-B.
         dynamic_length: take any length from 3 to `max_length`; else exactly `max_length`.
         targets_per_row: K, most tokens to predict in a row.
         candidate_tokens: restrict the softmax to these, as the loss on label words does.
@@ -111,6 +117,7 @@ def export_training_program(
     plan = make_estimator(estimator, queries=queries)
     rule = make_rule(optimizer, momentum=momentum, betas=betas, adam_eps=adam_eps, weight_decay=weight_decay)
     _check(plan.queries, batch_size, max_length, targets_per_row, quantization, distribution)
+    require_lowering(lowering, distribution)
     _check_writable(Path(path))
     if not is_wrapped(model):
         if targets is None:
@@ -148,6 +155,7 @@ def export_training_program(
         targets_per_row=targets_per_row,
         tail_length=tail_length,
         candidate_tokens=candidate_tokens,
+        lowering=lowering,
     )
     with torch.no_grad(), usual_defaults(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
@@ -169,7 +177,7 @@ def export_training_program(
         forms.enter_context(product_rotation(model))
         replace_norms(model)
         replace_gelus(model)
-        graph = TrainingGraph(
+        graph = (DelegatedGraph if description.delegated else TrainingGraph)(
             model,
             groups=plan.groups,
             distribution=distribution,
@@ -180,10 +188,11 @@ def export_training_program(
         )
         agreement.check(graph, _TOLERANCE if quantization in ("none", "int8") else _ROUNDED_TOLERANCE)
         try:
-            lowered = lower(trace(graph, description), {DESCRIPTION: description.text})
+            methods = trace(graph, description)
+            lowered = lower(methods, {DESCRIPTION: description.text}, whole=description.delegated)
         except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder
             raise cannot_be_exported(model, error) from error
-    write(lowered, Path(path))
+    write(lowered, Path(path), whole=description.delegated)
     return description
 
 

@@ -15,6 +15,7 @@ from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPas
 from torch.export import Dim, ExportedProgram
 
 from mobizo_kernels.executorch.checksum import append_checksum
+from mobizo_kernels.executorch.delegated import DelegatedEvaluate, DelegatedGraph, DelegatedTrainStep
 from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
@@ -48,26 +49,40 @@ def usual_defaults() -> Iterator[None]:
 
 def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedProgram]:
     """The methods by their names, for the sizes that the description gives."""
-    groups, queries, length = graph.groups, description.queries, description.max_length
-    directions = (torch.arange(groups), torch.zeros(groups))
+    time = _length_of(description) if description.dynamic_length else None
+    train, evaluate = (_tokens(description, n) for n in (description.batch_size, description.evaluation_rows))
+    train = (*train, torch.zeros_like(train[2]))
+    if isinstance(graph, DelegatedGraph):
+        methods = _stock_methods(graph, train, evaluate, time)
+    else:
+        methods = _methods(graph, description.queries, train, evaluate, time)
+    programs = {}
+    for name, (method, arguments, shapes) in methods.items():
+        _log.info("tracing %s", name)
+        programs[name] = torch.export.export(method.eval(), arguments, dynamic_shapes=shapes, strict=False)
+    return programs
+
+
+# A method, an example of its arguments, and which of their sizes may vary.
+Traced = tuple[Method, tuple[torch.Tensor, ...], Any]
+
+
+def _methods(
+    graph: TrainingGraph,
+    queries: int,
+    train: tuple[torch.Tensor, ...],
+    evaluate: tuple[torch.Tensor, ...],
+    time: dict[int, Any] | None,
+) -> dict[str, Traced]:
+    directions = (torch.arange(graph.groups), torch.zeros(graph.groups))
     update = (torch.arange(queries), torch.zeros(queries))
     rule = graph.rule
     numbers = tuple(torch.ones(1) for given in (rule.takes_rate, rule.weight_decay) if given)
-    # An example at a bound would be taken for a fixed length.
-    example = length - 1 if description.dynamic_length else length
-    time = _length_of(description) if description.dynamic_length else None
-
-    def tokens(rows: int) -> tuple[torch.Tensor, ...]:
-        ids = torch.ones(rows, example, dtype=torch.int64)
-        positions = torch.zeros(rows, description.targets_per_row, dtype=torch.int64)
-        return ids, torch.ones_like(ids), positions
-
-    train, evaluate = tokens(description.batch_size), tokens(description.evaluation_rows)
     adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
-    methods: dict[str, tuple[Method, tuple[torch.Tensor, ...], Any]] = {
+    return {
         "train_step": (
             UpdateAndTrainStep(graph) if rule.plain else TrainStep(graph),
-            (*train, torch.zeros_like(train[2]), *directions, *(update if rule.plain else ())),
+            (*train, *directions, *(update if rule.plain else ())),
             (time, time, *[None] * (6 if rule.plain else 4)),
         ),
         "evaluate": (Evaluate(graph), evaluate, (time, time, None)),
@@ -75,11 +90,37 @@ def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedP
         "get_adapter": (GetAdapter(graph), (), None),
         "set_adapter": (SetAdapter(graph), adapters, None),
     }
-    programs = {}
-    for name, (method, arguments, shapes) in methods.items():
-        _log.info("tracing %s", name)
-        programs[name] = torch.export.export(method.eval(), arguments, dynamic_shapes=shapes, strict=False)
-    return programs
+
+
+def _stock_methods(
+    graph: DelegatedGraph,
+    train: tuple[torch.Tensor, ...],
+    evaluate: tuple[torch.Tensor, ...],
+    time: dict[int, Any] | None,
+) -> dict[str, Traced]:
+    """Those of a program without our ops: whoever runs it has LoRA-B and updates it."""
+    factors = [
+        factor.clone() for factor in graph.inputs(torch.arange(graph.groups), torch.ones(graph.groups))
+    ]
+    lora_b = factors[: len(graph.linears)]
+    step_shapes = (time, time, None, None, (None,) * len(factors))
+    return {
+        "train_step": (DelegatedTrainStep(graph), (*train, *factors), step_shapes),
+        "evaluate": (
+            DelegatedEvaluate(graph),
+            (*evaluate, *lora_b),
+            (time, time, None, (None,) * len(lora_b)),
+        ),
+        "get_adapter": (GetAdapter(graph), (), None),
+    }
+
+
+def _tokens(description: Description, rows: int) -> tuple[torch.Tensor, ...]:
+    """An example of input_ids, attention_mask and target_positions of so many rows."""
+    # One at a bound would be taken for a fixed length.
+    length = description.max_length - 1 if description.dynamic_length else description.max_length
+    ids = torch.ones(rows, length, dtype=torch.int64)
+    return ids, torch.ones_like(ids), torch.zeros(rows, description.targets_per_row, dtype=torch.int64)
 
 
 def _length_of(description: Description) -> dict[int, Any]:
@@ -90,25 +131,37 @@ def _length_of(description: Description) -> dict[int, Any]:
     return {1: Dim("prefix", min=shortest - tail, max=longest - tail) + tail}
 
 
-def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> EdgeProgramManager:
-    """The methods with delegates where they hold the decoder: elsewhere one would take B for a constant."""
+def lower(
+    programs: dict[str, ExportedProgram], constant_methods: dict[str, Any], *, whole: bool = False
+) -> EdgeProgramManager:
+    """The methods with delegates where they hold the decoder: elsewhere one would take B for a constant.
+
+    Args:
+        programs: by their names.
+        constant_methods: what others return.
+        whole: nothing of ours cuts the decoder, and what is small beside it stays with ExecuTorch's ops.
+    """
     _log.info("lowering")
     delegated = {"train_step", "evaluate"}
+    partitioner = LevelPartitioner(whole=whole)
     return to_edge_transform_and_lower(
         programs,
         transform_passes=[SeparateConstants(), InferViewSizes()],
-        partitioner={name: [LevelPartitioner()] if name in delegated else [] for name in programs},
+        partitioner={name: [partitioner] if name in delegated else [] for name in programs},
         constant_methods=constant_methods,
     )
 
 
-def write(lowered: EdgeProgramManager, path: Path) -> None:
+def write(lowered: EdgeProgramManager, path: Path, *, whole: bool = False) -> None:
     """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all.
 
-    LoRA-B and what the optimizer keeps of it begin with the values that they were traced with.
+    LoRA-B and what the optimizer keeps of it begin with the values that they were traced with. In a program
+    without such buffers, `whole`, inputs are read where the caller has them.
     """
     program = lowered.to_executorch(
-        ExecutorchBackendConfig(
+        ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
+        if whole
+        else ExecutorchBackendConfig(
             passes=[InitializedMutableBufferPass(["lora_b", "momentum_buffer", "exp_avg"])],
             memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
             emit_mutable_buffer_names=True,

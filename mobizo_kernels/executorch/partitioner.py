@@ -84,11 +84,16 @@ class LevelPartitioner(XnnpackPartitioner):
     A node's level is the most often that a path to it comes back to XNNPACK from an op that is not XNNPACK's.
     No such path runs between nodes of one level, so they form one partition without a cycle. ExecuTorch's own
     way asks of every pair of partitions whether they may be joined.
+
+    Args:
+        whole: a node belongs to the last level that it can, where what it is made for is, and a level without
+            a linear is left out: what is small beside the decoder makes no delegate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
         configs = [WeightOnlyLinearConfig if c is LinearConfig else c for c in ALL_PARTITIONER_CONFIGS]
         super().__init__(configs)
+        self.whole = whole
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[OpOverload], None]:
         """Without a filter by node: with one, ExecuTorch decomposes each graph a second time, a sixth of the
@@ -122,6 +127,8 @@ class LevelPartitioner(XnnpackPartitioner):
             mine = isinstance(item, int)
             leaving = [levels[source] + (mine and _computes(source)) for source in inputs[item]]
             levels[item] = max(leaving, default=0)
+        if self.whole:
+            _sink(levels, inputs)
 
         partitions: dict[int, Partition] = {}
         for node, group in owner.items():
@@ -131,7 +138,23 @@ class LevelPartitioner(XnnpackPartitioner):
             homes = {levels[owner[user]] for user in node.users if user in owner and _packs(user)}
             if len(homes) == 1 and all(user in owner and _packs(user) for user in node.users):
                 partitions[homes.pop()].add_node(node)
-        return list(partitions.values())
+        found = list(partitions.values())
+        return [p for p in found if any(n.target == _LINEAR for n in p.nodes)] if self.whole else found
+
+
+def _sink(levels: dict[Node | int, int], inputs: dict[Node | int, set[Node | int]]) -> None:
+    """Raise each level, in place, as far as the items that need the item's value allow.
+
+    Args:
+        levels: of all items, in an order in which each comes after its inputs.
+        inputs: of each item.
+    """
+    latest = dict.fromkeys(levels, max(levels.values()))
+    for item in reversed(levels):
+        for source in inputs[item]:
+            back = isinstance(item, int) and _computes(source)
+            latest[source] = min(latest[source], latest[item] - back)
+    levels.update(latest)
 
 
 def _computes(item: Node | int) -> bool:

@@ -117,6 +117,7 @@ class TrainingGraph(nn.Module):
     """
 
     candidates: torch.Tensor
+    widening_type: type[Widening] = Widening
 
     def __init__(
         self,
@@ -137,11 +138,11 @@ class TrainingGraph(nn.Module):
             for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
                 hook.remove()
         layers = adapter_layers(model)
-        for name, layer in layers.items():
-            model.set_submodule(name, TracedLinear(layer, self.directions, rule))
-        self.widening = Widening(model, list(layers))
+        self.linears = [self.linear_of(layer) for layer in layers.values()]
+        for name, linear in zip(layers, self.linears, strict=True):
+            model.set_submodule(name, linear)
+        self.widening = self.widening_type(model, list(layers))
         self.model = model
-        self.linears = [module for module in model.modules() if isinstance(module, TracedLinear)]
         # The model's own head is no module of this one: an adapter's B would have two names, and torch.export
         # lets no method change such a buffer.
         self.rows: nn.Linear | None = None
@@ -149,9 +150,21 @@ class TrainingGraph(nn.Module):
             tokens = torch.tensor(list(candidate_tokens))
             self.register_buffer("candidates", tokens, persistent=False)
             head = model.get_output_embeddings()
-            if not isinstance(head, TracedLinear):
+            if head not in self.linears:
                 self.rows = _rows_of(head, tokens)
         self.restricted = candidate_tokens is not None
+
+    def linear_of(self, layer: MPLoRALinear) -> Any:
+        """What stands for an adapted linear in the graph, with `lora_a` and `lora_b`."""
+        return TracedLinear(layer, self.directions, self.rule)
+
+    def step(self, batch: Sequence[torch.Tensor], seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
+        """The losses [G] of the method `train_step` without an update, not traced; see :class:`TrainStep`."""
+        return TrainStep(self)(*batch, seeds, coeffs)
+
+    def evaluation(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The logits of the method `evaluate`, not traced; see :class:`Evaluate`."""
+        return Evaluate(self)(*batch)
 
     def update(self, seeds: torch.Tensor, coeffs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
         """The update of every B; the L2 norm of the change of the whole adapter, float32 [1].
@@ -187,8 +200,11 @@ class TrainingGraph(nn.Module):
             mask = self.attention.go_on(seen[:, before:])
             states = self._decode(input_ids[:, before:], tokens[:, before:], mask, groups)
             positions = (positions - before).clamp(min=0)
-        index = positions.repeat(groups, 1)[:, :, None].expand(-1, -1, states.shape[-1])
-        return states.gather(1, index)
+        return self.gathered(states, positions.repeat(groups, 1))
+
+    def gathered(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """states [rows, T, H] at positions int64 [rows, K] -> [rows, K, H]."""
+        return states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[-1]))
 
     def _decode(
         self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, groups: int
@@ -221,7 +237,9 @@ class TrainingGraph(nn.Module):
         chunk = max(1, _LOGIT_ROWS // hidden.shape[0])
         total = torch.zeros(self.groups)
         for start in range(0, hidden.shape[1], chunk):
-            logits = self.logits(hidden[:, start : start + chunk])
+            # The whole is no slice of itself: a copy would cut the graph.
+            states = hidden if chunk >= hidden.shape[1] else hidden[:, start : start + chunk]
+            logits = self.logits(states)
             part, wanted = targets[:, start : start + chunk], labelled[:, start : start + chunk]
             surprise = -self._log_probability(logits, part.repeat(self.groups, 1))
             kept = torch.where(wanted.repeat(self.groups, 1), surprise, 0.0)

@@ -40,8 +40,12 @@ class Widening:
         if self._groups == 1 or not isinstance(rows, int) or rows != self._rows:
             return tensor
         if tensor not in self._copies:
-            self._copies[tensor] = tensor.repeat(self._groups, *[1] * (tensor.dim() - 1))
+            self._copies[tensor] = self.copies(tensor, self._groups)
         return self._copies[tensor]
+
+    def copies(self, tensor: torch.Tensor, groups: int) -> torch.Tensor:
+        """tensor [rows, ...] -> [groups * rows, ...], copy after copy."""
+        return tensor.repeat(groups, *[1] * (tensor.dim() - 1))
 
     def _widen(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

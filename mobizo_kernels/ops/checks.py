@@ -9,6 +9,8 @@ import torch
 
 Distribution = Literal["gaussian", "rademacher", "outer"]
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
+Lowering = Literal["custom-op", "delegated"]  # of an adapter inside ExecuTorch: our op, or stock operators
+LOWERINGS: tuple[str, ...] = get_args(Lowering)
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_RANK = 256  # kMaxRank of csrc/kernels/kernels.h
 

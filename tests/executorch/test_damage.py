@@ -21,7 +21,15 @@ from crash import start_runner
 from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 from executorch.runtime import Runtime, Verification
 from journals import ADAM, BAD_RULES
-from programs import MAGIC, program_bytes, tiny_dataset, with_checksum
+from programs import (
+    MAGIC,
+    described,
+    description_in,
+    entries,
+    program_bytes,
+    tiny_dataset,
+    with_checksum,
+)
 
 from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.executorch.description import parse_description
@@ -90,27 +98,6 @@ def test_files_that_are_no_programs(tmp_path: Path, rng: torch.Generator) -> Non
         Trainer(nameless)
 
 
-def description_in(content: bytes) -> str:
-    """The JSON in the bytes of a program, with the spaces that may follow it."""
-    start = next(re.finditer(rb'{"(format|versions)"', content)).start()
-    return content[start : content.index(b"\0", start)].decode()
-
-
-def described(program: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    """The program with another description, of the same length, and its checksum mended."""
-    content = program_bytes(program)
-    text = description_in(content).encode()
-    description = json.loads(text)
-    description["adapter"]["config"] = {"peft_type": "LORA"}  # makes room
-    edit(description)
-    other = json.dumps(description).encode()
-    return with_checksum(content.replace(text, other.ljust(len(text))))
-
-
-def entries(**values: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda description: description.update(values)
-
-
 def parameter(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda description: description["adapter"]["parameters"][0].update(values)
 
@@ -126,7 +113,8 @@ HUGE = 2**31 - 1
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (entries(format=2), "description: expected a program of format 1, got 2"),
+        (entries(format=3), "description: expected a program of format 1 or 2, got 3"),
+        (entries(format=2), "description: '(lowering|inputs)' is missing"),
         (entries(groups=5), "description: groups must be 4 for 2 queries two_sided, got 5"),
         (entries(estimator="three"), "description: estimator must be one of .*, centred, got 'three'"),
         (entries(estimator="\x1b[31m\n\x7f"), r"description: estimator must be .*, got '\?\[31m\?\?'"),

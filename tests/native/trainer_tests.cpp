@@ -13,6 +13,7 @@
 #include "../../executorch_ops/trainer/loop/seeds.h"
 #include "../../executorch_ops/trainer/loop/selection.h"
 #include "dataset_cases.h"
+#include "delegated_cases.h"
 #include "journal_cases.h"
 #include "json_cases.h"
 #include "safetensors_cases.h"
@@ -203,5 +204,7 @@ int main(int argc, char** argv) {
   trainer::safetensors_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);
+  trainer::host_adapter_cases(report, argv[1]);
+  trainer::method_input_cases(report);
   return report.finish();
 }

@@ -8,9 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,27 @@ def export_quietly(model: Any, path: Path, **options: Any) -> Description:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return export_training_program(model, path, **options)
+
+
+def description_in(content: bytes) -> str:
+    """The JSON in the bytes of a program, with the spaces that may follow it."""
+    start = next(re.finditer(rb'{"(format|versions)"', content)).start()
+    return content[start : content.index(b"\0", start)].decode()
+
+
+def described(program: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    """The program with another description, of the same length, and its checksum mended."""
+    content = program_bytes(program)
+    text = description_in(content).encode()
+    description = json.loads(text)
+    description["adapter"]["config"] = {"peft_type": "LORA"}  # makes room
+    edit(description)
+    other = json.dumps(description).encode()
+    return with_checksum(content.replace(text, other.ljust(len(text))))
+
+
+def entries(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda description: description.update(values)
 
 
 def tiny_llama(layers: int) -> Any:

@@ -1,65 +1,16 @@
 #include "description.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 
 #include "../files/errors.h"
+#include "inputs.h"
+#include "members.h"
 
 namespace mobizo::trainer {
 namespace {
 
-constexpr int64_t kFormat = 1;
-
-// A size of a tensor, or what is compared with one: ExecuTorch's sizes are int32.
-constexpr int64_t kMostSize = std::numeric_limits<int32_t>::max();
-
-int64_t checked_size(const Json& value, int64_t least) {
-  const int64_t size = value.as_int();
-  if (size < least) fail("expected at least ", least, ", got ", size);
-  if (size > kMostSize) fail("expected at most ", kMostSize, ", got ", size);
-  return size;
-}
-
-// An object whose members are asked for one by one; in the end, all of them have to have been.
-class Members {
- public:
-  explicit Members(const Json& json) : json_(json) {}
-
-  // The member called `name`, converted by `convert`, whose errors get the name in front.
-  template <typename Convert>
-  auto get(const std::string& name, Convert convert) {
-    const Json& value = json_[name];
-    asked_.insert(name);
-    return blaming(name, [&] { return convert(value); });
-  }
-  std::string text(const std::string& name) {
-    return get(name, [](const Json& value) { return value.as_string(); });
-  }
-  int64_t size(const std::string& name, int64_t least) {
-    return get(name, [&](const Json& value) { return checked_size(value, least); });
-  }
-  std::vector<int64_t> shape(const std::string& name) {
-    return get(name, [](const Json& value) {
-      const Json::Array& sizes = value.as_array();
-      if (sizes.size() != 2) fail("expected two sizes, got ", value.dump());
-      return std::vector<int64_t>{checked_size(sizes[0], 1), checked_size(sizes[1], 1)};
-    });
-  }
-  std::optional<std::vector<int64_t>> tokens(const std::string& name) {
-    return get(name, [](const Json& value) {
-      return value.is_null() ? std::nullopt : std::optional<std::vector<int64_t>>(value.as_ints());
-    });
-  }
-  void end() const {
-    for (const auto& [name, value] : json_.as_object())
-      if (asked_.count(name) == 0) fail("'", name, "' is unknown");
-  }
-
- private:
-  const Json& json_;
-  std::set<std::string> asked_;
-};
+constexpr int64_t kFormat = 1, kDelegatedFormat = 2;
 
 ModelDescription parse_model(const Json& json) {
   Members members(json);
@@ -94,7 +45,13 @@ AdapterDescription parse_adapter(const Json& json) {
   return adapter;
 }
 
+void check_delegated(const Json& value) {
+  const std::string lowering = value.as_string();
+  if (lowering != "delegated") fail("expected delegated in a program of format ", kDelegatedFormat, ", got '", lowering, "'");
+}
+
 void check(const Description& d) {
+  if (d.delegated && d.distribution != "outer") fail("lowering delegated needs distribution outer, got ", d.distribution);
   const bool two_sided = d.estimator == "two_sided", one_sided = d.estimator == "one_sided";
   if (!two_sided && !one_sided && d.estimator != "centred")
     fail("estimator must be one of two_sided, one_sided, centred, got '", d.estimator, "'");
@@ -127,9 +84,11 @@ Description parse_description(const std::string& text) {
   const Json json = parse_json(text);
   Members members(json);
   const int64_t format = members.size("format", 1);
-  if (format != kFormat) fail("expected a program of format ", kFormat, ", got ", format);
+  if (format != kFormat && format != kDelegatedFormat)
+    fail("expected a program of format ", kFormat, " or ", kDelegatedFormat, ", got ", format);
   Description d{};
   d.text = text;
+  d.delegated = format == kDelegatedFormat;
   members.get("versions", [](const Json& versions) {  // for people
     for (const auto& [name, version] : versions.as_object()) blaming(name, [&, &version = version] { version.as_string(); });
   });
@@ -155,8 +114,13 @@ Description parse_description(const std::string& text) {
     return value.is_null() ? std::nullopt : std::optional<std::string>(value.as_string());
   });
   d.adapter = members.get("adapter", parse_adapter);
+  if (d.delegated) {
+    members.get("lowering", check_delegated);
+    members.get("inputs", [](const Json&) {});  // looked at once the rest is known to be sound
+  }
   members.end();
   check(d);
+  if (d.delegated) blaming("inputs", [&] { check_inputs(json["inputs"], d); });
   return d;
 }
 

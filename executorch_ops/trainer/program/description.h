@@ -46,6 +46,8 @@ struct Description {
   int64_t vocabulary, pad_token, evaluation_rows;
   std::optional<std::string> tokenizer;  // hash; not checked if there is none
   AdapterDescription adapter;
+  // Whether the adapters are stock operators on inputs of the methods (inputs.h), not our ops on buffers of the program.
+  bool delegated;
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }

@@ -11,6 +11,8 @@
 #include "../files/checksum.h"
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "host_adapter.h"
+#include "inputs.h"
 #include "runtime.h"
 #include "signature.h"
 
@@ -43,6 +45,14 @@ class Arguments {
     // The methods only read their inputs.
     tensors_.push_back(from_blob(const_cast<T*>(values.data()), sizes, kScalarType<T>));
     values_.emplace_back(tensors_.back());
+    return *this;
+  }
+  // The next arguments by their description.
+  Arguments& add(const std::vector<MethodInput>& expected, const std::vector<std::vector<float>>& values) {
+    for (const std::vector<float>& value : values) {
+      const MethodInput& input = expected[values_.size()];
+      add(input.name.c_str(), value, input.shape);
+    }
     return *this;
   }
   const std::vector<EValue>& values() const { return values_; }
@@ -134,6 +144,7 @@ Program::Program(const std::string& path, int64_t threads) : path_(path) {
     description_ = describe(*methods_->module, path);
     // Loading a method after another has run would reset the adapter that they share.
     for (const Signature& signature : signatures(description_)) methods_->load(path, signature);
+    if (description_.delegated) host_ = std::make_unique<HostAdapter>(description_, adapter().lora_b);
   } catch (const std::bad_alloc&) {
     fail(path, ": there is not enough memory to load the program");
   }
@@ -151,8 +162,8 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
   Arguments arguments;
   arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
   arguments.add("target_positions", batch.target_positions, targets).add("target_ids", batch.target_ids, targets);
-  arguments.add("seeds", seeds, {d.groups}).add("coeffs", coeffs, {d.groups});
-  const bool plain = d.optimizer.plain();
+  const bool plain = d.optimizer.plain() && host_ == nullptr;  // then the update is part of the method
+  if (host_ == nullptr) arguments.add("seeds", seeds, {d.groups}).add("coeffs", coeffs, {d.groups});
   const auto queries = static_cast<size_t>(d.queries);
   const Update none{std::vector<int64_t>(queries), std::vector<float>(queries)};
   float norm = 0;
@@ -161,6 +172,11 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
     arguments.add("update_seeds", given.seeds, {d.queries}).add("update_coeffs", given.coeffs, {d.queries});
   } else if (update) {
     norm = this->update(*update);
+  }
+  if (host_ != nullptr) {
+    host_->draw(seeds, coeffs);
+    const std::vector<MethodInput> expected = train_step_inputs(d);
+    for (const auto* factors : {&host_->lora_b(), &host_->u(), &host_->v()}) arguments.add(expected, *factors);
   }
   const auto outputs = methods_->run(path_, "train_step", arguments);
   if (static_cast<int64_t>(outputs[0].size()) != d.groups || (plain && outputs[1].size() != 1))
@@ -175,6 +191,7 @@ std::vector<float> Program::evaluate(const Batch& batch) {
   Arguments arguments;
   arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
   arguments.add("target_positions", batch.target_positions, {d.evaluation_rows, d.targets_per_row});
+  if (host_ != nullptr) arguments.add(evaluate_inputs(d), host_->lora_b());
   std::vector<float> logits = std::move(methods_->run(path_, "evaluate", arguments)[0]);
   const int64_t expected = d.evaluation_rows * d.targets_per_row * d.classes();
   if (static_cast<int64_t>(logits.size()) != expected)
@@ -183,6 +200,7 @@ std::vector<float> Program::evaluate(const Batch& batch) {
 }
 
 float Program::update(const Update& update) {
+  if (host_ != nullptr) return host_->update(update);
   const int64_t queries = description_.queries;
   Arguments arguments;
   const UpdateRule& rule = description_.optimizer;
@@ -206,12 +224,14 @@ Adapter Program::adapter() {
         static_cast<int64_t>(adapter.lora_b[i].size()) != p.lora_b[0] * p.lora_b[1])
       fail(path_, ": get_adapter returns ", p.name, " in another shape than the description has");
   }
+  if (host_ != nullptr) adapter.lora_b = host_->lora_b();  // the method has that of the export
   return adapter;
 }
 
 void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
   const auto& parameters = description_.adapter.parameters;
   if (lora_b.size() != parameters.size()) fail("the adapter must have ", parameters.size(), " LoRA-B, got ", lora_b.size());
+  if (host_ != nullptr) return host_->set_lora_b(lora_b);
   Arguments arguments;
   for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);
   methods_->run(path_, "set_adapter", arguments);

@@ -29,6 +29,8 @@ struct TrainStep {
   float update_norm;          // 0 without an update
 };
 
+class HostAdapter;
+
 // Not thread-safe. What goes wrong is an Error that names the program and the method, with ExecuTorch's name of the error.
 class Program {
  public:
@@ -64,6 +66,7 @@ class Program {
   std::string path_;
   std::unique_ptr<Methods> methods_;
   Description description_;
+  std::unique_ptr<HostAdapter> host_;  // of a delegated program; else the adapter lies in buffers of the methods
 };
 
 // Without loading the methods that train.

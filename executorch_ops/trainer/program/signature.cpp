@@ -4,6 +4,7 @@
 
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "inputs.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -23,6 +24,13 @@ void check_tensor(const TensorType& expected, const executorch::runtime::Result<
     fail(where, " must be ", text, " by the description, got ", type_text(info->scalar_type(), shape));
 }
 
+std::vector<TensorType> types_of(const std::vector<MethodInput>& inputs) {
+  std::vector<TensorType> types;
+  for (const MethodInput& input : inputs)
+    types.push_back({input.dtype == "int64" ? ScalarType::Long : ScalarType::Float, input.shape});
+  return types;
+}
+
 }  // namespace
 
 std::vector<Signature> signatures(const Description& d) {
@@ -32,9 +40,21 @@ std::vector<Signature> signatures(const Description& d) {
     const TensorType tokens = ints({rows, d.max_length});
     return std::vector<TensorType>{tokens, tokens, ints({rows, d.targets_per_row})};
   };
+  Signature get{"get_adapter", {}, {}}, set{"set_adapter", {}, {floats({1})}};
+  for (const AdapterParameter& parameter : d.adapter.parameters) get.outputs.push_back(floats(parameter.lora_a));
+  for (const AdapterParameter& parameter : d.adapter.parameters) {
+    get.outputs.push_back(floats(parameter.lora_b));
+    set.inputs.push_back(floats(parameter.lora_b));
+  }
+  Signature step{"train_step", batch(d.batch_size), {floats({d.groups})}};
+  Signature evaluate{"evaluate", batch(d.evaluation_rows), {floats({d.evaluation_rows, d.targets_per_row, d.classes()})}};
+  if (d.delegated) {
+    step.inputs = types_of(train_step_inputs(d));
+    evaluate.inputs = types_of(evaluate_inputs(d));
+    return {step, evaluate, get};
+  }
   const UpdateRule& rule = d.optimizer;
   const std::vector<TensorType> directions{ints({d.queries}), floats({d.queries})};
-  Signature step{"train_step", batch(d.batch_size), {floats({d.groups})}};
   step.inputs.insert(step.inputs.end(), {ints({d.batch_size, d.targets_per_row}), ints({d.groups}), floats({d.groups})});
   if (rule.plain()) {
     step.inputs.insert(step.inputs.end(), directions.begin(), directions.end());
@@ -42,13 +62,6 @@ std::vector<Signature> signatures(const Description& d) {
   }
   Signature update{"update", directions, {floats({1})}};
   update.inputs.insert(update.inputs.end(), size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, floats({1}));
-  Signature get{"get_adapter", {}, {}}, set{"set_adapter", {}, {floats({1})}};
-  for (const AdapterParameter& parameter : d.adapter.parameters) get.outputs.push_back(floats(parameter.lora_a));
-  for (const AdapterParameter& parameter : d.adapter.parameters) {
-    get.outputs.push_back(floats(parameter.lora_b));
-    set.inputs.push_back(floats(parameter.lora_b));
-  }
-  const Signature evaluate{"evaluate", batch(d.evaluation_rows), {floats({d.evaluation_rows, d.targets_per_row, d.classes()})}};
   return {step, evaluate, update, get, set};
 }
 
