@@ -13,6 +13,8 @@ weights.
 - half, whole, prefix: ours where groups share a part, only if named. half: the upper half of the layers is
   tuned. whole: v_proj of the upper two thirds, q * B = 64; prefix-n: the same by Activated LoRA on the last n
   tokens of a row. Each is measured against the forward of all its rows.
+- outer, delegated: ours along directions "outer", by our op and in one delegate, only if named; with 32
+  directions a step has 64 rows. The host's part of a delegated step, update and directions, is timed with it.
 - dual: the paper's dual-forward module, in the form and with the caveats that are printed below the table.
 - fo: first-order training, LoRA-FA by back-propagation and SGD, from the same wheel; caveats below as well.
   Its slow forms, "portable" and "per-op", run only if they are named.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LOWERINGS = ("rewritten", "per-op", "portable")  # of first-order training
 ROWS = 32  # of every forward: q * B = 16, each direction with both signs
 MANY = 128  # of those that share a part: q * B = 64
+WIDE = 64  # of a step of 32 directions, one row each
 SIZES: dict[str, dict[str, Any]] = {
     "20m": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256},
 }
 MODELS = (*SIZES, SMOLLM2)
 _EXPORT = (
-    "describe", "description", "export", "lowering", "partitioner", "program", "quantization", "widening",
-    "xnnpack_rewrites",
+    "delegated", "describe", "description", "export", "inputs", "lowering", "partitioner", "program",
+    "quantization", "rotation", "widening", "xnnpack_rewrites",
 )  # fmt: skip
 MAKERS = (
     *(f"benchmarks/executorch/{name}.py" for name in ("first_order", "peers", "programs")),
@@ -45,7 +46,8 @@ class Case:
         targets: the linears that ours adapts, with rank 8.
         untuned: percent of the layers, the lower ones, without an adapter.
         tail: n, the tokens where the adapters act (Activated LoRA); 0 for all.
-        lowering: of first-order training.
+        distribution: of the directions of ours.
+        lowering: of the adapters of ours, or of first-order training.
         weight_cache: whether XNNPACK's methods share packed weights.
     """
 
@@ -57,6 +59,7 @@ class Case:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     untuned: int = 0
     tail: int = 0
+    distribution: str = "gaussian"
     lowering: str = ""
     weight_cache: bool = True
 
@@ -85,7 +88,7 @@ def all_cases() -> dict[str, Case]:
     for kind in QUANTIZATIONS:
         cases += [Case(f"ours-q{q}-{kind}", "ours", queries=q, quantization=kind) for q in (1, 4, 16)]
         cases.append(Case(f"nocache-q4-{kind}", "ours", ROWS, 4, kind, weight_cache=False))
-    cases += shared_cases()
+    cases += shared_cases() + delegated_cases()
     cases.append(Case("dual-q1-none", "dual", queries=1))
     for lowering in LOWERINGS:
         # What ExecuTorch's own partitioner gives to XNNPACK is not safe with the cache.
@@ -115,6 +118,17 @@ def shared_cases() -> list[Case]:
         for name, tail in (("whole", 0), ("prefix-3", 3), ("prefix-2", 2)):
             upper = Case(f"{name}-q8-{kind}", "ours", MANY, 8, kind, ("v_proj",), untuned=33, tail=tail)
             cases.append(upper)
+    return cases
+
+
+def delegated_cases() -> list[Case]:
+    """Steps along directions "outer", by our op and in one delegate."""
+    cases = [Case(forward_name(WIDE, kind), "forward", WIDE, quantization=kind) for kind in QUANTIZATIONS]
+    for kind in QUANTIZATIONS:
+        for queries, rows in ((4, ROWS), (32, WIDE)):
+            for name, lowering in (("outer", "custom-op"), ("delegated", "delegated")):
+                made = Case(f"{name}-q{queries}-{kind}", "ours", rows, queries, kind)
+                cases.append(replace(made, distribution="outer", lowering=lowering))
     return cases
 
 
@@ -164,10 +178,12 @@ def chosen(names: Sequence[str], model: str) -> list[Case]:
 
 def by_default(case: Case, model: str) -> bool:
     """Without the slow forms of first-order training: after seconds on one thread the next case is slow, too;
-    without those where groups share a part, for they have other rows.
+    without those where groups share a part, for they have other rows, and those of directions "outer".
 
     Of SmolLM2 also without what the small model tells as well.
     """
-    if case.lowering in ("per-op", "portable") or case.rows == MANY or case.untuned:
+    if case.lowering in ("per-op", "portable") or case.rows in (MANY, WIDE) or case.untuned:
+        return False
+    if case.distribution != "gaussian":
         return False
     return model != SMOLLM2 or (case.weight_cache and case.queries in (0, 1, 4))

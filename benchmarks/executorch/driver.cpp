@@ -4,13 +4,18 @@
 //   executorch_driver PROGRAM METHOD INPUTS THREADS WEIGHT_CACHE
 //
 // INPUTS is a .safetensors file whose tensors "0", "1", ... are the arguments; WEIGHT_CACHE is 0 or 1. Every method is loaded,
-// as in the trainer. Each line on standard input makes a step; each answer is a line of JSON. A program of first-order training
-// has its parameters updated after each step, by SGD.
+// as in the trainer. In a step of a delegated program, what the host does is timed with it: the update of LoRA-B and the
+// drawing of the directions, by the same seeds and coefficients as those of a program with our ops. Each line on standard input
+// makes a step; each answer is a line of JSON. A program of first-order training has its parameters updated after each step, by
+// SGD.
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
 #include <files/safetensors.h>
+#include <program/host_adapter.h>
+#include <program/inputs.h>
+#include <program/program.h>
 #include <program/runtime.h>
 
 #include <algorithm>
@@ -25,6 +30,7 @@ namespace {
 using namespace mobizo::trainer;
 using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
+using executorch::extension::from_blob;
 using executorch::extension::make_tensor_ptr;
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
@@ -100,6 +106,67 @@ void descend(const std::vector<EValue>& outputs, const Trainables& at) {
   }
 }
 
+// A delegated program's host, as the trainer is: it makes the factors of train_step out of seeds and coefficients.
+class Host {
+ public:
+  // values: the batch, then what a program with our ops is given.
+  Host(Module& module, Description description, const std::vector<TensorPtr>& values)
+      : description_(std::move(description)),
+        adapter_(description_, lora_b_of(module)),
+        inputs_(train_step_inputs(description_)),
+        batch_(values.begin(), values.begin() + 4),
+        seeds_(copy<int64_t>(values[4])),
+        coeffs_(copy<float>(values[5])),
+        update_{copy<int64_t>(values[6]), copy<float>(values[7])} {}
+
+  std::vector<EValue> arguments() {
+    adapter_.update(update_);
+    adapter_.draw(seeds_, coeffs_);
+    tensors_ = batch_;
+    for (const auto* factors : {&adapter_.lora_b(), &adapter_.u(), &adapter_.v()})
+      for (const std::vector<float>& factor : *factors) {
+        const std::vector<int64_t>& shape = inputs_[tensors_.size()].shape;
+        const std::vector<executorch::aten::SizesType> sizes(shape.begin(), shape.end());
+        tensors_.push_back(from_blob(const_cast<float*>(factor.data()), sizes));
+      }
+    return std::vector<EValue>(tensors_.begin(), tensors_.end());
+  }
+
+ private:
+  template <typename T>
+  static std::vector<T> copy(const TensorPtr& tensor) {
+    const T* data = tensor->const_data_ptr<T>();
+    return {data, data + tensor->numel()};
+  }
+  static std::vector<std::vector<float>> lora_b_of(Module& module) {
+    const auto outputs = module.execute("get_adapter");
+    if (!outputs.ok()) fail("get_adapter failed");
+    std::vector<std::vector<float>> lora_b;
+    for (size_t i = outputs->size() / 2; i < outputs->size(); ++i) {
+      const Tensor tensor = (*outputs)[i].toTensor();
+      lora_b.emplace_back(tensor.const_data_ptr<float>(), tensor.const_data_ptr<float>() + tensor.numel());
+    }
+    return lora_b;
+  }
+
+  Description description_;
+  HostAdapter adapter_;
+  std::vector<MethodInput> inputs_;
+  std::vector<TensorPtr> batch_, tensors_;
+  std::vector<int64_t> seeds_;
+  std::vector<float> coeffs_;
+  Update update_;
+};
+
+std::optional<Host> host_of(Module& module, const std::vector<std::string>& methods, const std::vector<TensorPtr>& values) {
+  const char* describe = "mobizo_description";
+  if (std::find(methods.begin(), methods.end(), describe) == methods.end()) return std::nullopt;
+  const auto text = module.execute(describe).get().at(0).toString();
+  Description description = parse_description({text.data(), text.size()});
+  if (!description.delegated) return std::nullopt;
+  return std::optional<Host>(std::in_place, module, std::move(description), values);
+}
+
 void serve(const std::string& path, const std::string& method, const std::string& inputs, int64_t threads, bool weight_cache) {
   const ThreadPoolUse pool(threads);
   set_weight_cache(weight_cache);
@@ -110,13 +177,15 @@ void serve(const std::string& path, const std::string& method, const std::string
   const std::vector<std::string> methods(names->begin(), names->end());
   for (const std::string& name : methods) log.check(module.load_method(name), path + ": method " + name);
   const std::vector<TensorPtr> tensors = read_arguments(inputs);
-  const std::vector<EValue> arguments(tensors.begin(), tensors.end());
+  std::vector<EValue> arguments(tensors.begin(), tensors.end());
+  std::optional<Host> host = host_of(module, methods, tensors);
   const std::optional<Trainables> trainables = find_trainables(module, methods, method);
   std::printf("{\"planned\": %lld}\n", static_cast<long long>(planned_bytes(module, methods)));
   std::fflush(stdout);
 
   for (std::string line; std::getline(std::cin, line);) {
     const auto start = std::chrono::steady_clock::now();
+    if (host) arguments = host->arguments();
     const auto outputs = module.execute(method, arguments);
     log.check(outputs.error(), path + ": method " + method);
     if (trainables) descend(*outputs, *trainables);

@@ -112,7 +112,7 @@ def decoder(
     attention = GroupedAttention(model, inputs[0].shape[1])
     with torch.no_grad(), attention.installed(model), product_rotation(model):
         replace_norms(model)
-        yield TrainingGraph(
+        graph = TrainingGraph(
             model,
             groups=groups,
             distribution="gaussian",
@@ -120,6 +120,9 @@ def decoder(
             candidate_tokens=candidates,
             attention=attention,
         )
+        # What is made on the way, as the matrices that rotate, is then a constant for XNNPACK, as in ours.
+        Forward(graph)(*inputs)
+        yield graph
 
 
 def adapt(program: TrainingGraph, names: Sequence[str], make: Callable[[nn.Linear], nn.Module]) -> None:

@@ -54,7 +54,9 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
             batch_size=len(inputs[0]),
             max_length=length,
             targets=adapter(case, decoder_model, inputs[0]),
+            distribution=case.distribution,
             quantization=case.quantization,
+            lowering=case.lowering or "custom-op",
             dynamic_length=False,
             candidate_tokens=CANDIDATES,
         )
