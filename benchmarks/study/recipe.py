@@ -33,10 +33,15 @@ METHODS = {
     "ours": OURS,
     "ours, q=8": VARIED,
     "ours, states kept": replace(OURS, kept=True, train_rows=512),
+    "ours, centred": replace(OURS, estimator="centred", queries=64, lr=0.4),
+    "readout": replace(OURS, method="none", readout_rows=1280),
+    "readout, ours": replace(OURS, readout_rows=1280),
+    "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),
     "P-RGE, q=4 B=4": replace(PUBLISHED, queries=4, batch_size=4),
     "first-order LoRA-FA": replace(PUBLISHED, method="first-order", decay=True, lr=2e-3),
     "first-order, tail": replace(VARIED, method="first-order", batch_size=16, lr=2e-3),
+    "first-order, tail alone": replace(OURS, method="first-order-kept", lr=2e-3),
     # What ours would do with an exact gradient in place of an estimate.
     "exact gradient, tail": replace(OURS, method="exact-gradient"),
 }
@@ -68,7 +73,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     """The runs that are asked for, with what each is called."""
-    common = {"seconds": 2.0 if options.quick else options.seconds}
+    common: dict[str, Any] = {"seconds": 2.0 if options.quick else options.seconds}
     if options.part == "factors":
         for seed in range(options.seeds):
             yield "base", replace(VARIED, seed=seed, **common)
@@ -80,7 +85,10 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     for seed in range(options.seeds):
         for task in options.tasks:
             for name in names:
-                yield name, replace(METHODS[name], task=task, seed=seed, **common)
+                recipe = replace(METHODS[name], task=task, seed=seed, **common)
+                if options.quick:
+                    recipe = replace(recipe, readout_rows=min(recipe.readout_rows, 32))
+                yield name, recipe
 
 
 def main() -> None:
@@ -100,13 +108,16 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs in a file of this study, none if it is not there; a line that was cut off does not count."""
+    """The runs in a file of this study, none if it is not there; a line that was cut off does not count. What
+    a recipe has not heard of was at its default.
+    """
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        lines.append({**line, "recipe": asdict(Recipe()) | line["recipe"]})
     return lines
 
 

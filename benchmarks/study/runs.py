@@ -26,7 +26,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
-from mobizo_kernels.training import Keeper, score_rows
+from mobizo_kernels.training import Keeper, readout, rows_in_turn, score_rows
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
 
@@ -38,8 +38,11 @@ class Recipe:
         task: a name in `mobizo_kernels.data.TASKS`.
         seed: of A, the directions and the batches.
         method: "zo"; "mezo" for sequential MeZO over LoRA-FA (q = 1, two forwards of the batch);
-            "first-order" for back-propagation to B with AdamW; "exact-gradient" for steps of length `lr`
-            along the gradient, which "zo" would take without the variance of its estimate.
+            "first-order" for back-propagation to B with AdamW; "first-order-kept" for the same through the
+            tail alone, the states before it kept from a forward of the base model; "exact-gradient" for steps
+            of length `lr` along the gradient, which "zo" would take without the variance of its estimate;
+            "none" for no steps behind the readout.
+        readout_rows: that a readout to begin with is made of; 0 for none. It is paid from the budget.
         tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
         kept: keep what the base model makes of a row for the next epoch.
         train_rows: of the training split; 0 for all.
@@ -53,6 +56,7 @@ class Recipe:
     tail: int = TrainSettings.tail
     kept: bool = False
     train_rows: int = 0
+    readout_rows: int = 0
     targets: str = TrainSettings.targets
     layers: str = TrainSettings.layers
     rank: int = TrainSettings.rank
@@ -123,18 +127,27 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         The curve: for each evaluation the seconds and steps so far, validation loss, accuracy and AUC; and
-        the test quality of the adapter that `Selection` keeps, as "best", and of the last one.
+        the test quality of the adapter that `Selection` keeps, as "best", of the last one, and of a readout.
     """
     data = material(recipe.task)
     model = wrapped_model(recipe, data, recipe.dtype)
     evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
-    take_step = _STEPS[recipe.method](recipe, model, data)
+    read_out: dict[str, Any] = {}
+    spent, steps, tokens = 0.0, 0, 0
+    if recipe.readout_rows:
+        started = time.process_time()
+        found = _readout(recipe, model, data)
+        spent += time.process_time() - started
+        tokens += found.pop("tokens")
+        _, quality = scored(LabelledLoss(model, candidate_tokens=data.candidates), data.test, data.pad)
+        read_out = {"readout": {**found, **quality, "seconds": spent}}
+    begun = spent
+    take_step = _STEPS[recipe.method](recipe, model, data) if recipe.method != "none" else None
     rows = data.train[: recipe.train_rows] if recipe.train_rows else data.train
     batches = training_batches(rows, recipe.batch_size, recipe.seed)
 
     curve: list[dict[str, float]] = []
     keeper = Keeper(model)
-    spent, steps, tokens = 0.0, 0, 0
 
     def validate() -> None:
         losses, quality = scored(evaluation, data.validation, data.pad)
@@ -143,20 +156,30 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     validate()
     due = itertools.count(1)
-    next_validation = next(due) * recipe.seconds / 10
-    while spent < recipe.seconds:
+    whole = recipe.seconds - begun
+    next_validation = begun + next(due) * whole / 10
+    while take_step is not None and spent < recipe.seconds:
         batch = collate(next(batches), data.pad)
         started = time.process_time()
-        tokens += take_step(batch, 1 - spent / recipe.seconds if recipe.decay else 1.0)
+        tokens += take_step(batch, 1 - (spent - begun) / whole if recipe.decay else 1.0)
         spent += time.process_time() - started
         steps += 1
         if spent >= next_validation:
             validate()
-            next_validation = next(due) * recipe.seconds / 10
+            next_validation = begun + next(due) * whole / 10
     _, last = scored(evaluation, data.test, data.pad)
     keeper.restore()
     _, kept = scored(evaluation, data.test, data.pad)
-    return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept}
+    return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept, **read_out}
+
+
+def _readout(recipe: Recipe, model: Any, data: Material) -> dict[str, Any]:
+    """Begin with a readout; its ridge and rank, and the tokens that it forwarded."""
+    rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
+    loss = LabelledLoss(model, candidate_tokens=data.candidates)
+    found = readout(loss, rows, data.validation, pad_token=data.pad)
+    tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
+    return {"ridge": found.ridge, "rank": found.rank, "tokens": tokens}
 
 
 def scored(
@@ -213,6 +236,37 @@ def _first_order(
         optimizer.step()
         optimizer.zero_grad()
         return batch["input_ids"][:, :-1].numel()
+
+    return take_step
+
+
+def _first_order_kept(
+    recipe: Recipe, model: Any, data: Material
+) -> Callable[[dict[str, torch.Tensor], float], int]:
+    """The same, back through the tail alone: before it is the base model, which needs no gradient."""
+    twin, factors = first_order_twin(model, recipe.dtype)
+    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
+    words = torch.tensor(data.candidates)
+
+    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
+        optimizer.param_groups[0]["lr"] = recipe.lr * factor
+        ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        before, tail = slice(-recipe.tail), slice(-recipe.tail, None)
+        with torch.no_grad():
+            states = twin(
+                input_ids=ids[:, before], attention_mask=mask[:, before],
+                position_ids=positions[:, before], use_cache=True, logits_to_keep=1,
+            ).past_key_values  # fmt: skip
+        logits = twin(
+            input_ids=ids[:, tail], attention_mask=mask, position_ids=positions[:, tail],
+            past_key_values=states, logits_to_keep=1,
+        ).logits[:, -1, words]  # fmt: skip
+        targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return ids.numel()
 
     return take_step
 
@@ -289,5 +343,6 @@ _STEPS = {
     "zo": _zeroth_order,
     "mezo": _mezo,
     "first-order": _first_order,
+    "first-order-kept": _first_order_kept,
     "exact-gradient": _exact_gradient,
 }

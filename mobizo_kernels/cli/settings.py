@@ -207,7 +207,9 @@ class TrainSettings(StepSettings, TaskSettings):
     stop_unsteady: Annotated[
         bool, _tune(help="End the run when its loss runs away; what was better is kept in any case.")
     ] = RUN.stop_unsteady
-    seed: Annotated[int, _run(help="Of the directions, the batches and LoRA-A.")] = RUN.run_seed
+    seed: Annotated[int, _run(help="Of the directions, the batches, LoRA-A and what is read out.")] = (
+        RUN.run_seed
+    )
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = (
         RUN.validation_rows
     )

@@ -58,7 +58,7 @@ def begin(
         with blame_input("start"):
             made = readout(
                 loss,
-                rows_in_turn(train, settings.readout_rows),
+                rows_in_turn(train, settings.readout_rows, settings.seed),
                 validation,
                 validation_loss=validation_loss,
                 pad_token=pad_token,

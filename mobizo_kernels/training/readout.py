@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,10 +116,10 @@ def readout(
     return Readout(ridge, rank, losses, len(train), perf_counter() - started)
 
 
-def rows_in_turn(rows: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
-    """The first `count` rows, one of each label in turn for as long as it has any."""
+def rows_in_turn(rows: Sequence[EncodedExample], count: int, seed: int = 0) -> list[EncodedExample]:
+    """`count` of the rows by chance, or all that there are, one of each label in turn while it has any."""
     by_label: dict[int, list[EncodedExample]] = defaultdict(list)
-    for row in rows:
+    for row in random.Random(seed).sample(rows, len(rows)):
         by_label[row.label].append(row)
     turns = chain.from_iterable(zip_longest(*(by_label[label] for label in sorted(by_label))))
     return list(islice((row for row in turns if row is not None), count))

@@ -191,6 +191,7 @@ def test_rows_in_turn(rng: torch.Generator) -> None:
     few = rows_in_turn(many, 9)
     assert [row.label for row in few[:3]] == [0, 1, 2] and len(few) == 9
     assert sorted(map(id, rows_in_turn(many, 100))) == sorted(map(id, many))
+    assert rows_in_turn(many, 9) == few != rows_in_turn(many, 9, seed=1)
 
 
 def test_errors(rng: torch.Generator) -> None:
