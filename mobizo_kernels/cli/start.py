@@ -16,6 +16,7 @@ from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.conventions import PEFT_WEIGHTS
 from mobizo_kernels.data import EncodedExample
 from mobizo_kernels.errors import InputError, blame_input, first_line
+from mobizo_kernels.files.safetensors import read_safetensors
 from mobizo_kernels.lora import adapt_head, save_adapter
 from mobizo_kernels.lora.head import head_name
 from mobizo_kernels.lora.peft_check import peft_key
@@ -51,8 +52,14 @@ def begin(
     model, kept = loss.model, settings.out / START_DIRECTORY
     found: dict[str, Any] | None = None
     if settings.resume and settings.journal is not None and settings.journal.exists() and kept.is_dir():
-        with blame_input("out"):
-            _recall(model, load_file(kept / PEFT_WEIGHTS))
+        weights = kept / PEFT_WEIGHTS
+        try:
+            read_safetensors(weights)  # for its checks
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"out: the start {str(weights)!r} cannot be read ({first_line(error)})"
+            ) from error
+        _recall(model, load_file(weights))
     else:
         _log.info("reading out")
         with blame_input("start"):

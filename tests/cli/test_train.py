@@ -161,6 +161,9 @@ def test_a_readout_to_begin_with(
     resumed = train(TrainSettings(**values | {"journal": journal, "resume": True}))
     assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
     assert (tmp_path / "again" / weights).read_bytes() == (out / "adapter" / weights).read_bytes()
+    (out / "start" / weights).write_bytes(b"damaged")
+    with pytest.raises(InputError, match="^out: the start .*adapter_model.safetensors. cannot be read"):
+        train(TrainSettings(**values | {"resume": True}))
     with pytest.raises(InputError, match="journal: .* exists; name another, or add --resume"):
         train(TrainSettings(**values | {"overwrite": True}))
     with pytest.raises(InputError, match="start: expected zero with --engine executorch, got readout"):
