@@ -20,6 +20,7 @@ import mobizo_kernels as mobizo
 from benchmarks.peers import make_stack_, mezo_perturb_, stacked_lora_linear
 from mobizo_kernels.loss import IGNORED
 from mobizo_kernels.loss.compiled import CompiledLayers
+from mobizo_kernels.loss.float32_products import fast_float32_products
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 
@@ -66,10 +67,10 @@ class StepSettings:
         return tokens[:, :-1], tokens[:, -1]
 
 
-def bare_forward(settings: StepSettings, compile: bool = False) -> Step:
+def bare_forward(settings: StepSettings, compile: bool = False, products: bool = False) -> Step:
     """The limit: the same rows through the un-adapted model, its LM head at the labelled position only."""
     model, (inputs, labels) = with_folded_head(settings.load()), settings.rows()
-    running = layers_of(model, compile)
+    running = layers_of(model, compile, products)
 
     def step() -> float:
         with running():
@@ -78,9 +79,15 @@ def bare_forward(settings: StepSettings, compile: bool = False) -> Step:
     return step
 
 
-def layers_of(model: PreTrainedModel, compile: bool) -> Callable[[], AbstractContextManager[None]]:
-    """What to forward the model in: its layers run compiled as those of ours do, or as they are."""
-    return CompiledLayers(model).running if compile else nullcontext
+def layers_of(
+    model: PreTrainedModel, compile: bool, products: bool = False
+) -> Callable[[], AbstractContextManager[None]]:
+    """What to forward the model in: its layers run compiled as those of ours do, its float32 products by what
+    ours take on this CPU, or both as they are.
+    """
+    if compile:
+        return CompiledLayers(model).running
+    return partial(fast_float32_products, model) if products else nullcontext
 
 
 def full_logits_forward(settings: StepSettings) -> Step:
@@ -155,7 +162,7 @@ def ours(
     return lambda: zo.step(batch).loss
 
 
-def stacked_prge(settings: StepSettings, compile: bool = False) -> Step:
+def stacked_prge(settings: StepSettings, compile: bool = False, products: bool = False) -> Step:
     """P-RGE (arXiv 2409.15520) with a stack of 2q perturbed B in every layer.
 
     At its best: adapters by one batched product added in place, noise drawn once in a step (the public code
@@ -167,7 +174,7 @@ def stacked_prge(settings: StepSettings, compile: bool = False) -> Step:
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in settings.targets:
             layers.append(StackedLoRALinear(module, settings))
             model.set_submodule(name, layers[-1])
-    running = layers_of(model, compile)
+    running = layers_of(model, compile, products)
 
     def step() -> float:
         for layer in layers:
@@ -332,6 +339,7 @@ recipe = partial(ours, tail=2, lower=1 / 3, words=(7, 9), distribution="rademach
 STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "bare forward": bare_forward,
     "bare forward, compiled": partial(bare_forward, compile=True),
+    "bare forward, our products": partial(bare_forward, products=True),
     "ours": ours,
     "ours, compiled": partial(ours, compile=True),
     "recipe": recipe,
@@ -342,6 +350,7 @@ STEPS: dict[str, Callable[[StepSettings], Step]] = {
     "ours, 2 tokens, states kept": partial(ours, tail=2, kept=True),
     "stacked P-RGE": stacked_prge,
     "stacked P-RGE, compiled": partial(stacked_prge, compile=True),
+    "stacked P-RGE, our products": partial(stacked_prge, products=True),
     "sequential MeZO": sequential_mezo,
     "first order": first_order,
     "first order, checkpointed": partial(first_order, checkpointing=True),

@@ -7,7 +7,8 @@ per row; none caches keys and values, and all compute logits at the labelled pos
 of the zeroth-order peers compute logits [rows, T, vocabulary]: "full logits" is the bare forward with them,
 and tells what that alone costs. "first order" is LoRA-FA by back-propagation over as many rows; one such step
 is worth many of the others. "compiled": the decoder's layers run by torch.compile; its first steps, which
-compile, are not timed. "recipe": the adapters, the loss and the directions of docs/recipe.md.
+compile, are not timed. "our products": float32 linears by what ours take on this CPU (bench_products.py).
+"recipe": the adapters, the loss and the directions of docs/recipe.md.
 
 Every variant has a process and a model of its own, and the processes make their steps in turns, so that a
 change in the machine's speed meets all alike. Memory is taken from another process for each variant, in which

@@ -24,6 +24,7 @@ from mobizo_kernels.loss.agreement import (
     why_not_shared,
 )
 from mobizo_kernels.loss.compiled import CompiledLayers
+from mobizo_kernels.loss.float32_products import fast_float32_products
 from mobizo_kernels.loss.label_head import LabelHead
 from mobizo_kernels.loss.labelled_batch import BatchReader, LabelledBatch
 from mobizo_kernels.loss.rows import RowReader, Rows
@@ -212,17 +213,23 @@ class LabelledLoss:
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""
         batch = batch.to(self.model.device)
+        # The compiler's own products are others.
+        with nullcontext() if self._compiled is not None else fast_float32_products(self.model):
+            hidden = self._decoded(batch, groups)
+        return hidden.unflatten(0, (groups, -1))[:, batch.rows, batch.columns]
+
+    def _decoded(self, batch: LabelledBatch, groups: int) -> torch.Tensor:
+        """Last hidden states of the decoder, [groups * B, T, H]: of all tokens, or of those not shared."""
         if batch.block is None:
             inputs = {name: torch.cat([tensor] * groups) for name, tensor in batch.inputs.items()}
             if has_wrapped_parameters(self.model):
                 parameter_directions(self.model).rows = len(inputs["input_ids"])
             with nullcontext() if self._compiled is None else self._compiled.running():
-                hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        else:
-            assert self._shared is not None
-            store = self.store if batch.keys else None
-            hidden = self._shared(batch.block, groups, batch.prefix, store=store, keys=batch.keys)
-        return hidden.unflatten(0, (groups, -1))[:, batch.rows, batch.columns]
+                hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+                return hidden
+        assert self._shared is not None
+        store = self.store if batch.keys else None
+        return self._shared(batch.block, groups, batch.prefix, store=store, keys=batch.keys)
 
     def _shared_decoder(self) -> SharedDecoder | None:
         """What shares work between groups, or None if there is nothing to share or no way to."""
