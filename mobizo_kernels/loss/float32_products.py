@@ -10,8 +10,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +55,8 @@ def fast_float32_products(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if type(module) is nn.Linear and "forward" not in vars(module) and _is_plain(module.weight)
     ]
-    for linear in linears:
-        linear.forward = partial(_product, linear)  # type: ignore[method-assign]
+    for linear in linears:  # one function for all: a compiled layer serves the others that have the same
+        linear.forward = MethodType(_product, linear)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -72,4 +73,6 @@ def _is_plain(weight: torch.Tensor) -> bool:
 def _product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or x.numel() == 0:
         return F.linear(x, linear.weight, linear.bias)
+    if torch.compiler.is_compiling():
+        return torch.ops.mobizo.linear_traced(x, linear.weight, linear.bias)
     return torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "none", [], "")

@@ -213,8 +213,7 @@ class LabelledLoss:
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""
         batch = batch.to(self.model.device)
-        # The compiler's own products are others.
-        with nullcontext() if self._compiled is not None else fast_float32_products(self.model):
+        with fast_float32_products(self.model):
             hidden = self._decoded(batch, groups)
         return hidden.unflatten(0, (groups, -1))[:, batch.rows, batch.columns]
 

@@ -15,6 +15,7 @@ from mobizo_kernels import ops
 
 pytestmark = pytest.mark.compiler
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
 SEEDS, COEFFS = torch.tensor([5, -6, 7]), torch.tensor([0.5, -0.5, 0.0])
 
 
@@ -74,6 +75,11 @@ def opcheck_cases() -> list[Any]:
                 (op.mp_lora.out, (base, x, *lora), {"out": torch.zeros_like(base)}),
                 (op.mp_lora_.default, (base.clone(), x, *lora), {}),
                 (op.mp_lora_traced_.default, (base.clone(), x, *traced(lora)), {}),
+                *(
+                    [(op.linear_traced.default, (x, weight, bias), {})]
+                    if dtype == torch.float32 and HAS_ONEDNN
+                    else []
+                ),
                 (op.mp_lora_linear.default, (x, weight, bias, *lora), {}),
                 (op.mp_lora_linear.default, (x, weight, None, *lora), {}),
                 (op.mp_outer_.default, (base.clone(), x, *directions, 4), {}),

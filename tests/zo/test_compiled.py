@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import wrap
-from mobizo_kernels.loss import LabelledLoss, compiled
+from mobizo_kernels.loss import LabelledLoss, compiled, float32_products
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
@@ -105,6 +105,15 @@ def test_a_quantised_base(rng: torch.Generator) -> None:
     model = wrapped("whole")
     quantize_base(model, "int8")
     assert_same_steps(model, [rows((7, 5, 9), rng)], queries=2)
+
+
+def test_float32_products_of_onednn(
+    graphs: list[int], monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    """In one graph for all layers, as without them."""
+    monkeypatch.setattr(float32_products, "mkl_is_slow", lambda: True)
+    assert_same_steps(wrapped("whole"), [rows((7, 5, 9), rng)], queries=2)
+    assert len(graphs) == 1
 
 
 def test_inductor_in_bfloat16(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
