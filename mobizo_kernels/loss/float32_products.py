@@ -1,7 +1,7 @@
 """Linears in float32 by oneDNN on CPUs for which torch's BLAS has no fast products.
 
-torch gives float32 products to MKL, which on AVX-512 cores of AMD takes twice the time of oneDNN; torch carries
-that as well and gives it products of 16 bits (`python -m benchmarks.cpu.bench_products`).
+torch gives float32 products to MKL, which on AVX-512 cores of AMD takes twice the time of oneDNN. torch has
+that as well, for products of 16 bits (`python -m benchmarks.cpu.bench_products`).
 """
 
 from __future__ import annotations
