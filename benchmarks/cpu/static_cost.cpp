@@ -1,7 +1,7 @@
 // The inner loops of the noise, each in a function of its own, for static_cost.py to find in the assembly. Those of mp_lora are
 // taken from its kernel as it is.
-#include "../csrc/noise/gaussian.h"
-#include "../csrc/noise/rademacher.h"
+#include "../../csrc/noise/gaussian.h"
+#include "../../csrc/noise/rademacher.h"
 
 namespace mobizo::MOBIZO_ISA {
 

@@ -7,7 +7,9 @@ one turn when all data is in the first-level cache. Below them stands the measur
 machine: one thread, the output in the second-level cache.
 
 An element is a value of noise, or a multiply-add of mp_lora: `dot` is the inner loop of x A^T, `expand` that
-of the product with the perturbed B. One Rademacher value costs `words` and `signs` together.
+of the product with the perturbed B. One Rademacher value costs `words` and `signs` together. With directions
+"outer", `outer_expand` is the product with B that all groups share, `outer_perturb` the sum over the seeds of
+perturb_, an element of it being one seed's part of one value, and `outer_dot` x . v of mp_outer_.
 
 Neoverse V2 is the server form of Cortex-X3. LLVM 19 models it; LLVM 14 does not know it and takes Cortex-X2
 for a Cortex-A57. LLVM's Sapphire Rapids issues one 512-bit multiply-add a cycle where the chip issues two:
@@ -57,6 +59,14 @@ TARGETS = (
     Target("avx2", 8, *X86),
     Target("avx512", 16, *X86),
 )
+# The loops of kernels, by name: source file and function.
+KERNELS = {
+    "dot": ("mp_lora", "mp_lora_shrink"),
+    "expand": ("mp_lora", "mp_lora_expand"),
+    "outer_expand": ("mp_lora_outer", "mp_lora_outer"),
+    "outer_perturb": ("perturb", "perturb"),
+    "outer_dot": ("mp_outer", "mp_outer"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,13 +130,15 @@ def loops_of(target: Target) -> dict[str, tuple[list[str], int]]:
         elements = re.search(rf"^{name}_elements:\n\s*\.(?:word|long)\s+(\d+)", noise, re.MULTILINE)
         assert elements is not None
         loops[name] = (max(inner_loops(noise, f"{name}_loop"), key=len), int(elements[1]))
-    kernel = assembly(target, ROOT / "csrc/kernels/mp_lora.cpp")
-    fma = "fmla" if target.isa == "neon" else r"vfmadd\d+ps"
-    for name, function in (("dot", "mp_lora_shrink"), ("expand", "mp_lora_expand")):
+    neon = target.isa == "neon"
+    fma, add = ("fmla", "fadd") if neon else (r"vfmadd\d+ps", "vaddps")
+    for name, (kernel, function) in KERNELS.items():
         # The largest tile; the polynomials of the noise have a square root beside them.
-        candidates = [loop for loop in inner_loops(kernel, function) if not count(loop, "v?f?sqrt(ps)?")]
-        body = max(candidates, key=lambda loop: count(loop, fma))
-        loops[name] = (body, count(body, fma) * target.lanes)
+        text = assembly(target, ROOT / f"csrc/kernels/{kernel}.cpp")
+        candidates = [loop for loop in inner_loops(text, function) if not count(loop, "v?f?sqrt(ps)?")]
+        operation = add if kernel == "mp_outer" else fma
+        body = max(candidates, key=lambda loop: count(loop, operation))
+        loops[name] = (body, count(body, operation) * target.lanes)
     return loops
 
 
