@@ -45,7 +45,7 @@ coverage: install  ## lines that the test suite runs, of Python and of C++
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
 
 bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
-	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_products cpu.bench_step executorch.bench; do \
+	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_mp_outer cpu.bench_products cpu.bench_step executorch.bench; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 

@@ -137,7 +137,8 @@ class EmbeddingTrial(Trial):
 
 class VectorTrial(Trial):
     """A module whose parameters have one dimension and act on each value of the input's last one, as those of
-    norms do: it is called with parameters [G, 1, d], float32, and an input [G, rows, d].
+    norms do: it is called with parameters [G, 1, d] and an input [G, rows, d], both float32, in which a small
+    move of a 16-bit parameter is not lost. What it gives is rounded once, to the type of its input.
     """
 
     def __init__(self, name: str, directions: ParameterDirections, vectors: list[TriedVector]) -> None:
@@ -160,7 +161,7 @@ class VectorTrial(Trial):
         self._like = x
         for vector in self.vectors:
             self._replace(module, vector.name, vector.moved(groups, 1, -1))
-        grouped = x.reshape(groups, -1, x.shape[-1])
+        grouped = x.reshape(groups, -1, x.shape[-1]).float()
         if args:
             return (grouped, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): grouped}
@@ -206,7 +207,6 @@ class AffineTrial(VectorTrial):
 
     def finished(self, out: torch.Tensor) -> torch.Tensor:
         weight, bias = self._affine.get("weight"), self._affine.get("bias")
-        out = out.float()
         out = out if weight is None else out * weight.float()
         return out if bias is None else out + bias.float()
 

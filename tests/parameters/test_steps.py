@@ -17,7 +17,7 @@ from mobizo_kernels import reference
 from mobizo_kernels.journal import read_journal, replay
 from mobizo_kernels.lora import wrap
 from mobizo_kernels.ops import parameter_stream
-from mobizo_kernels.optim import query_seeds
+from mobizo_kernels.optim import base, query_seeds
 from mobizo_kernels.parameters import parameter_directions, unwrap_parameters, wrap_parameters
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
@@ -123,7 +123,11 @@ def test_nothing_drifts_in_bfloat16(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @EVERY_RULE
 def test_replay_gives_the_same_bits(
-    rule: dict[str, Any], dtype: torch.dtype, tmp_path: Path, rng: torch.Generator
+    rule: dict[str, Any],
+    dtype: torch.dtype,
+    tmp_path: Path,
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = with_biases(tiny.llama(dtype=dtype, tie_word_embeddings=True), rng)
     model, path = wrap_parameters(copy.deepcopy(start)), tmp_path / "journal"
@@ -135,6 +139,7 @@ def test_replay_gives_the_same_bits(
     zo.journal.close()
     assert any(not torch.equal(value, values(start)[name]) for name, value in values(model).items())
     for unwrapped in (True, False):
+        monkeypatch.setattr(base, "MOST_SEEDS", 3 if unwrapped else 100)  # of a pass
         again = copy.deepcopy(start) if unwrapped else wrap_parameters(copy.deepcopy(start))
         assert replay(again, path) == 4
         assert_same(again, values(model))
