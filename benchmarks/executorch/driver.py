@@ -68,6 +68,12 @@ class Worker:
         self.latest = self._answer()
         self.first = self.first or self.latest
 
+    @property
+    def busy(self) -> float:
+        """Seconds of processor time of the process so far, all of its threads together."""
+        times = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(int(file.read_text().split()[0]) for file in times) / 1e9
+
     def finish(self) -> None:
         """End the process."""
         self._process.communicate()
