@@ -60,6 +60,7 @@ from mobizo_kernels.lora.targets import layer_range
         (["--dtype=int8"], "Invalid value for '--dtype'"),
         (["--steps=0"], "Invalid value for '--steps'"),
         (["--program=model.pte"], "program: expected --engine executorch with it"),
+        (["--lowering=delegated"], "lowering: delegated is for --engine executorch"),
         (["--model={inputs}/few_positions"], "max_length: expected at most 8, the positions of the model"),
         (["--model={inputs}/small_vocabulary"], "model: its tokenizer gives the token"),
         (["--template={text} {stars"], "template: expected names in braces"),

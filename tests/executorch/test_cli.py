@@ -175,6 +175,7 @@ def test_a_run_that_exports_is_resumed(
         ({"distribution": "gaussian"}, "distribution: .* was exported for rademacher"),
         ({"tail": 1}, "tail: .* was exported for adapters from the tokens"),
         ({"quantization": "int8"}, "quantization: .* was exported for none, got int8"),
+        ({"lowering": "delegated"}, "lowering: .* was exported for custom-op, got delegated"),
         ({"max_length": 30}, "max_length: .* was exported for 18, got 30"),
         ({"layers": "1:1"}, "other targets, layers, rank or alpha: expected 1 LoRA-B of"),
         ({"rank": 3}, r"expected 2 LoRA-B of \[16, 3\] scaled by 2, got 2 of \[16, 8\]"),
