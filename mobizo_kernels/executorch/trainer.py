@@ -210,7 +210,7 @@ class Trainer:
         """An update, if there is one, then the losses [G] of a batch under the new seeds, for own loops.
 
         That is the program's method `train_step`; where the optimizer is more than plain SGD, the method
-        `update` before it.
+        `update` before it. In a delegated program the trainer makes the update itself.
 
         Args:
             input_ids: int64 [B, T], padded on the left; in a program with invocation tokens so that these
