@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.lora import held_head
-from mobizo_kernels.parameters import perturb_candidates
+from mobizo_kernels.parameters import is_bare, perturb_candidates
 
 
 class LabelHead:
@@ -66,7 +66,9 @@ class LabelHead:
             return head(hidden)
         held = held_head(self._model)
         base = head if held is None else held.base_layer
-        if type(base) is nn.Linear and type(base.weight) is nn.Parameter:
+        # Whoever replaced or hooked the head wants to be called.
+        bare = is_bare(base) and is_bare(head)
+        if bare and type(base) is nn.Linear and type(base.weight) is nn.Parameter:
             bias = None if base.bias is None else base.bias[candidates]
             out = F.linear(hidden, base.weight[candidates], bias)
             perturb_candidates(base, hidden, out, candidates)

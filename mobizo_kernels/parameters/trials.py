@@ -28,7 +28,11 @@ class Trial:
 
     def install(self, module: nn.Module) -> list[Any]:
         """Handles of hooks on the module."""
-        return [module.register_forward_hook(self.after, with_kwargs=True)]
+        # Before those of others, which are to see, and may change, what the moved parameters give.
+        return [module.register_forward_hook(self.after, with_kwargs=True, prepend=True)]
+
+    def ended(self) -> None:
+        """No forward is under way any more, also if an interrupt cut one off."""
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: torch.Tensor
@@ -40,7 +44,10 @@ class Trial:
 
         Raises:
             ValueError: where that is not so.
+            RuntimeError: if gradients are recorded, which the moves have none of.
         """
+        if torch.is_grad_enabled():
+            raise RuntimeError("directions are tried without gradients: call the model under torch.no_grad()")
         x: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
         groups = len(self.directions.seeds)
         if x.dim() == 0 or x.shape[0] % groups:
@@ -150,7 +157,13 @@ class VectorTrial(Trial):
     def install(self, module: nn.Module) -> list[Any]:
         before = module.register_forward_pre_hook(self.before, with_kwargs=True)
         # Called where the forward fails, too: the parameters are put back.
-        return [before, module.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
+        after = module.register_forward_hook(self.after, with_kwargs=True, prepend=True, always_call=True)
+        return [before, after]
+
+    def ended(self) -> None:
+        """Put the parameters back where torch did not call `after`, as on KeyboardInterrupt."""
+        if self._like is not None:
+            self._put_back(self.vectors[0].module)
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -211,6 +224,19 @@ class AffineTrial(VectorTrial):
         return out if bias is None else out + bias.float()
 
 
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's `forward` and, maybe, a trial's moves: nobody replaced it
+    or hooked something else to it.
+    """
+    others = any(_trial_of(hook) is None for hook in module._forward_hooks.values())
+    return not (others or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _trial_of(hook: Any) -> LinearTrial | None:
+    trial = getattr(hook, "__self__", None)
+    return trial if isinstance(trial, LinearTrial) else None
+
+
 def perturb_candidates(
     head: nn.Linear, hidden: torch.Tensor, logits: torch.Tensor, candidates: torch.Tensor
 ) -> None:
@@ -224,6 +250,5 @@ def perturb_candidates(
         candidates: int64 [C].
     """
     for hook in head._forward_hooks.values():
-        trial = getattr(hook, "__self__", None)
-        if isinstance(trial, LinearTrial):
+        if (trial := _trial_of(hook)) is not None:
             trial.add_rows(head.weight, hidden, logits, candidates)

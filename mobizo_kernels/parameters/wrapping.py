@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -40,6 +41,16 @@ class WrappedParameters(ParameterDirections):
         self.trials: list[Trial] = []
         self.hooks: list[object] = []
         self.tuned: set[str] = set()
+
+    @contextmanager
+    def use(self, seeds: torch.Tensor, coeffs: torch.Tensor, distribution: str = "outer") -> Iterator[None]:
+        """As of :class:`ParameterDirections`. Whatever ends the block, the model is then as it was."""
+        try:
+            with super().use(seeds, coeffs, distribution):
+                yield
+        finally:
+            for trial in self.trials:
+                trial.ended()
 
 
 def wrap_parameters(model: Model) -> Model:
@@ -160,13 +171,15 @@ def _trial(path: str, module: nn.Module, streams: dict[str, int], directions: Pa
         directions.vectors.append(TriedVector(module, name, streams[name], is_shift))
         return directions.vectors[-1]
 
-    if _is(module, nn.Linear) or _is(module, Conv1D):
+    usual = streams.keys() <= {"weight", "bias"}  # others would be those of a parametrisation
+    if usual and (_is(module, nn.Linear) or _is(module, Conv1D)):
         bias = vector("bias", is_shift=True) if "bias" in streams else None
         return LinearTrial(path, directions, streams.get("weight"), bias, isinstance(module, Conv1D))
-    if _is(module, nn.Embedding) and module.max_norm is None:  # which writes the weight in its forward
+    # With max_norm its forward writes the weight.
+    if usual and _is(module, nn.Embedding) and module.max_norm is None:
         return EmbeddingTrial(path, directions, streams["weight"])
     for kind in (nn.LayerNorm, nn.RMSNorm):
-        if _is(module, kind) and module.weight.dim() == 1:  # type: ignore[union-attr, operator]
+        if usual and _is(module, kind) and module.weight.dim() == 1:  # type: ignore[union-attr, operator]
             return AffineTrial(path, directions, [vector(name) for name in streams])
     if _acts_on_each_value(module, list(streams)):
         return VectorTrial(path, directions, [vector(name) for name in streams])
@@ -178,8 +191,11 @@ def _trial(path: str, module: nn.Module, streams: dict[str, int], directions: Pa
 
 
 def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether it computes what modules of a kind do, quantised ones and relatives not counted."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
+    """Whether it computes what modules of a kind do, quantised ones and relatives not counted, nor one whose
+    `forward` somebody replaced.
+    """
+    own = "forward" not in vars(module)
+    return own and isinstance(module, kind) and type(module).forward is kind.forward
 
 
 @torch.no_grad()

@@ -216,3 +216,18 @@ def test_bad_batches(rng: torch.Generator) -> None:
     batch["labels"][:, -2:] = torch.tensor([4, 9])
     with pytest.raises(ValueError, match=r"labels must be among the candidate tokens \[3, 4\], got \[9\]"):
         loss(batch)
+
+
+@pytest.mark.parametrize("way", ["hook", "pre_hook", "forward"])
+def test_candidates_go_through_a_head_that_somebody_changed(way: str, rng: torch.Generator) -> None:
+    model = tiny.llama()
+    head, plain = model.lm_head, model.lm_head.forward
+    if way == "hook":
+        head.register_forward_hook(lambda module, args, out: 3 * out)
+    elif way == "pre_hook":
+        head.register_forward_pre_hook(lambda module, args: (3 * args[0],))
+    else:
+        head.forward = lambda x: 3 * plain(x)
+    batch = tiny.batch(rng)
+    got = LabelledLoss(model, candidate_tokens=[5, 9]).logits(batch)
+    torch.testing.assert_close(got, LabelledLoss(model).logits(batch)[:, [5, 9]])

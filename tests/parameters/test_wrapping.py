@@ -233,3 +233,69 @@ def test_other_distributions_are_refused() -> None:
         pass
     assert not directions.trying
     assert ops.parameter_stream("weight") == directions.trials[0].stream
+
+
+def scaled_up(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+    return 3 * out
+
+
+def with_a_hook(part: str) -> Any:
+    model = tiny.llama()
+    model.get_submodule(part).register_forward_hook(scaled_up)
+    return model
+
+
+@pytest.mark.parametrize(
+    "part", ["model.layers.0.mlp.up_proj", "model.embed_tokens", "model.norm", "lm_head"]
+)
+def test_hooks_of_others_see_what_moved_parameters_give(part: str, rng: torch.Generator) -> None:
+    batch = tiny.batch(rng)
+    batch["labels"][batch["labels"] != -100] = 5
+    for candidates in (None, [5, 9]):
+        options: dict[str, Any] = {"distribution": "outer", "queries": 2, "candidate_tokens": candidates}
+        got = mobizo.ZerothOrder(wrap_parameters(with_a_hook(part)), **options).step(batch).losses
+        expected = mobizo.ZerothOrder(with_a_hook(part), **options).step(batch).losses
+        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_linears_that_compute_something_else_are_refused() -> None:
+    replaced = nn.Linear(3, 3)
+    replaced.forward = lambda input: 3 * nn.functional.linear(input, replaced.weight)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"0.weight: no batched forward is known for a Linear"):
+        wrap_parameters(nn.Sequential(replaced))
+    with pytest.raises(ValueError, match=r"0.bias: no batched forward is known for a Linear"):
+        wrap_parameters(nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 3))))
+
+
+@pytest.mark.parametrize("norm", [lambda: Gated(7), lambda: nn.LayerNorm(7)], ids=["own", "layer_norm"])
+def test_an_interrupt_puts_the_parameters_back(norm: Callable[[], nn.Module]) -> None:
+    """For which torch calls no hook."""
+    module = wrap_parameters(norm())
+    before = dict(module.named_parameters())
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = module.register_forward_pre_hook(interrupt)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        torch.no_grad(),
+        parameter_directions(module).use(SEEDS, COEFFS),
+    ):
+        module(torch.ones(6, 7))
+    handle.remove()
+    assert all(parameter is before[name] for name, parameter in module.named_parameters())
+    assert len(before) == 2
+    rest = module(torch.ones(6, 7))
+    assert rest.requires_grad and rest.shape == (6, 7)
+
+
+def test_gradients_are_refused() -> None:
+    for module, x in ((nn.Linear(7, 3), torch.ones(6, 7)), (nn.Embedding(5, 3), torch.zeros(6, 2).long())):
+        wrap_parameters(module)
+        with (
+            pytest.raises(RuntimeError, match="without gradients: call the model under torch.no_grad"),
+            parameter_directions(module).use(SEEDS, COEFFS),
+        ):
+            module(x)
