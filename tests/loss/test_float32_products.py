@@ -149,3 +149,10 @@ def test_the_loss_of_a_wrapped_model(
     products.clear()
     torch.testing.assert_close(got, loss(batch, 2), rtol=1e-5, atol=1e-6)
     assert products == []
+
+
+def test_another_thread_that_took_the_forward_back(products: list[Any]) -> None:
+    linear = nn.Linear(8, 8)
+    with fast_float32_products(linear):
+        del linear.forward
+    assert untouched(linear)
