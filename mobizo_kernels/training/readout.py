@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from mobizo_kernels.data import EncodedExample, collate, evaluation_batches
-from mobizo_kernels.lora import adapt_head
+from mobizo_kernels.lora import adapt_head, adapter_of
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.agreement import evaluating
 from mobizo_kernels.loss.label_head import LabelHead
 
 RIDGES = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
@@ -59,6 +60,7 @@ class _States:
     weights: torch.Tensor
 
 
+@torch.inference_mode(False)  # whose tensors take part in no gradient
 def readout(
     loss: LabelledLoss,
     train: Sequence[EncodedExample],
@@ -73,7 +75,8 @@ def readout(
     It is a multinomial logistic regression of the last hidden states without an intercept, on top of the
     logits that the model has. Its penalty, `ridge` / 2 times the squared norm of what is added, is chosen by
     the loss on the validation rows. The rows of each label weigh the same in all. For C labels the rank is
-    C - 1 at most: what all words get alike makes no difference, unless the model caps its logits.
+    C - 1 at most: what all words get alike makes no difference, unless the model caps its logits. The rows
+    are forwarded without dropout, whatever the mode of the model.
 
     Args:
         loss: of a wrapped model whose head has no adapter, with the words of the labels as its candidate
@@ -87,16 +90,18 @@ def readout(
         What was found. The head has no adapter if no ridge did better than the model as it was.
 
     Raises:
-        ValueError: naming the argument, if a label has no rows, a row has several targets, or the head cannot
-            be adapted.
+        ValueError: naming the argument, if the model is not wrapped, a label has no rows, a row has several
+            targets, a hidden state is not finite, or the head cannot be adapted.
     """
     started = perf_counter()
+    adapter_of(loss.model)  # raises where there is none
     if loss.candidates is None:
         raise ValueError("loss needs candidate_tokens: the words of the labels")
     for name, rows in (("train", train), ("validation", validation)):
         _check_rows(name, rows, len(loss.candidates))
-    seen = _states(loss, train, pad_token)
-    held_out = _states(loss if validation_loss is None else validation_loss, validation, pad_token)
+    with evaluating(loss.model):
+        seen = _states("train", loss, train, pad_token)
+        held_out = _states("validation", validation_loss or loss, validation, pad_token)
     scale = seen.hidden.square().mean().item()
     best = added = seen.hidden.new_zeros(len(loss.candidates), seen.hidden.shape[1])
     ridge: float | None = None
@@ -133,11 +138,13 @@ def _check_rows(name: str, rows: Sequence[EncodedExample], labels: int) -> None:
         raise ValueError(f"{name} needs rows whose answer is one token, got one of {several}")
 
 
-def _states(loss: LabelledLoss, rows: Sequence[EncodedExample], pad_token: int) -> _States:
+def _states(name: str, loss: LabelledLoss, rows: Sequence[EncodedExample], pad_token: int) -> _States:
     batches = evaluation_batches(rows)
     parts = [loss.hidden_states(collate([rows[row] for row in batch], pad_token)) for batch in batches]
     with torch.no_grad():
         outputs = torch.cat([loss.head.outputs(part) for part in parts])
+    if not all(states.isfinite().all() for states in (*parts, outputs)):
+        raise ValueError(f"{name} has rows whose last hidden states are not finite")
     order = list(chain.from_iterable(batches))
     labels = torch.tensor([rows[row].label for row in order], device="cpu")
     shares = 1.0 / (labels.bincount() * len(labels.unique())).double()

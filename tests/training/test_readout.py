@@ -14,10 +14,10 @@ import torch
 from helpers import assert_same_bits
 from peft import LoraConfig
 from sklearn.linear_model import LogisticRegression
-from transformers import Gemma2Config, GraniteConfig
+from transformers import Gemma2Config, GPT2Config, GraniteConfig
 
 from mobizo_kernels import ZerothOrder, load_adapter, save_adapter, wrap
-from mobizo_kernels.data import EncodedExample
+from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, held_head, hold_head, tuned_layers
 from mobizo_kernels.loss import LabelledLoss
@@ -206,3 +206,33 @@ def test_errors(rng: torch.Generator) -> None:
     readout(loss, train, train)
     with pytest.raises(ValueError, match="the LM head of LlamaForCausalLM has an adapter already"):
         readout(loss, train, train)
+
+
+def with_dropout() -> Any:
+    sizes = {name: value for name, value in tiny.SIZES.items() if name != "intermediate_size"}
+    return wrapped(tiny.causal_lm(GPT2Config(**sizes)), target_modules=["c_attn"])
+
+
+def test_the_modes_of_the_moment_make_no_difference(rng: torch.Generator) -> None:
+    """Neither that of training, in which there is dropout, nor inference_mode."""
+    model, twin, state = with_dropout(), with_dropout().train(), rng.get_state()
+    expected = read_out(model, rng)[0]
+    rng.set_state(state)
+    with torch.inference_mode():
+        got = read_out(twin, rng)[0]
+    assert got.losses == expected.losses and got.rank == expected.rank > 0
+    assert twin.training and twin.transformer.drop.training
+    assert_same_bits(twin.lm_head.lora_b, model.lm_head.lora_b)
+
+
+def test_models_that_have_nothing_to_read_out(rng: torch.Generator) -> None:
+    train, loss = rows(12, rng), LabelledLoss(tiny.llama(), candidate_tokens=WORDS)
+    with pytest.raises(ValueError, match="LlamaForCausalLM is not wrapped"):
+        readout(loss, train, train)
+    model = wrapped()
+    loss = LabelledLoss(model, candidate_tokens=WORDS)
+    loss(collate(train, 0))  # which makes sure of the way it takes
+    model.model.norm.weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match="train has rows whose last hidden states are not finite"):
+        readout(loss, train, train)
+    assert held_head(model) is None
