@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from mobizo_kernels.lora.linear import Directions
+from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 
 
 def invocation_starts(
@@ -49,10 +49,16 @@ def install_activation(model: nn.Module, config: LoraConfig, directions: Directi
         return []
     activation = _Activation(tokens, directions)
     decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    return [
+    hooks = [
         decoder.register_forward_pre_hook(activation.begin, with_kwargs=True),
         decoder.register_forward_hook(activation.end, always_call=True),
     ]
+    if decoder is not model:  # an adapted LM head has its turn when the decoder is done
+        hooks += [
+            model.register_forward_pre_hook(activation.begin_model, with_kwargs=True),
+            model.register_forward_hook(activation.end_model, always_call=True),
+        ]
+    return hooks
 
 
 class _Activation:
@@ -60,6 +66,19 @@ class _Activation:
         self._tokens, self._directions = list(tokens), directions
         self._invoked: torch.Tensor | None = None  # bool [rows], of the last call
         self._mine = False
+        self._head: MPLoRALinear | None = None  # of the model whose forward runs
+        self._kept: torch.Tensor | None = None  # the tokens that its head sees, where they are not the last
+
+    def begin_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        head = module.get_output_embeddings()  # type: ignore[operator]
+        kept = kwargs.get("logits_to_keep")
+        self._kept = kept if isinstance(kept, torch.Tensor) else None
+        self._head = head if isinstance(head, MPLoRALinear) else None
+
+    def end_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._head is not None:
+            self._head.active = None
+        self._head = self._kept = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         directions = self._directions
@@ -80,4 +99,6 @@ class _Activation:
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._mine:
+            if self._head is not None and isinstance(active := self._directions.active, torch.Tensor):
+                self._head.active = active if self._kept is None else active[:, self._kept]
             self._directions.active, self._mine = None, False

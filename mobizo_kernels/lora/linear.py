@@ -91,6 +91,8 @@ class MPLoRALinear(nn.Module):
     Attributes:
         lora_a: float32 [r, in_features], zeros until :meth:`reset_lora_a` or until an adapter is loaded.
         lora_b: float32 [out_features, r], zeros: an untrained adapter changes nothing.
+        active: where an LM head acts that is given other tokens than the decoder of an Activated LoRA was:
+            bool [n] of its rows, or [rows, T], of which it sees the last tokens. None for everywhere.
 
     A and B are float32 over a base of lower precision, as in PEFT, and stay float32 through `model.half()`,
     `model.to(torch.bfloat16)` and the like, which change the base: a step of training is far smaller than the
@@ -117,6 +119,7 @@ class MPLoRALinear(nn.Module):
         self.scaling = lora_scaling(rank, alpha, rslora)
         self.base_layer = base_layer
         self.directions = directions
+        self.active: torch.Tensor | None = None
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device_of(base_layer)}
         self.lora_a = nn.Parameter(torch.zeros(rank, in_features, **kind), requires_grad=False)
         self.lora_b = nn.Parameter(torch.zeros(out_features, rank, **kind), requires_grad=False)
@@ -142,6 +145,8 @@ class MPLoRALinear(nn.Module):
         x = x.to(out.dtype)  # they differ under autocast only
         directions = self.directions
         active = directions.active
+        if active is None and self.active is not None:
+            active = self.active if self.active.dim() == 1 else self.active[:, -x.shape[1] :]
         if active is False:
             return out
         if isinstance(active, torch.Tensor):
@@ -165,6 +170,8 @@ class MPLoRALinear(nn.Module):
             rows: int64 [C], the outputs, which are those of B's rows. B is not perturbed: its noise is that
                 of a whole matrix.
         """
+        if self.active is not None:
+            x = x * self.active.to(x.dtype)[:, None]
         rest = self.directions.seeds.new_zeros(1), self.directions.coeffs.new_zeros(1)
         return ops.mp_lora_(out, x, self.lora_a, self.lora_b[rows], *rest, self.scaling, self.stream)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
-from mobizo_kernels.lora import held_head
+from mobizo_kernels.lora import MPLoRALinear, held_head
 from mobizo_kernels.parameters import is_bare, perturb_candidates
 
 
@@ -55,9 +55,18 @@ class LabelHead:
             )
         return match.int().argmax(dim=1)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype."""
-        return self.finished(self.outputs(hidden))
+    def logits(self, hidden: torch.Tensor, active: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype; an adapter of the head acts
+        where bool [n] says so.
+        """
+        head = self._model.get_output_embeddings()
+        if active is None or not isinstance(head, MPLoRALinear):
+            return self.finished(self.outputs(hidden))
+        head.active = active
+        try:
+            return self.finished(self.outputs(hidden))
+        finally:
+            head.active = None
 
     def outputs(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head itself gives, of the shape and type of :meth:`logits`."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobizo_kernels.lora import adapter_of, is_wrapped
+from mobizo_kernels.lora import MPLoRALinear, adapter_of, invocation_starts, is_wrapped
 from mobizo_kernels.loss.agreement import (
     check_groups,
     check_logits,
@@ -87,7 +87,7 @@ class LabelledLoss:
         check_logits(
             self.model,
             self._read,
-            lambda rows: whole.logits(self._hidden(self._reader.whole(rows, rows.tokens))[0]),
+            lambda rows: self._logits(whole, self._reader.whole(rows, rows.tokens)),
         )
         if has_wrapped_parameters(model):
             check_groups(
@@ -176,9 +176,14 @@ class LabelledLoss:
         total = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         # A chunk takes the same tokens of every group, so an adapted LM head finds its groups in it.
         step = max(1, MOST_LOGITS // groups)
-        for part, target in zip(hidden.split(step, dim=1), batch.targets.split(step), strict=True):
+        acting = self._acting(batch)
+        for start, target in zip(range(0, len(batch.targets), step), batch.targets.split(step), strict=True):
+            part = slice(start, start + step)
+            active = None if acting is None else acting[part].repeat(groups)
             losses = F.cross_entropy(
-                self._head.logits(part.flatten(0, 1)).float(), target.repeat(groups), reduction="none"
+                self._head.logits(hidden[:, part].flatten(0, 1), active).float(),
+                target.repeat(groups),
+                reduction="none",
             )
             total += losses.view(groups, -1).sum(dim=1)
         return total / len(batch.targets)
@@ -197,8 +202,28 @@ class LabelledLoss:
         Raises:
             ValueError: if the batch has no labels or no labelled token.
         """
-        hidden = self.hidden_states(batch)
-        return torch.cat([self._head.logits(part).float() for part in hidden.split(MOST_LOGITS)])
+        rows = self._rows(batch)
+        return self._logits(self._head, self._labelled(rows, rows.tokens)).float()
+
+    def _logits(self, head: LabelHead, batch: LabelledBatch) -> torch.Tensor:
+        batch = batch.to(self.model.device)
+        hidden, acting = self._hidden(batch)[0], self._acting(batch)
+        if acting is None:
+            return torch.cat([head.logits(part) for part in hidden.split(MOST_LOGITS)])
+        parts = zip(hidden.split(MOST_LOGITS), acting.split(MOST_LOGITS), strict=True)
+        return torch.cat([head.logits(part, active) for part, active in parts])
+
+    def _acting(self, batch: LabelledBatch) -> torch.Tensor | None:
+        """Where the adapter of an LM head acts at the predictions, bool [n], with Activated LoRA; None for
+        everywhere, as in a divided batch, whose rows all begin with the invocation.
+        """
+        adapted = is_wrapped(self.model) and isinstance(self.model.get_output_embeddings(), MPLoRALinear)
+        tokens = adapter_of(self.model).config.alora_invocation_tokens if adapted else None
+        if tokens is None or batch.block is not None:
+            return None
+        starts = invocation_starts(batch.inputs["input_ids"], tokens, batch.inputs.get("attention_mask"))
+        starts = starts[batch.rows]
+        return (starts >= 0) & (batch.columns >= starts)
 
     @torch.no_grad()
     def hidden_states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

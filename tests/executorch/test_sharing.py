@@ -313,7 +313,7 @@ def test_the_whole_vocabulary_behind_an_invocation(
     """The traced graph, where a layer finds the keys that it has kept, and rows of one token's targets."""
     model, found = eager_twin(2, alora_invocation_tokens=INVOCATION), dict[str, Any]()
 
-    def stop(programs: dict[str, Any], constants: dict[str, str]) -> None:
+    def stop(programs: dict[str, Any], constants: dict[str, str], **_: Any) -> None:
         found.update(programs, description=parse_description(constants[DESCRIPTION]))
         raise Stopped
 
@@ -345,7 +345,7 @@ def test_nothing_is_computed_twice(
 ) -> None:
     found: dict[str, Any] = {}
 
-    def stop(programs: dict[str, Any], constants: dict[str, str]) -> None:
+    def stop(programs: dict[str, Any], constants: dict[str, str], **_: Any) -> None:
         found.update(programs, description=parse_description(constants[DESCRIPTION]))
         raise Stopped
 

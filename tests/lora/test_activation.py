@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from mobizo_kernels.lora import adapter_layers, adapter_of, invocation_starts
 INVOCATION = [7, 8]
 
 
-def config(**options: Any) -> peft.LoraConfig:
+def config(targets: Sequence[str] = ("q_proj", "v_proj"), **options: Any) -> peft.LoraConfig:
     return peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
+        r=4, lora_alpha=8, target_modules=list(targets), task_type="CAUSAL_LM",
         **{"alora_invocation_tokens": INVOCATION, **options},
     )  # fmt: skip
 
@@ -63,6 +64,28 @@ def test_peft_computes_the_same(ids: torch.Tensor, rng: torch.Generator, tmp_pat
     wanted = theirs.generate(input_ids=row, max_new_tokens=6, do_sample=False)
     assert ours.generate(row, max_new_tokens=6, do_sample=False).equal(wanted)
     assert adapter_of(ours).directions.active is None
+
+
+def test_an_adapted_head_acts_where_peft_does(
+    ids: torch.Tensor, rng: torch.Generator, tmp_path: Path
+) -> None:
+    base = tiny.llama()
+    ours = tuned(wrap(copy.deepcopy(base), config(["q_proj", "lm_head"])), rng)
+    save_adapter(ours, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    with torch.no_grad():
+        expected, plain = theirs(input_ids=ids).logits, base(input_ids=ids).logits
+        got = ours(input_ids=ids).logits
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[3], plain[3])
+        for kept in (1, 3, torch.tensor([0, 4, 9])):
+            part = expected[:, kept] if isinstance(kept, torch.Tensor) else expected[:, -kept:]
+            found = ours(input_ids=ids, logits_to_keep=kept).logits
+            torch.testing.assert_close(found, part, rtol=1e-5, atol=1e-5)
+    row = ids[:1]
+    wanted = theirs.generate(input_ids=row, max_new_tokens=6, do_sample=False)
+    assert ours.generate(row, max_new_tokens=6, do_sample=False).equal(wanted)
+    assert all(layer.active is None for layer in adapter_layers(ours).values())
 
 
 def test_loading_brings_the_activation(ids: torch.Tensor, rng: torch.Generator, tmp_path: Path) -> None:
