@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mobizo_kernels.triton.launch import update, update_each
+from mobizo_kernels.triton.tensors import all_registers
 from mobizo_kernels.triton.update import add_directions, load_block, store_block
 
 
@@ -34,4 +35,5 @@ def foreach_zo_momentum_(
 ) -> None:  # fmt: skip
     """:func:`mobizo_kernels.ops.foreach_zo_momentum_` on a GPU, launched as `foreach_perturb_` is."""
     lists, numbers, op = {"params": params, "momenta": momenta}, (beta, decay), "foreach_zo_momentum_"
-    update_each(op, zo_momentum_step, lists, seeds, coeffs, streams, numbers, distribution)
+    rest = (seeds, coeffs, streams, numbers, distribution)
+    update_each(op, zo_momentum_step, lists, *rest, **all_registers())
