@@ -175,6 +175,13 @@ class MPLoRALinear(nn.Module):
         rest = self.directions.seeds.new_zeros(1), self.directions.coeffs.new_zeros(1)
         return ops.mp_lora_(out, x, self.lora_a, self.lora_b[rows], *rest, self.scaling, self.stream)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Weight and bias are the base layer's: transformers sets that of a head to tie it."""
+        if name in ("weight", "bias"):
+            setattr(self.base_layer, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def weight(self) -> torch.Tensor:
         """The base layer's weight: some models look at the dtype or device of their linears."""

@@ -35,5 +35,5 @@ def foreach_zo_momentum_(
 ) -> None:  # fmt: skip
     """:func:`mobizo_kernels.ops.foreach_zo_momentum_` on a GPU, launched as `foreach_perturb_` is."""
     lists, numbers, op = {"params": params, "momenta": momenta}, (beta, decay), "foreach_zo_momentum_"
-    rest = (seeds, coeffs, streams, numbers, distribution)
-    update_each(op, zo_momentum_step, lists, *rest, **all_registers())
+    step, options = zo_momentum_step, all_registers()
+    update_each(op, step, lists, seeds, coeffs, streams, numbers, distribution, **options)

@@ -101,6 +101,17 @@ def test_what_was_loaded_can_be_held(tmp_path: Path, rng: torch.Generator) -> No
     assert held_head(again) is again.lm_head and set(tuned_layers(again)) == set(tuned_layers(model))
 
 
+def test_a_tied_head_can_be_tied_again(rng: torch.Generator) -> None:
+    model = with_head(wrapped(tiny.llama(tie_word_embeddings=True)), rng)
+    ids = torch.randint(10, tiny.VOCABULARY, (2, 6), generator=rng)
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.tie_weights()
+        assert_same_bits(model(ids).logits, expected)
+    assert model.get_output_embeddings().base_layer.weight is model.get_input_embeddings().weight
+    assert "lm_head.weight" not in dict(model.lm_head.named_parameters(recurse=False))
+
+
 def test_errors(rng: torch.Generator) -> None:
     a, b = torch.zeros(2, 32), torch.zeros(3, 2)
     with pytest.raises(ValueError, match="LlamaForCausalLM is not wrapped"):
