@@ -208,10 +208,8 @@ class LabelledLoss:
     def _logits(self, head: LabelHead, batch: LabelledBatch) -> torch.Tensor:
         batch = batch.to(self.model.device)
         hidden, acting = self._hidden(batch)[0], self._acting(batch)
-        if acting is None:
-            return torch.cat([head.logits(part) for part in hidden.split(MOST_LOGITS)])
-        parts = zip(hidden.split(MOST_LOGITS), acting.split(MOST_LOGITS), strict=True)
-        return torch.cat([head.logits(part, active) for part, active in parts])
+        parts = [slice(start, start + MOST_LOGITS) for start in range(0, len(hidden), MOST_LOGITS)]
+        return torch.cat([head.logits(hidden[p], None if acting is None else acting[p]) for p in parts])
 
     def _acting(self, batch: LabelledBatch) -> torch.Tensor | None:
         """Where the adapter of an LM head acts at the predictions, bool [n], with Activated LoRA; None for

@@ -5,6 +5,7 @@ The rows of whatever a module is given are the leading sizes multiplied out, G e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from mobizo_kernels import ops
 from mobizo_kernels.parameters.directions import ParameterDirections, TriedVector
 
 
-class Trial:
+class Trial(ABC):
     """One module's part in a forward that tries directions.
 
     Attributes:
@@ -33,11 +34,15 @@ class Trial:
 
     def ended(self) -> None:
         """No forward is under way any more, also if an interrupt cut one off."""
+        return  # linears and embeddings hold nothing on the way
 
+    @abstractmethod
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: torch.Tensor
     ) -> torch.Tensor | None:
-        raise NotImplementedError
+        """The hook: what the module gives with its parameters moved; None if `out` is that, or changed in
+        place.
+        """
 
     def began(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """The input of the module, of which every group has the same part.

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mobizo_kernels.ops.checks import check, check_no_gradient
+from mobizo_kernels.ops.checks import check
 from mobizo_kernels.ops.mp_outer import check_mp_outer
 from mobizo_kernels.triton.inplace import announce_changes, check_apart, check_no_overlap
 from mobizo_kernels.triton.philox import signs_of_bits
@@ -83,7 +83,6 @@ def mp_outer_(
     """:func:`mobizo_kernels.ops.mp_outer_` on a GPU."""
     op = "mp_outer_"
     check_mp_outer(base, x, seeds, coeffs)
-    check_no_gradient(op, base=base, x=x, coeffs=coeffs)
     (height, width), groups = (base.shape[-1], x.shape[-1]), seeds.numel()
     got = f"got {height} and {width}"
     check(op, height + width <= LARGEST_OUTER, f"out and in must be at most {LARGEST_OUTER} together, {got}")
