@@ -17,6 +17,7 @@
 #include "journal_cases.h"
 #include "json_cases.h"
 #include "safetensors_cases.h"
+#include "tokenizer_cases.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -202,6 +203,7 @@ int main(int argc, char** argv) {
   trainer::divergence_cases(report);
   trainer::selection_cases(report);
   trainer::safetensors_cases(report);
+  trainer::tokenizer_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);
   trainer::host_adapter_cases(report, argv[1]);

@@ -40,7 +40,9 @@ _CHILDREN.set_forkserver_preload(["mobizo_kernels.cli.train"])
 
 
 def start_runner(
-    arguments: Sequence[str | Path], stdout: int | IO[str] = subprocess.PIPE
+    arguments: Sequence[str | Path],
+    stdout: int | IO[Any] = subprocess.PIPE,
+    stdin: int | IO[Any] | None = None,
 ) -> subprocess.Popen[str]:
     """The runner itself, not a Python that becomes it, so that a signal meets it at once."""
     import executorch
@@ -48,7 +50,12 @@ def start_runner(
     libraries = Path(next(iter(executorch.__path__)), "lib")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     return subprocess.Popen(
-        [RUNNER, *arguments], env=environment, text=True, stdout=stdout, stderr=subprocess.PIPE
+        [RUNNER, *arguments],
+        env=environment,
+        text=True,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -21,6 +21,7 @@ constexpr struct {
     {"evaluate", mobizo::trainer::evaluate_command, "score the rows of a split"},
     {"replay", mobizo::trainer::replay_command, "rebuild an adapter from the journal of its run"},
     {"info", mobizo::trainer::info_command, "print what a file says of itself"},
+    {"tokens", mobizo::trainer::tokens_command, "print the ids of a text, or the text of ids"},
 };
 
 void print_usage(std::FILE* stream) {

@@ -12,6 +12,7 @@
 #include "../files/safetensors.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
+#include "python_tokenizer.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -207,6 +208,7 @@ PYBIND11_MODULE(_trainer, module) {
   using namespace mobizo::trainer;
   py::register_local_exception_translator(&translate);
   module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
+  bind_tokenizer(module);
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
       .def("description", &Trainer::description)

@@ -5,24 +5,12 @@
 #include "errors.h"
 #include "json.h"
 #include "json_numbers.h"
+#include "utf8.h"
 
 namespace mobizo::trainer {
 namespace {
 
 constexpr int kMostLevels = 64;
-
-// The bytes of the code point at the start of `text`, 0 if there is none: UTF-8 has the shortest form only and no surrogates.
-size_t utf8_length(std::string_view text) {
-  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
-  const uint8_t first = byte(0), second = byte(1);
-  const size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
-  const uint8_t least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-  const uint8_t most = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-  if (length > 1 && (second < least || second > most)) return 0;
-  for (size_t i = 2; i < length; ++i)
-    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
-  return length;
-}
 
 class Parser {
  public:
@@ -40,11 +28,8 @@ class Parser {
   [[noreturn]] void wrong(const char* expected) const { fail("not JSON at byte ", at_, ": expected ", expected); }
 
   void check_utf8() {
-    while (at_ < text_.size()) {
-      const size_t length = utf8_length(text_.substr(at_));
-      if (length == 0) wrong("UTF-8");
-      at_ += length;
-    }
+    at_ = utf8_valid_bytes(text_);
+    if (at_ < text_.size()) wrong("UTF-8");
     at_ = 0;
   }
 
@@ -148,22 +133,6 @@ class Parser {
     const uint32_t second = parse_hex();
     if (second < 0xDC00 || second > 0xDFFF) wrong("a pair of surrogates");
     return 0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00);
-  }
-
-  static void append_utf8(uint32_t code, std::string& out) {
-    const auto tail = [&](int shift) { out += static_cast<char>(0x80 | (code >> shift & 0x3F)); };
-    if (code < 0x80) {
-      out += static_cast<char>(code);
-    } else if (code < 0x800) {
-      out += static_cast<char>(0xC0 | code >> 6);
-      tail(0);
-    } else if (code < 0x10000) {
-      out += static_cast<char>(0xE0 | code >> 12);
-      tail(6), tail(0);
-    } else {
-      out += static_cast<char>(0xF0 | code >> 18);
-      tail(12), tail(6), tail(0);
-    }
   }
 
   size_t skip_digits() {

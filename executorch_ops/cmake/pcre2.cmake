@@ -1,0 +1,18 @@
+# Looks for PCRE2, by which the tokenizer matches regular expressions; sets MOBIZO_PCRE2_LIBRARY and MOBIZO_PCRE2_INCLUDE, empty
+# without it. The static library is preferred: what is linked with it needs none at run time.
+option(MOBIZO_WITH_PCRE2 "regular expressions of tokenizers, if PCRE2 is there" ON)
+set(MOBIZO_PCRE2_LIBRARY "")
+set(MOBIZO_PCRE2_INCLUDE "")
+if(MOBIZO_WITH_PCRE2)
+  find_library(MOBIZO_PCRE2_FOUND_LIBRARY NAMES libpcre2-8.a pcre2-8)
+  find_path(MOBIZO_PCRE2_FOUND_INCLUDE pcre2.h)
+  if(MOBIZO_PCRE2_FOUND_LIBRARY AND MOBIZO_PCRE2_FOUND_INCLUDE)
+    set(MOBIZO_PCRE2_LIBRARY ${MOBIZO_PCRE2_FOUND_LIBRARY})
+    set(MOBIZO_PCRE2_INCLUDE ${MOBIZO_PCRE2_FOUND_INCLUDE})
+  endif()
+endif()
+if(MOBIZO_PCRE2_LIBRARY)
+  message(STATUS "PCRE2: ${MOBIZO_PCRE2_LIBRARY}")
+else()
+  message(STATUS "PCRE2: none; a tokenizer that needs a regular expression will be refused")
+endif()

@@ -1,0 +1,28 @@
+// The special tokens around a text, such as one that begins it: "post_processor" of tokenizer.json.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../files/json.h"
+
+namespace mobizo::trainer {
+
+class Template {
+ public:
+  Template() = default;  // adds none
+  explicit Template(const Json& json);
+
+  std::vector<int64_t> apply(std::vector<int64_t> ids, bool add_special) const;
+
+ private:
+  struct Item {
+    bool text;                 // the text itself
+    std::vector<int64_t> ids;  // or these tokens
+  };
+  void read(const Json& json);
+
+  std::vector<std::vector<Item>> templates_;  // each around what the one before gives
+};
+
+}  // namespace mobizo::trainer
