@@ -1,6 +1,15 @@
 """Labelled texts and prompts: everything between a file and a batch of tokens."""
 
+from mobizo_kernels.data.answer_tasks import ANSWER_TASKS, load_conversations
 from mobizo_kernels.data.batches import collate, evaluation_batches, training_batches, training_order
+from mobizo_kernels.data.chat import Answers, ChatEncoder
+from mobizo_kernels.data.conversations import (
+    Conversation,
+    ConversationSplits,
+    question,
+    read_conversations,
+    split_conversations,
+)
 from mobizo_kernels.data.datasets import Example, Splits
 from mobizo_kernels.data.prompts import EncodedExample, PromptEncoder, parse_verbalizer, template_columns
 from mobizo_kernels.data.tasks import ROTTEN_TOMATOES, TASKS, load_splits
@@ -14,6 +23,11 @@ from mobizo_kernels.data.tokenized import (
 from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_fingerprint
 
 __all__ = [
+    "ANSWER_TASKS",
+    "Answers",
+    "ChatEncoder",
+    "Conversation",
+    "ConversationSplits",
     "ROTTEN_TOMATOES",
     "TASKS",
     "CachingEncoder",
@@ -25,9 +39,13 @@ __all__ = [
     "collate",
     "evaluation_batches",
     "examples_fingerprint",
+    "load_conversations",
     "load_splits",
     "parse_verbalizer",
+    "question",
+    "read_conversations",
     "read_dataset",
+    "split_conversations",
     "template_columns",
     "tokenizer_fingerprint",
     "training_batches",

@@ -102,15 +102,17 @@ def _in_turn(classes: list[list[int]]) -> list[int]:
     return [row for rank in zip(*classes, strict=True) for row in rank]
 
 
-def evaluation_batches(examples: Sequence[EncodedExample]) -> list[list[int]]:
+def evaluation_batches(
+    examples: Sequence[EncodedExample], most_tokens: int = EVALUATION_TOKENS
+) -> list[list[int]]:
     """The numbers of all examples in batches of like length, the shortest first.
 
-    A batch has at most `EVALUATION_TOKENS` tokens, padding included, or is a single example: short texts
-    come in large batches, and long ones do not take more memory.
+    A batch has at most `most_tokens` tokens, padding included, or is a single example: short texts come in
+    large batches, and long ones do not take more memory.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids)):
-        if batches and (len(batches[-1]) + 1) * len(examples[row].input_ids) <= EVALUATION_TOKENS:
+        if batches and (len(batches[-1]) + 1) * len(examples[row].input_ids) <= most_tokens:
             batches[-1].append(row)
         else:
             batches.append([row])

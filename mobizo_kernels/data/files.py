@@ -66,14 +66,21 @@ def read_file(path: Path, text_column: str, label_column: str, columns: Sequence
     examples = []
     with _fields_of_any_length():
         for line, row in rows(_text(path), path, wanted):
-            with _blame_line(path, line):
-                text = _string(row[text_column], text_column, _STRING).strip()
-                label = _string(row[label_column], label_column, _PLAIN)
-                more = ((column, _string(row[column], column, _PLAIN).strip()) for column in columns)
+            with blame_line(path, line):
+                text = string_value(row[text_column], text_column, _STRING).strip()
+                label = string_value(row[label_column], label_column, _PLAIN)
+                more = ((column, string_value(row[column], column, _PLAIN).strip()) for column in columns)
                 examples.append(Example(text, label, tuple(more)))
     if not examples:
         raise InputError(f"data: {path} has no rows")
     return examples
+
+
+def json_objects(path: Path) -> Rows:
+    """The objects of a ``.jsonl`` file, each with its line. Raises InputError as `read_file` does."""
+    if path.suffix.lower() != ".jsonl":
+        raise InputError(f"data: expected FILE.jsonl, got {str(path)!r}")
+    return _jsonl_rows(_text(path), path, ())
 
 
 def _csv_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
@@ -81,7 +88,7 @@ def _csv_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
     reader = csv.reader(lines, strict=True)
     header: list[str] = []
     while (first := reader.line_num) < len(lines):
-        with _blame_line(path, first + 1):
+        with blame_line(path, first + 1):
             cells = _record(reader)
             if not cells:  # an empty line
                 continue
@@ -130,7 +137,7 @@ def _jsonl_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if not line.strip():
             continue
-        with _blame_line(path, number):
+        with blame_line(path, number):
             try:
                 row = strict_json.loads(line.rstrip("\n"))
             except ValueError as error:
@@ -143,7 +150,7 @@ def _jsonl_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
         yield number, row
 
 
-def _string(value: Any, column: str, expected: Sequence[str]) -> str:
+def string_value(value: Any, column: str, expected: Sequence[str]) -> str:
     """A value as text. Raises ValueError if it is of no `expected` kind or has nothing to read."""
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
     kind = _KINDS.get(type(value), "a string")
@@ -190,7 +197,7 @@ def _format(content: bytes) -> str:
 
 
 @contextmanager
-def _blame_line(path: Path, line: int) -> Iterator[None]:
+def blame_line(path: Path, line: int) -> Iterator[None]:
     """Turn a ValueError, whose text goes on after "line 5", into an InputError."""
     try:
         yield

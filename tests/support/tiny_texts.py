@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -75,4 +77,42 @@ def write_csv(path: Path, examples: Sequence[Example], columns: tuple[str, str] 
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows((example.text, example.label) for example in examples)
+    return path
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def chat_tokenizer(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """`tokenizer()` with a chat template and the special tokens of it."""
+    made = copy.deepcopy(tokenizer())
+    made.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    made.chat_template = template
+    return made
+
+
+def save_chat_model(directory: Path, template: str = CHAT_TEMPLATE) -> Path:
+    """A tiny random Llama with `chat_tokenizer()`, as files of transformers in `directory`."""
+    made = chat_tokenizer(template)
+    save_model(directory, vocab_size=len(made))
+    made.save_pretrained(directory)
+    return directory
+
+
+def questions(count: int = 40) -> list[dict[str, str]]:
+    """Rows of a chat file: the answer repeats two words of the question."""
+    subjects, verdicts = itertools.cycle(_SUBJECTS), itertools.cycle(_VERDICTS["0"] + _VERDICTS["1"])
+    rows = zip(range(count), subjects, verdicts, strict=False)
+    return [
+        {"prompt": f"{subject} {verdict}, part {number}. How?", "response": verdict.split()[1]}
+        for number, subject, verdict in rows
+    ]
+
+
+def write_jsonl(path: Path, rows: Sequence[object]) -> Path:
+    """Objects as lines of JSON."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
