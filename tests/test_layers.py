@@ -23,11 +23,12 @@ BELOW = {
     "parameters": "ops lora",
     "data": "files models",
     "loss": "files lora parameters data",
+    "generation": "lora parameters loss",
     "journal": "files ops optim lora parameters",
     "zo": "optim lora parameters loss journal",
-    "training": "optim lora loss journal data zo",
+    "training": "optim lora loss generation journal data zo",
     "executorch": "files ops optim models lora data loss journal zo training",
-    "cli": "files ops optim models lora data loss journal zo training executorch",
+    "cli": "files ops optim models lora data loss generation journal zo training executorch",
 }
 
 
