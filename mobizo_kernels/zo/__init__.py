@@ -2,13 +2,16 @@
 
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
 from mobizo_kernels.zo.estimators import Centred, Estimator, OneSided, TwoSided
+from mobizo_kernels.zo.objective import Objective, Shaping
 from mobizo_kernels.zo.parameters import tuned_parameters
 from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder
 
 __all__ = [
     "Centred",
     "Estimator",
+    "Objective",
     "OneSided",
+    "Shaping",
     "StepOutput",
     "TwoSided",
     "ZerothOrder",

@@ -31,6 +31,7 @@ from mobizo_kernels.parameters.directions import check_outer
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
+from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, checked_losses, shaped
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 
 
@@ -40,7 +41,7 @@ class StepOutput:
 
     Attributes:
         step: its number, from 0.
-        loss: of the model before the update, over the labelled tokens.
+        loss: of the model before the update, over the labelled tokens, or that of an objective.
         losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
         projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
         skipped: a loss, a difference of two, or a coefficient of the update was not finite, so nothing was
@@ -248,7 +249,13 @@ class ZerothOrder:
         self.skipped_steps += int((~records.applied).sum())
 
     @torch.no_grad()
-    def step(self, batch: Mapping[str, torch.Tensor]) -> StepOutput:
+    def step(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        *,
+        objective: Objective | None = None,
+        shaping: Shaping = "none",
+    ) -> StepOutput:
         """One step: G losses, q projected gradients, one update.
 
         If a loss is not finite the update is skipped, the step is counted in `skipped_steps`, and the next
@@ -257,19 +264,30 @@ class ZerothOrder:
 
         Args:
             batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
+            objective: what is minimised in place of the cross-entropy: `objective(model, batch, groups)`
+                gives the loss of each group, float [groups], lower being better. It need not have a gradient.
+                Where it is the same for all groups, nothing is updated.
+            shaping: "none"; "standardise" or "rank" for the losses by which the directions are weighed, as
+                evolution strategies do. The losses that are reported stay what they are.
 
         Raises:
-            ValueError: if the batch has nothing to predict, or an option of :attr:`optimizer` is out of
-                range. The step can be tried again.
+            ValueError: if the batch has nothing to predict, an option of :attr:`optimizer` is out of range,
+                the objective gives something else than a loss for each group, or cuda_graph=True comes with
+                one. The step can be tried again.
             JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
             RuntimeError: if compile=True and a layer cannot be compiled. Nothing was updated.
         """
         for group in self.optimizer.param_groups:
             self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
+        check_shaping(shaping)
         seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
+        if self._graphed is not None and (objective is not None or shaping != "none"):
+            raise ValueError("objective and shaping need cuda_graph=False")
         if self._graphed is None:
-            losses, projected_grads, record = self._made(batch, seeds)
+            losses, projected_grads, record = self._made(
+                batch, seeds, objective or self._cross_entropy, shaping
+            )
             loss, applied = record.loss, record.applied
         else:
             losses, projected_grads, applied = self._graphed(batch, seeds)
@@ -329,31 +347,39 @@ class ZerothOrder:
         """Whether one forward sees all groups."""
         return is_wrapped(self.model) or has_wrapped_parameters(self.model)
 
+    def _cross_entropy(
+        self, model: nn.Module, batch: Mapping[str, torch.Tensor], groups: int
+    ) -> torch.Tensor:
+        return self.loss(batch, groups)
+
     def _made(
-        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
+        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective, shaping: str
     ) -> tuple[torch.Tensor, torch.Tensor, StepRecord]:
         """The losses [G] and projected gradients [q] of a step, and its record, which is applied."""
         if self._batched:
-            losses, standing = self._batched_losses(batch, seeds), None
+            losses, standing = self._batched_losses(batch, seeds, objective), None
         else:
-            losses, standing = self._sequential_losses(batch, seeds)
-        projected_grads = self.estimator.projected_gradients(losses)
+            losses, standing = self._sequential_losses(batch, seeds, objective)
+        weighed = losses if shaping == "none" else shaped(losses, shaping)
+        projected_grads = self.estimator.projected_gradients(weighed)
         record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
         if self.journal is not None:
             self.journal.append(self.steps, record)
         self.optimizer.apply(seeds, record)
         return losses, projected_grads, record
 
-    def _batched_losses(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> torch.Tensor:
+    def _batched_losses(
+        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective
+    ) -> torch.Tensor:
         """losses [G] of a wrapped model, from one forward."""
         estimator = self.estimator
         adapted = is_wrapped(self.model)
         directions = adapter_of(self.model).directions if adapted else parameter_directions(self.model)
         with directions.use(estimator.seeds(seeds), estimator.coeffs(), self.distribution):
-            return self.loss(batch, estimator.groups).cpu()
+            return checked_losses(objective(self.model, batch, estimator.groups), estimator.groups)
 
     def _sequential_losses(
-        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
+        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """losses [G] from G forwards, and what of each direction is still on the parameters, float32 [q]."""
         losses, standing = _zeros(self.estimator.groups), _zeros(len(seeds))
@@ -367,7 +393,7 @@ class ZerothOrder:
                 if change.any():
                     self.optimizer.perturb(seeds[change != 0], change[change != 0])
                 standing = wanted
-                losses[group] = self.loss(batch)
+                losses[group] = checked_losses(objective(self.model, batch, 1), 1)
         except BaseException:
             self._take_off(seeds, standing)
             raise
