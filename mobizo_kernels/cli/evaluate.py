@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from mobizo_kernels.cli.answers import evaluate_answers
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.quality import quality
 from mobizo_kernels.cli.settings import (
@@ -126,11 +127,13 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Score a model, with an adapter or without, on the test split.
 
     Returns:
-        `quality` and the number of rows, the peak memory and the settings.
+        `quality`, or that of free answers, and the number of rows, the peak memory and the settings.
 
     Raises:
         InputError: as `load_task`; or the adapter cannot be read, or is one of another model.
     """
+    if settings.free_answers:
+        return evaluate_answers(settings)
     task = load_task(settings)
     with blame_input("quantization"):
         quantize_base(task.model, settings.quantization)

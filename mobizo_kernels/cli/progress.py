@@ -25,9 +25,9 @@ class TuningBar:
         self._bar.set_postfix({"loss": f"{loss:.3f}", "examples/s": speed, **self._validation})
         self.reach(step + 1)
 
-    def show_validation(self, balanced_accuracy: float) -> None:
+    def show_validation(self, found: str) -> None:
         """To be seen with the next step."""
-        self._validation = {"validation": f"{balanced_accuracy:.1%}"}
+        self._validation = {"validation": found}
 
     def reach(self, steps: int) -> None:
         """So many steps are made or applied."""

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.training import Scored, metrics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Test rows after a run.
+
+    Attributes:
+        quality: figures by name.
+        rows: how many there are.
+        predictions: of each row, for metrics.json.
+    """
+
+    quality: dict[str, float | None]
+    rows: int
+    predictions: list[Any]
+
+
+def outcome(test: Scored) -> Outcome:
+    """That of rows with labels. Raises InputError as :func:`quality` does."""
+    return Outcome(quality(test), len(test.labels), test.scores.argmax(axis=1).tolist())
 
 
 def quality(scored: Scored) -> dict[str, float | None]:

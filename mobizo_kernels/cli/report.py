@@ -6,9 +6,13 @@ from typing import Any
 
 from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE
 
+_ANSWERS = {"perplexity": "perplexity", "exact_match": "exact", "f1": "F1", "rouge_l": "ROUGE-L"}
+
 
 def training_table(summary: dict[str, Any]) -> str:
     """The summary of `train`: quality before, before with a fitted bias, and after; then what it cost."""
+    if "perplexity_after" in summary:
+        return _answers_table(summary)
     rows = [
         ("", "accuracy", "balanced", "AUC"),
         ("zero-shot", *_quality(summary, "before")),
@@ -23,18 +27,38 @@ def training_table(summary: dict[str, Any]) -> str:
             f"{settings['model']} on {settings['data']}, {summary['eval_rows']} test rows "
             f"(standard error {100 * error:.1f} points)",
             *(f"  {name:<22}{accuracy:>10}{balanced:>10}{auc:>8}" for name, accuracy, balanced, auc in rows),
-            *_aligned(
-                {
-                    "step time (median)": _milliseconds(summary["step_ms_median"]),
-                    "steps": f"{summary['steps']} ({_stopped(summary)}{summary['skipped_steps']} skipped, "
-                    f"adapter kept from step {summary['best_step']})",
-                    "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
-                    **_program_size(summary),
-                    "adapter size": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
-                    "written to": settings["out"],
-                }
-            ),
+            *_cost(summary),
         ]
+    )
+
+
+def _answers_table(summary: dict[str, Any]) -> str:
+    """The same where answers are free."""
+    settings = summary["settings"]
+    rows = [("", *_ANSWERS.values())]
+    for name, when in (("zero-shot", "before"), ("after tuning", "after")):
+        perplexity, *shares = (summary[f"{metric}_{when}"] for metric in _ANSWERS)
+        rows.append((name, f"{perplexity:.3f}", *map(_percent, shares)))
+    return "\n".join(
+        [
+            f"{settings['model']} on {settings['data']}, {summary['eval_rows']} answers",
+            *(f"  {name:<22}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in rows),
+            *_cost(summary),
+        ]
+    )
+
+
+def _cost(summary: dict[str, Any]) -> list[str]:
+    return _aligned(
+        {
+            "step time (median)": _milliseconds(summary["step_ms_median"]),
+            "steps": f"{summary['steps']} ({_stopped(summary)}{summary['skipped_steps']} skipped, "
+            f"adapter kept from step {summary['best_step']})",
+            "peak memory": f"{summary['peak_rss_mb']:.0f} MB",
+            **_program_size(summary),
+            "adapter size": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
+            "written to": summary["settings"]["out"],
+        }
     )
 
 
@@ -79,6 +103,12 @@ def _base_weights(settings: dict[str, Any]) -> str:
 
 def evaluation_table(result: dict[str, Any]) -> str:
     """The result of `evaluate`."""
+    if "perplexity" in result:
+        shown = {
+            name: _percent(result[metric]) for metric, name in _ANSWERS.items() if metric != "perplexity"
+        }
+        perplexity = {"perplexity": f"{result['perplexity']:.3f}"}
+        return "\n".join(_aligned({**perplexity, **shown, "answers": result["rows"]}))
     auc = result["auc"]
     return "\n".join(
         _aligned(

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
-from mobizo_kernels.cli.plot import plot_learning_curve
-from mobizo_kernels.cli.quality import quality
+from mobizo_kernels.cli.plot import Kind, plot_learning_curve
+from mobizo_kernels.cli.quality import Outcome
 from mobizo_kernels.cli.settings import TrainSettings, as_json
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.errors import InputError, first_line, naming
 from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory
-from mobizo_kernels.training import FitResult, Scored
+from mobizo_kernels.training import FitResult
 
 ADAPTER_DIRECTORY = "adapter"
 START_DIRECTORY = "start"
@@ -31,7 +31,7 @@ PLOT_FILE = "learning_curve.png"
 def write_results(
     settings: TrainSettings,
     before: dict[str, float | None],
-    test: Scored,
+    test: Outcome,
     run: FitResult,
     save: Callable[[Path], None],
     **more: Any,
@@ -40,8 +40,8 @@ def write_results(
 
     Args:
         settings: of the run; the files go to its `out`.
-        before: `quality_before`.
-        test: the test rows with the scores of the tuned model.
+        before: the quality of the untuned model, by names that end in "_before".
+        test: the test rows after the run.
         run: what the loop gave.
         save: writes the adapter into the directory that it is given, as the PEFT directory `adapter`.
         more: what the engine has to add to the summary.
@@ -50,14 +50,13 @@ def write_results(
         The summary, which is also in metrics.json.
 
     Raises:
-        InputError: a score is not finite, or the files cannot be written; those of an earlier run are then
+        InputError: the files cannot be written; those of an earlier run are then
             still there; or, after they were written, that the run has lost its journal.
     """
-    after = quality(test)
     summary: dict[str, Any] = {
         **before,
-        **{f"{name}_after": value for name, value in after.items()},
-        "eval_rows": len(test.labels),
+        **{f"{name}_after": value for name, value in test.quality.items()},
+        "eval_rows": test.rows,
         "steps": len(run.losses),
         "stopped": run.stopped,
         "skipped_steps": run.skipped_steps,
@@ -78,7 +77,7 @@ def write_results(
 def _write(
     settings: TrainSettings,
     summary: dict[str, Any],
-    test: Scored,
+    test: Outcome,
     run: FitResult,
     save: Callable[[Path], None],
 ) -> dict[str, Any]:
@@ -102,11 +101,11 @@ def _write(
             **summary,
             "losses": losses,
             "validation": validation,
-            "predictions": test.scores.argmax(axis=1).tolist(),
+            "predictions": test.predictions,
             "environment": environment(),
         }
         (scratch / METRICS_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        plot_learning_curve(scratch / PLOT_FILE, losses, validation, run.best_step)
+        plot_learning_curve(scratch / PLOT_FILE, losses, validation, run.best_step, _kind(settings))
         (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
         for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
             os.replace(path, out / path.relative_to(scratch))
@@ -114,6 +113,13 @@ def _write(
         lost = naming("journal", run.lost)
         raise InputError(f"{lost}; stopped after {len(losses)} steps, the results so far are in {out}")
     return summary
+
+
+def _kind(settings: TrainSettings) -> Kind:
+    """What the losses of a run are of."""
+    if not settings.free_answers:
+        return "labels"
+    return "answers" if settings.objective == "cross-entropy" else "reward"
 
 
 def _finite_or_none(value: float | None) -> float | None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
-from mobizo_kernels.data import ROTTEN_TOMATOES, TASKS
+from mobizo_kernels.data import ANSWER_TASKS, ROTTEN_TOMATOES, TASKS, Answers
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models import SMOLLM2
 from mobizo_kernels.models.loading import Dtype
@@ -22,7 +22,7 @@ from mobizo_kernels.ops.checks import MAX_RANK, Distribution, Lowering
 from mobizo_kernels.optim import UpdateRule
 from mobizo_kernels.optim.update_rule import Optimizer
 from mobizo_kernels.run_defaults import RUN, LrSchedule
-from mobizo_kernels.zo import Estimator, make_estimator, make_rule
+from mobizo_kernels.zo import Estimator, Shaping, make_estimator, make_rule
 from mobizo_kernels.zo.estimators import EstimatorName
 
 Engine = Literal["eager", "executorch"]
@@ -42,8 +42,12 @@ _engine = partial(Option, rich_help_panel="Engine")
 class QuestionSettings:
     """A model and the question that is put to it."""
 
+    takes_free_answers: ClassVar[bool] = False
+
     model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
-    data: Annotated[str, _task(help=f"{', '.join(TASKS)}, FILE.csv or FILE.jsonl.")] = ROTTEN_TOMATOES
+    data: Annotated[str, _task(help=f"{', '.join([*TASKS, *ANSWER_TASKS])}, FILE.csv or FILE.jsonl.")] = (
+        ROTTEN_TOMATOES
+    )
     template: Annotated[
         str,
         _task(
@@ -55,7 +59,14 @@ class QuestionSettings:
         str,
         _task(help="JSON: the word that answers the prompt, for each label.", show_default="that of --data"),
     ] = ""
-    max_length: Annotated[int, _task(min=1, help="Most tokens of a prompt; longer texts are cut.")] = 128
+    max_length: Annotated[
+        int,
+        _task(
+            min=0,
+            help="Most tokens of a row; longer texts are cut, and free answers refused.",
+            show_default="128, of free answers 512",
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         """Fill in the prompt of a named task where none is given.
@@ -69,13 +80,30 @@ class QuestionSettings:
                 raise InputError(f"{field.name}: expected a finite number, got {value}")
             if isinstance(value, int) and value > _MOST and field.name != "seed":
                 raise InputError(f"{field.name}: expected at most {_MOST}, got {value}")
+        free = self.free_answers
+        if not self.max_length:
+            object.__setattr__(self, "max_length", 512 if free else 128)
+        if self.data in ANSWER_TASKS and not free:
+            raise InputError(f"data: the answers of {self.data} are free text, which {self._refused}")
         for name in ("template", "verbalizer"):
-            if getattr(self, name):
+            if free or getattr(self, name):
                 continue
             if self.data not in TASKS:
                 raise InputError(f"{name}: expected one with --data {self.data}, which has none of its own")
             own = getattr(TASKS[self.data], name)
             object.__setattr__(self, name, own if isinstance(own, str) else json.dumps(dict(own)))
+
+    @property
+    def free_answers(self) -> bool:
+        """Whether the answers are free text, not the words of labels."""
+        named = self.data in ANSWER_TASKS or (self.data not in TASKS and self.data.lower().endswith(".jsonl"))
+        return self.takes_free_answers and named and not self.template and not self.verbalizer
+
+    @property
+    def _refused(self) -> str:
+        if self.takes_free_answers:
+            return "have no --template and no --verbalizer"
+        return "mobizo train and mobizo eval take in torch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +122,14 @@ class PromptSettings(QuestionSettings):
 class TaskSettings(PromptSettings):
     """The same, to be computed by torch."""
 
+    takes_free_answers: ClassVar[bool] = True
+
+    answers: Annotated[
+        Answers, _task(help="Of a conversation with free answers: all of them, or the last one.")
+    ] = "all"
+    max_new_tokens: Annotated[
+        int, _task(min=1, help="Most tokens of a free answer that the model writes.")
+    ] = 64
     dtype: Annotated[
         Literal["auto", Dtype],
         _task(help="Type of the base model's weights; auto is bfloat16, inside ExecuTorch float32."),
@@ -143,7 +179,8 @@ class StepSettings:
         _tune(
             min=0,
             help="Tokens at the end of the prompt on which the adapter acts (Activated LoRA); those before "
-            "are then computed once for all directions. 0 for all of the prompt.",
+            "are then computed once for all directions. 0 for all of the prompt. Where answers are free, any "
+            "other number stands for the tokens by which the chat template begins an answer.",
         ),
     ] = 2
     layers: Annotated[
@@ -204,6 +241,16 @@ class TrainSettings(StepSettings, TaskSettings):
     normalize: Annotated[bool, _tune(help="Divide by the spread of the losses, not by eps (FZOO).")] = (
         RUN.normalize
     )
+    objective: Annotated[
+        str,
+        _tune(
+            help="What is learned: cross-entropy; with labels accuracy; with free answers exact-match, f1, "
+            "rouge-l, json-answer, ten-words, or FILE.py:FUNCTION, a reward of what the model writes."
+        ),
+    ] = "cross-entropy"
+    reward_shaping: Annotated[
+        Shaping, _tune(help="Of the losses by which directions are weighed: their ranks, or standardised.")
+    ] = "none"
     stop_unsteady: Annotated[
         bool, _tune(help="End the run when its loss runs away; what was better is kept in any case.")
     ] = RUN.stop_unsteady

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.settings import StepSettings
-from mobizo_kernels.data import PromptEncoder
+from mobizo_kernels.data import ChatEncoder, PromptEncoder
 from mobizo_kernels.lora.targets import layer_range, linear_names
 
+_log = logging.getLogger(__name__)
 
-def lora_config(settings: StepSettings, model: PreTrainedModel, encoder: PromptEncoder) -> LoraConfig:
+
+def lora_config(
+    settings: StepSettings, model: PreTrainedModel, encoder: PromptEncoder | ChatEncoder
+) -> LoraConfig:
     """PEFT's configuration of the adapter `settings` ask for.
 
     Raises:
@@ -24,5 +30,16 @@ def lora_config(settings: StepSettings, model: PreTrainedModel, encoder: PromptE
         target_modules=linear_names(model) if names == ["all-linear"] else names,
         layers_to_transform=layer_range(settings.layers, layers),
         task_type="CAUSAL_LM",
-        alora_invocation_tokens=encoder.ending(settings.tail) if settings.tail else None,
+        alora_invocation_tokens=_invocation(settings, encoder),
     )
+
+
+def _invocation(settings: StepSettings, encoder: PromptEncoder | ChatEncoder) -> list[int] | None:
+    """The tokens from which the adapters act; None for everywhere."""
+    if not settings.tail:
+        return None
+    if isinstance(encoder, PromptEncoder):
+        return encoder.ending(settings.tail)
+    if not encoder.invocation:
+        _log.warning("nothing special begins an answer in the chat template: the adapter acts everywhere")
+    return encoder.invocation or None

@@ -12,7 +12,7 @@ from mobizo_kernels.cli.export import adapted_model, export, native
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.progress import TuningBar
-from mobizo_kernels.cli.quality import quality_before
+from mobizo_kernels.cli.quality import outcome, quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import (
     AUTOMATIC_DTYPE,
@@ -67,7 +67,7 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
     test = _scored(trainer, path, "test", settings)
-    return write_results(settings, before, test, run, save, program_bytes=program.stat().st_size)
+    return write_results(settings, before, outcome(test), run, save, program_bytes=program.stat().st_size)
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -78,8 +78,12 @@ def program_files(settings: TrainSettings) -> list[Path]:
 
 def _check(settings: TrainSettings) -> None:
     """Find what would only show after the export. Raises InputError."""
+    if settings.free_answers:
+        raise InputError(f"data: {settings.data} has free answers, which --engine eager takes")
     if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
+    if (settings.objective, settings.reward_shaping) != ("cross-entropy", "none"):
+        raise InputError("objective: --engine executorch has the cross-entropy only, and shapes nothing")
     if settings.start != "zero":
         raise InputError(f"start: expected zero with --engine executorch, got {settings.start}")
     with blame_input("settings"):
@@ -173,7 +177,7 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> FitResult
             run.validations.append(
                 Validation(found.step, found.loss, found.accuracy, found.balanced_accuracy)
             )
-            bar.show_validation(found.balanced_accuracy)
+            bar.show_validation(f"{found.balanced_accuracy:.1%}")
 
         with blame_input("settings"):
             try:

@@ -7,8 +7,9 @@ the LM head sees nothing else, a few tokens at a time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,6 +172,30 @@ class LabelledLoss:
         """The loss of every group, float32 [groups], of a batch from :meth:`labelled`. If that is on the
         model's device, nothing is copied to or from the host, and a CUDA graph can capture all of it.
         """
+        return self._mean(batch, groups, partial(F.cross_entropy, reduction="none"))
+
+    @torch.no_grad()
+    def errors(self, batch: Mapping[str, torch.Tensor], groups: int = 1) -> torch.Tensor:
+        """The share of labelled tokens to which every group prefers another token, float32 [groups].
+
+        Args:
+            batch: B rows, as above.
+            groups: G.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        return self._mean(
+            self.labelled(batch), groups, lambda logits, targets: (logits.argmax(dim=-1) != targets).float()
+        )
+
+    def _mean(
+        self,
+        batch: LabelledBatch,
+        groups: int,
+        measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """The mean of measure(logits [m, C], targets [m]) -> [m] over the labelled tokens of every group."""
         batch = batch.to(self.model.device)
         hidden = self._hidden(batch, groups)
         total = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
@@ -180,12 +205,8 @@ class LabelledLoss:
         for start, target in zip(range(0, len(batch.targets), step), batch.targets.split(step), strict=True):
             part = slice(start, start + step)
             active = None if acting is None else acting[part].repeat(groups)
-            losses = F.cross_entropy(
-                self._head.logits(hidden[:, part].flatten(0, 1), active).float(),
-                target.repeat(groups),
-                reduction="none",
-            )
-            total += losses.view(groups, -1).sum(dim=1)
+            logits = self._head.logits(hidden[:, part].flatten(0, 1), active).float()
+            total += measure(logits, target.repeat(groups)).view(groups, -1).sum(dim=1)
         return total / len(batch.targets)
 
     @torch.no_grad()
@@ -204,6 +225,28 @@ class LabelledLoss:
         """
         rows = self._rows(batch)
         return self._logits(self._head, self._labelled(rows, rows.tokens)).float()
+
+    @torch.no_grad()
+    def of_tokens(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each labelled token, for evaluation.
+
+        Args:
+            batch: B rows, as above.
+
+        Returns:
+            float32 [n] and the rows of the tokens, int64 [n], row by row.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        labelled = self.labelled(batch).to(self.model.device)
+        hidden, acting = self._hidden(labelled)[0], self._acting(labelled)
+        losses = []
+        for start in range(0, len(hidden), MOST_LOGITS):
+            part = slice(start, start + MOST_LOGITS)
+            logits = self._head.logits(hidden[part], None if acting is None else acting[part])
+            losses.append(F.cross_entropy(logits.float(), labelled.targets[part], reduction="none"))
+        return torch.cat(losses), labelled.rows
 
     def _logits(self, head: LabelHead, batch: LabelledBatch) -> torch.Tensor:
         batch = batch.to(self.model.device)

@@ -63,6 +63,8 @@ class DivergenceGuard:
         """Take the loss of a validation, first that of the untuned model; whether the run is unsteady now."""
         if self.first_validation is None:
             self.first_validation = loss
+        if self.first_validation < 0:  # a reward without bounds: no share of it means anything
+            return not math.isfinite(loss)
         return not loss <= RISE * self.first_validation
 
     def __str__(self) -> str:

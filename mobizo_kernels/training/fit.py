@@ -19,12 +19,13 @@ from mobizo_kernels.journal.header import PathLike
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.optim import Records
 from mobizo_kernels.run_defaults import RUN
+from mobizo_kernels.training.answers import score_answers
 from mobizo_kernels.training.divergence import DivergenceGuard
-from mobizo_kernels.training.reports import FitResult, StepReport, Validation
+from mobizo_kernels.training.reports import FitResult, HeldOut, StepReport, Validation
 from mobizo_kernels.training.schedule import check_schedule, learning_rate_schedule
-from mobizo_kernels.training.scoring import Scored, score_rows
+from mobizo_kernels.training.scoring import score_rows
 from mobizo_kernels.training.selection import Keeper
-from mobizo_kernels.zo import ZerothOrder
+from mobizo_kernels.zo import Objective, Shaping, ZerothOrder
 
 Batch = Mapping[str, torch.Tensor] | Sequence[EncodedExample]
 
@@ -37,13 +38,15 @@ def fit(
     *,
     steps: int,
     lr_schedule: str = RUN.lr_schedule,
-    validation: Sequence[EncodedExample] | Callable[[], Scored] | None = None,
+    validation: Sequence[EncodedExample] | Callable[[], HeldOut] | None = None,
     eval_every: int | None = None,
     keep: str = RUN.keep,
     stop_unsteady: bool = RUN.stop_unsteady,
     journal: PathLike | None = None,
     resume: bool = RUN.resume,
     data: str | None = None,
+    objective: Objective | None = None,
+    shaping: Shaping = "none",
     recorded: Records | None = None,
     pad_token: int = 0,
     on_step: Callable[[StepReport], object] | None = None,
@@ -62,8 +65,9 @@ def fit(
         steps: of the run in all, those that were made or recorded included; the schedule spans them.
         lr_schedule: "constant", "linear" or "cosine"; the last two fall to 0. The rate that it begins with
             is that of the optimizer.
-        validation: rows, or a function that scores rows of its own, always the same ones. Rows want
-            `candidate_tokens` of :class:`ZerothOrder`: the words of the labels, in their order.
+        validation: rows, or a function that scores rows of its own, always the same ones. Rows with
+            labels want `candidate_tokens` of :class:`ZerothOrder`: the words of the labels, in their order.
+            Those without, of label -1, are scored by the tokens of their answers.
         eval_every: steps between validations, a tenth of `steps` by default. The parameters of before the
             first step are validated, too, and so are those behind the last.
         keep: "best" for the latest parameters that do not validate significantly worse than the best (see
@@ -73,6 +77,9 @@ def fit(
         resume: go on with `journal` if there is one, from the parameters with which it began.
         data: a hash of the training rows for the journal, which then goes on with no others, such as that of
             :func:`mobizo_kernels.data.examples_fingerprint`.
+        objective: what the steps minimise in place of the cross-entropy, see :meth:`ZerothOrder.step`, like
+            the next. A journal does not know it: `data` is to tell runs of one from those of another.
+        shaping: of the losses by which directions are weighed.
         recorded: what :meth:`ZerothOrder.open_journal` returned, if the caller has opened the journal.
         pad_token: fills up rows.
         on_step: called after each step that is made, not after those applied from a journal.
@@ -114,6 +121,8 @@ def fit(
             every=every,
             keeper=Keeper(zo.model) if keep == "best" and score is not None else None,
             stop_unsteady=stop_unsteady,
+            objective=objective,
+            shaping=shaping,
             pad_token=pad_token,
             on_step=on_step,
             on_validation=on_validation,
@@ -130,10 +139,12 @@ class _Run:
     _: KW_ONLY
     steps: int
     scheduler: LRScheduler
-    score: Callable[[], Scored] | None
+    score: Callable[[], HeldOut] | None
     every: int
     keeper: Keeper | None
     stop_unsteady: bool
+    objective: Objective | None
+    shaping: Shaping
     pad_token: int
     on_step: Callable[[StepReport], object] | None
     on_validation: Callable[[Validation], object] | None
@@ -184,7 +195,8 @@ class _Run:
     def make_step(self, batch: Batch) -> bool:
         """One step on a batch; whether the loss has run away."""
         lr, started = self.zo.optimizer.param_groups[0]["lr"], perf_counter()
-        output = self.zo.step(batch if isinstance(batch, Mapping) else collate(batch, self.pad_token))
+        rows = batch if isinstance(batch, Mapping) else collate(batch, self.pad_token)
+        output = self.zo.step(rows, objective=self.objective, shaping=self.shaping)
         seconds = perf_counter() - started
         self.scheduler.step()
         self.result.seconds.append(seconds)
@@ -219,9 +231,12 @@ class _Run:
         return self.guard.validate(validation.loss)
 
 
-def _row_scorer(zo: ZerothOrder, rows: Sequence[EncodedExample], pad_token: int) -> Callable[[], Scored]:
-    """What scores the rows by the labels' words. Raises ValueError if it cannot."""
+def _row_scorer(zo: ZerothOrder, rows: Sequence[EncodedExample], pad_token: int) -> Callable[[], HeldOut]:
+    """What scores the rows by the labels' words, or by free answers. Raises ValueError if it cannot."""
     candidates = zo.loss.candidates
+    if candidates is None and rows and all(row.label == -1 for row in rows):
+        answers = LabelledLoss(zo.model, compile=zo.loss.compiles)
+        return lambda: score_answers(answers, rows, pad_token)
     if candidates is None:
         raise ValueError("validation by rows needs candidate_tokens of ZerothOrder: the words of the labels")
     labels = {row.label for row in rows}

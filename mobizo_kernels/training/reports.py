@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from mobizo_kernels.zo import StepOutput
 
@@ -22,20 +23,36 @@ class StepReport(StepOutput):
     unsteady: bool
 
 
+class HeldOut(Protocol):
+    """Held-out rows that were scored, as a validation needs them."""
+
+    @property
+    def losses(self) -> Any:
+        """Of each row, float [n], always of the same rows."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of rows whose label has the highest score; None of rows without labels."""
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean of the accuracy over the labels; None unless every label has rows."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """The validation rows after `step` steps.
 
     Attributes:
         step: steps behind the parameters, from 0.
-        loss: mean cross-entropy between the label words.
-        accuracy: share of rows whose label has the highest score.
+        loss: mean cross-entropy between the label words, or over the tokens of free answers.
+        accuracy: share of rows whose label has the highest score; None of free answers.
         balanced_accuracy: mean of the accuracy over the labels; None unless every label has rows.
     """
 
     step: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     balanced_accuracy: float | None
 
 

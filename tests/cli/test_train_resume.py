@@ -15,7 +15,7 @@ from helpers import full_disk
 from safetensors.torch import load_file
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 
-from mobizo_kernels.cli import train_eager
+from mobizo_kernels.cli import tuning
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
@@ -112,7 +112,7 @@ def test_rows_that_come_round_again(
     """
     task = {**task, "train_rows": 24, "batch_size": 8, "steps": 10, **rule}  # three steps a time round
     if room is not None:
-        monkeypatch.setattr(train_eager, "StateStore", lambda _: StateStore(room))
+        monkeypatch.setattr(tuning, "StateStore", lambda _: StateStore(room))
     journal = tmp_path / "journal"
     train(TrainSettings(**task, out=tmp_path / "once", journal=journal))
     content, record = journal.read_bytes(), json.loads((tmp_path / "once" / "metrics.json").read_text())
