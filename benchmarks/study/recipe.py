@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -111,13 +112,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The runs in a file of this study, none if it is not there; a line that was cut off does not count. What
     a recipe has not heard of was at its default.
     """
+    return [{**line, "recipe": asdict(Recipe()) | line["recipe"]} for line in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of lines of JSON, none if it is not there; what was cut off is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        lines.append({**line, "recipe": asdict(Recipe()) | line["recipe"]})
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
     return lines
 
 

@@ -102,14 +102,13 @@ def _in_turn(classes: list[list[int]]) -> list[int]:
     return [row for rank in zip(*classes, strict=True) for row in rank]
 
 
-def evaluation_batches(
-    examples: Sequence[EncodedExample], most_tokens: int = EVALUATION_TOKENS
-) -> list[list[int]]:
+def evaluation_batches(examples: Sequence[EncodedExample], most_tokens: int | None = None) -> list[list[int]]:
     """The numbers of all examples in batches of like length, the shortest first.
 
-    A batch has at most `most_tokens` tokens, padding included, or is a single example: short texts come in
-    large batches, and long ones do not take more memory.
+    A batch has at most `most_tokens` tokens, `EVALUATION_TOKENS` by default, padding included, or is a single
+    example: short texts come in large batches, and long ones do not take more memory.
     """
+    most_tokens = EVALUATION_TOKENS if most_tokens is None else most_tokens
     batches: list[list[int]] = []
     for row in sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids)):
         if batches and (len(batches[-1]) + 1) * len(examples[row].input_ids) <= most_tokens:
