@@ -20,7 +20,9 @@ from mobizo_kernels.cli.demo import ENGINES, PLANS, demo
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import evaluate
 from mobizo_kernels.cli.export import export
+from mobizo_kernels.cli.generate import generate
 from mobizo_kernels.cli.report import (
+    answers_text,
     demo_table,
     environment_table,
     evaluation_table,
@@ -32,6 +34,7 @@ from mobizo_kernels.cli.settings import (
     Engine,
     EvalSettings,
     ExportSettings,
+    GenerateSettings,
     Json,
     TokenizeSettings,
     TrainSettings,
@@ -63,6 +66,13 @@ def train_command(settings: TrainSettings, print_json: bool) -> None:
 def eval_command(settings: EvalSettings, print_json: bool) -> None:
     """Score a model, with an adapter or without, on the test split of the data."""
     _answer(partial(evaluate, settings), evaluation_table, print_json)
+
+
+@app.command("generate")
+@takes(GenerateSettings)
+def generate_command(settings: GenerateSettings, print_json: bool) -> None:
+    """Let a model, with an adapter or without, answer prompts."""
+    _answer(partial(generate, settings), answers_text, print_json)
 
 
 @app.command("export")

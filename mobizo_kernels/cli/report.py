@@ -123,6 +123,11 @@ def evaluation_table(result: dict[str, Any]) -> str:
     )
 
 
+def answers_text(result: dict[str, Any]) -> str:
+    """The result of `generate`: the answers, with a blank line between two."""
+    return "\n\n".join(result["answers"])
+
+
 def environment_table(environment: dict[str, Any]) -> str:
     """What `environment` found."""
     return "\n".join(_aligned({name: "-" if value is None else value for name, value in environment.items()}))

@@ -173,7 +173,8 @@ def _prompts_and_references(batch: Mapping[str, torch.Tensor]) -> tuple[list[lis
     seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu() != 0
     prompts, references = [], []
     for row, (tokens, wanted, real) in enumerate(zip(ids, labels, seen, strict=True)):
-        tokens, wanted = tokens[real], wanted[real]
+        tokens, wanted = tokens[real], wanted[real].clone()
+        wanted[:1] = IGNORED  # nothing comes before it
         at = (wanted != IGNORED).nonzero()
         if not len(at) or not int(at[0]):
             raise ValueError(f"batch: row {row} has no label behind a prompt")
