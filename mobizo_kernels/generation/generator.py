@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
+from mobizo_kernels.generation.cache import growing_cache
 from mobizo_kernels.generation.sampling import Sampling
 from mobizo_kernels.lora import adapter_of, invocation_starts, is_wrapped
 from mobizo_kernels.loss import LabelledLoss
@@ -117,7 +117,7 @@ class TextGenerator:
             if min(found) < 0:
                 invoked = torch.tensor([start >= 0 for start in found], device=self.model.device)
         rows = _Rows(
-            DynamicCache(config=self.model.config),
+            growing_cache(self.model.config),
             torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.model.device),
         )
         if any(starts):

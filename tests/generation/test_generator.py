@@ -13,11 +13,12 @@ from tiny import SIZES as TINY
 from tiny import VOCABULARY, causal_lm, llama
 from transformers import Qwen2Config
 
-from mobizo_kernels import load_adapter, save_adapter, wrap
+from mobizo_kernels import load_adapter, save_adapter, wrap, wrap_parameters
 from mobizo_kernels.data import ChatEncoder
 from mobizo_kernels.generation import Sampling, TextGenerator
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.models import load_model
+from mobizo_kernels.parameters import parameter_directions
 
 STOP, INVOCATION = 2, [5, 6]
 MODELS = {
@@ -121,3 +122,17 @@ def test_a_real_model_writes_the_same(tmp_path: Path, rng: torch.Generator) -> N
     assert found == [by_transformers(theirs, row, 8, stop) for row in rows]
     again = load_adapter(load_model("smollm2", "float32")[0], tmp_path)
     assert TextGenerator(again, encoder.end_tokens)(rows[:1], Sampling(8))[0] == found[:1]
+
+
+def test_all_parameters_move_as_in_a_group_alone(rng: torch.Generator) -> None:
+    model = wrap_parameters(llama())
+    generator, rows = TextGenerator(model, [STOP]), prompts(rng)
+    seeds, coeffs = torch.tensor([3, 4]), torch.tensor([0.02, -0.02])
+    directions = parameter_directions(model)
+    with directions.use(seeds, coeffs, "outer"):
+        together = generator(rows, Sampling(6), groups=2)
+    for group in range(2):
+        one = slice(group, group + 1)
+        with directions.use(seeds[one], coeffs[one], "outer"):
+            assert generator(rows, Sampling(6))[0] == together[group]
+    assert together[0] != together[1]
