@@ -68,6 +68,25 @@ inline CodePoint code_point_before(std::string_view text, size_t end) {
   return code_point_at(text, begin);
 }
 
+constexpr char kReplacementCharacter[] = "\xEF\xBF\xBD";
+
+// Appends `bytes` as UTF-8, with a replacement character for each part that is none: the start of a code point, as far as it
+// goes, or a byte that starts none. Returns the bytes that are done: all if `final`, else without a start at the end.
+inline size_t append_utf8_lossy(std::string_view bytes, bool final, std::string& out) {
+  size_t at = 0;
+  while (at < bytes.size()) {
+    const size_t valid = utf8_valid_bytes(bytes.substr(at));
+    out += bytes.substr(at, valid);
+    at += valid;
+    if (at == bytes.size()) break;
+    const Utf8Start start = utf8_start(bytes.substr(at));
+    if (!final && start.length > 0 && at + start.there == bytes.size()) break;
+    out += kReplacementCharacter;
+    at += start.there > 0 ? start.there : 1;
+  }
+  return at;
+}
+
 inline void append_utf8(uint32_t code, std::string& out) {
   const auto tail = [&](int shift) { out += static_cast<char>(0x80 | (code >> shift & 0x3F)); };
   if (code < 0x80) {

@@ -10,25 +10,6 @@
 namespace mobizo::trainer {
 namespace {
 
-constexpr char kReplacementCharacter[] = "\xEF\xBF\xBD";
-
-// Appends `bytes` as UTF-8, with a replacement character for each part that is none: the start of a character, as far as it
-// goes, or a byte that starts none. Returns the bytes that are done: all if `final`, else without a start at the end.
-size_t append_lossy(std::string_view bytes, bool final, std::string& out) {
-  size_t at = 0;
-  while (at < bytes.size()) {
-    const size_t valid = utf8_valid_bytes(bytes.substr(at));
-    out += bytes.substr(at, valid);
-    at += valid;
-    if (at == bytes.size()) break;
-    const Utf8Start start = utf8_start(bytes.substr(at));
-    if (!final && start.length > 0 && at + start.there == bytes.size()) break;
-    out += kReplacementCharacter;
-    at += std::max<size_t>(start.there, 1);
-  }
-  return at;
-}
-
 // Puts a space between tokens.
 class Join : public DecoderStage {
  public:
@@ -72,7 +53,7 @@ class ByteLevel : public DecoderStage {
  private:
   void give(bool final) {
     std::string text;
-    bytes_.erase(0, append_lossy(bytes_, final, text));
+    bytes_.erase(0, append_utf8_lossy(bytes_, final, text));
     if (!text.empty()) next->push(text, false);
   }
   std::string token_, bytes_;
