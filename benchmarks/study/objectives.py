@@ -1,4 +1,5 @@
-"""What steps learn by an objective without a gradient, beside the cross-entropy, within the same seconds.
+"""What steps learn of free answers: by objectives without a gradient, by the cross-entropy, and beside
+back-propagation, within the same seconds.
 
 Every run tunes SmolLM2-135M-Instruct within a budget of processor time of one thread, evaluations left out,
 and is scored on rows that decided nothing. A run that is in the file already is not made again.
@@ -9,15 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 
 from benchmarks.harness import machine
 from benchmarks.study.recipe import read_lines
+from benchmarks.study.runs import first_order_twin
 from mobizo_kernels import wrap
 from mobizo_kernels.data import (
     ChatEncoder,
@@ -34,6 +38,7 @@ from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import load_model
 from mobizo_kernels.training import score_answers, write_answers
 from mobizo_kernels.training.objectives import REWARDS, TextReward
+from mobizo_kernels.training.text_metrics import METRICS
 from mobizo_kernels.zo import ZerothOrder
 
 RULES = {
@@ -48,8 +53,10 @@ class Recipe:
     """What a run does.
 
     Attributes:
-        task: a name in `RULES`, whose questions are those of ASDiv, or "asdiv".
+        task: a name in `RULES`, whose questions are those of ASDiv, or a name in `ANSWER_TASKS`.
         objective: "cross-entropy" or a name in `REWARDS`.
+        first_order: back-propagation of the cross-entropy with AdamW and gradient checkpointing, to the same
+            adapter.
         first: share of the seconds in which the cross-entropy is minimised, before the objective is.
         seconds: of processor time of one thread, evaluations left out; the rate falls linearly to 0.
     """
@@ -65,6 +72,7 @@ class Recipe:
     normalize: bool = True
     max_new_tokens: int = 24
     first: float = 0.0
+    first_order: bool = False
     seconds: float = 120.0
 
 
@@ -74,14 +82,16 @@ RUNS = {
     "F1": Recipe("asdiv", "f1", batch_size=8, max_new_tokens=12),
     "F1 behind cross-entropy": Recipe("asdiv", "f1", batch_size=8, max_new_tokens=12, first=0.5),
     "cross-entropy": Recipe("asdiv", "cross-entropy", batch_size=8, eps=0.05, max_new_tokens=12),
+    "sentences": Recipe("xsum", "cross-entropy", eps=0.05, max_new_tokens=40),
+    "sentences, first-order": Recipe("xsum", "cross-entropy", lr=2e-3, max_new_tokens=40, first_order=True),
 }
 
 
 def conversations(task: str) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
     """Rows to train, validate and test on."""
-    splits = load_conversations("asdiv")
+    splits = load_conversations("asdiv" if task in RULES else task)
     parts = splits.train, splits.validation, splits.test
-    if task == "asdiv":
+    if task not in RULES:
         return parts
     asked = [
         [question(row.messages[0][1].split("\n")[0] + RULES[task], row.messages[1][1]) for row in part]
@@ -108,8 +118,9 @@ def run(recipe: Recipe, test_rows: int, looks: int) -> dict[str, Any]:
     generator, loss = TextGenerator(model, encoder.end_tokens), LabelledLoss(model)
 
     def scored(rows: list[EncodedExample]) -> dict[str, Any]:
+        model.eval()
         written = write_answers(generator, tokenizer, rows, sampling)
-        found = {name: written.mean(name) for name in ("exact_match", "f1")}
+        found = {name: written.mean(name) for name in METRICS}
         if (rule := recipe.objective) in RULES:
             rewards = REWARDS[rule]("", written.answers, "")
             found |= {"kept": sum(reward == 1 for reward in rewards) / len(rewards)}
@@ -125,18 +136,23 @@ def run(recipe: Recipe, test_rows: int, looks: int) -> dict[str, Any]:
     objective = None
     if recipe.objective != "cross-entropy":
         objective = TextReward(generator, tokenizer, REWARDS[recipe.objective], sampling)
+
+    def zo_step(batch: dict[str, torch.Tensor], share: float) -> float:
+        zo.optimizer.param_groups[0]["lr"] = recipe.lr * (1 - share)
+        chosen = objective if share >= recipe.first else None
+        return zo.step(batch, objective=chosen, shaping=recipe.shaping).loss
+
+    step = first_order(model, recipe) if recipe.first_order else zo_step
     batches = training_batches(train, recipe.batch_size, recipe.seed)
     spent, steps, losses = 0.0, 0, []
     before, curve = scored(test[:test_rows]), []
     while spent < recipe.seconds:
-        zo.optimizer.param_groups[0]["lr"] = recipe.lr * (1 - spent / recipe.seconds)
         batch = collate(next(batches), tokenizer.pad_token_id)
-        chosen = objective if spent >= recipe.first * recipe.seconds else None
         started = time.process_time()
-        output = zo.step(batch, objective=chosen, shaping=recipe.shaping)
+        loss_now = step(batch, spent / recipe.seconds)
         spent += time.process_time() - started
         steps += 1
-        losses.append(round(output.loss, 4))
+        losses.append(round(loss_now, 4))
         if spent >= (len(curve) + 1) * recipe.seconds / looks:
             found = scored(validation[: test_rows // 2])
             curve.append({"seconds": spent, "steps": steps, **found})
@@ -148,6 +164,30 @@ def run(recipe: Recipe, test_rows: int, looks: int) -> dict[str, Any]:
         "before": before,
         "after": scored(test[:test_rows]),
     }
+
+
+def first_order(model: Any, recipe: Recipe) -> Callable[[dict[str, torch.Tensor], float], float]:
+    """Steps of AdamW on the model's own B, through PEFT."""
+    twin, factors = first_order_twin(model, "bfloat16")
+    twin.train()  # there is no dropout; gradient checkpointing asks for it
+    twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
+
+    def step(batch: dict[str, torch.Tensor], share: float) -> float:
+        optimizer.param_groups[0]["lr"] = recipe.lr * (1 - share)
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+        answers = int((labels != -100).sum(dim=1).max())
+        logits = twin(
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False, logits_to_keep=answers + 1,
+        ).logits[:, :-1]  # fmt: skip
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels[:, -answers:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
 
 
 def main() -> None:
@@ -162,7 +202,7 @@ def main() -> None:
                 RUNS[name], seed=seed, seconds=options.seconds, **{k: kinds[k](v) for k, v in changes.items()}
             )
             key = {**asdict(recipe), "name": name}
-            if any(key == {"first": 0.0} | line["recipe"] for line in made):
+            if any(key == {"first": 0.0, "first_order": False} | line["recipe"] for line in made):
                 continue
             print(f"{name}, {recipe}", flush=True)
             line = {"recipe": key, "machine": machine(), **run(recipe, options.test_rows, options.looks)}
