@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import (
+    EdgeCompileConfig,
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    to_edge_transform_and_lower,
+)
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch.export import Dim, ExportedProgram
@@ -28,6 +33,7 @@ from mobizo_kernels.executorch.program import (
     Update,
     UpdateAndTrainStep,
 )
+from mobizo_kernels.executorch.quick_passes import quick_passes
 from mobizo_kernels.files.file import written_whole
 
 MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
@@ -131,6 +137,7 @@ def _length_of(description: Description) -> dict[int, Any]:
     return {1: Dim("prefix", min=shortest - tail, max=longest - tail) + tail}
 
 
+@quick_passes()
 def lower(
     programs: dict[str, ExportedProgram], constant_methods: dict[str, Any], *, whole: bool = False
 ) -> EdgeProgramManager:
@@ -149,9 +156,11 @@ def lower(
         transform_passes=[SeparateConstants(), InferViewSizes()],
         partitioner={name: [partitioner] if name in delegated else [] for name in programs},
         constant_methods=constant_methods,
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),  # after each pass, all of the graph
     )
 
 
+@quick_passes()
 def write(lowered: EdgeProgramManager, path: Path, *, whole: bool = False) -> None:
     """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all.
 

@@ -1,0 +1,106 @@
+"""ExecuTorch's passes with what changes nothing left out: the same program, to the byte."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.dialects._ops import ops
+from executorch.exir.pass_base import ExportPass, PassResult
+from torch import nn
+from torch.export import Dim, export
+from torch.fx import GraphModule, traceback
+
+from mobizo_kernels.executorch.quick_passes import quick_passes
+
+
+class Rewritten(nn.Module):
+    """What XNNPACK's passes rewrite: an activation behind a linear, a long cat, copies, a norm of batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(6, 6) for _ in range(7))
+        self.conv = nn.Conv1d(6, 4, 3)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.relu(linear(x)) for linear in self.linears]
+        joined = torch.cat(parts, dim=1).clone()
+        return torch.softmax(self.norm(self.conv(joined.transpose(1, 2).contiguous())), dim=-1).exp()
+
+
+def program() -> Any:
+    torch.manual_seed(3)
+    model = Rewritten().eval()
+    return export(model, (torch.randn(2, 5, 6),), dynamic_shapes=({0: Dim("rows", min=2, max=8)},))
+
+
+def test_the_same_bytes() -> None:
+    contents = []
+    for quick in (False, True):
+        with quick_passes() if quick else nullcontext():
+            lowered = to_edge_transform_and_lower(program(), partitioner=[XnnpackPartitioner()])
+            contents.append(lowered.to_executorch().buffer)
+    assert contents[0] == contents[1]
+
+
+class Negating(ExportPass):
+    """Puts one op in the place of another while it traces."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        op = ops.edge.aten.neg.default if op == ops.edge.aten.relu.default else op
+        return super().call_operator(op, args, kwargs, meta)
+
+
+def traces(*passes: ExportPass) -> tuple[GraphModule, int]:
+    """The graph behind the passes, and how many of them traced it."""
+    count = 0
+
+    def inputs(self: ExportPass, graph_module: GraphModule) -> Any:
+        nonlocal count
+        count += 1
+        return plain(self, graph_module)
+
+    plain = ExportPass.inputs
+    graph = to_edge_transform_and_lower(program()).exported_program().graph_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExportPass, "inputs", inputs)
+        for made in passes:
+            graph = made(graph).graph_module
+    return graph, count
+
+
+class Rewriting(ExportPass):
+    """Rewrites the first relu before it traces, if there is one."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        for node in graph_module.graph.nodes:
+            if node.target == ops.edge.aten.relu.default:
+                node.target = ops.edge.aten.neg.default
+                break
+        return super().call(graph_module)
+
+
+def negations(graph: GraphModule) -> int:
+    return sum(node.target == ops.edge.aten.neg.default for node in graph.graph.nodes)
+
+
+def test_a_graph_is_traced_again_where_a_pass_has_changed_it() -> None:
+    with quick_passes():  # the graph comes out of a trace
+        graph, count = traces(ExportPass(), ExportPass(), Rewriting(), ExportPass(), Rewriting())
+        assert (negations(graph), count) == (2, 2)
+        graph, count = traces(ExportPass(), Negating(), ExportPass(), Rewriting())
+        assert (negations(graph), count) == (7, 1)
+    assert traces(ExportPass(), ExportPass())[1] == 2
+
+
+def test_nothing_is_left_behind() -> None:
+    call, module = ExportPass.call, traceback.copy
+    with pytest.raises(RuntimeError, match="stop"), quick_passes():
+        assert ExportPass.call is not call
+        raise RuntimeError("stop")
+    assert ExportPass.call is call and traceback.copy is module
