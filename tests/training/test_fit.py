@@ -16,7 +16,7 @@ from helpers import assert_same_bits
 from journals import adapters, assert_same_adapters
 from peft import LoraConfig
 
-from mobizo_kernels import UpdateRule, ZerothOrder, training, wrap
+from mobizo_kernels import UpdateRule, ZerothOrder, training, wrap, wrap_parameters
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.journal import read_journal
 from mobizo_kernels.training import FitResult, Scored, StepReport, fit
@@ -78,6 +78,27 @@ def test_a_resumed_run_is_that_in_one_go(rule: UpdateRule, tmp_path: Path) -> No
         assert len(result.seconds) == 7 - done and resumed.steps == 7 and resumed.journal is None
         assert_same_adapters(resumed.model, adapters(plain.model))
         assert (tmp_path / "cut").read_bytes() == content
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_run_of_all_parameters_resumes(dtype: torch.dtype, tmp_path: Path) -> None:
+    def run(journal: Path) -> tuple[dict[str, torch.Tensor], FitResult]:
+        model = wrap_parameters(tiny.llama().to(dtype))
+        zo = optimizer(model, distribution="outer", eps=1e-3, lr=1e-2, normalize=True)
+        options: dict[str, Any] = {"journal": journal, "resume": True, "validation": rows(8)}
+        result = fit(zo, batches(), steps=5, eval_every=2, **options)
+        return {name: p.detach().clone() for name, p in model.named_parameters()}, result
+
+    began = dict(tiny.llama().to(dtype).named_parameters())
+    expected, result = run(tmp_path / "journal")
+    assert all(not torch.equal(parameter, began[name]) for name, parameter in expected.items())
+    content = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(content[: -3 * RECORD])
+    resumed, again = run(tmp_path / "journal")
+    same(again, result)
+    for name, parameter in expected.items():
+        assert_same_bits(resumed[name], parameter)
+    assert (tmp_path / "journal").read_bytes() == content
 
 
 def test_the_callbacks_see_each_step_and_validation(tmp_path: Path) -> None:
