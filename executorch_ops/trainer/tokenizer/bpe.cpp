@@ -73,8 +73,9 @@ void Bpe::read_vocabulary(const Json& vocabulary) {
   tokens_.reserve(members.size());
   ids_.reserve(members.size());
   by_id_.reserve(members.size());
-  for (const auto& [token, json] : members) {
-    const int64_t id = blaming("'" + token + "'", [&] { return json.as_int(); });
+  for (const Json::Member& member : members) {
+    const std::string& token = member.first;
+    const int64_t id = blaming("'" + token + "'", [&] { return member.second.as_int(); });
     if (id < 0 || id >= kMostId) fail("the id of '", token, "' must be from 0 to ", kMostId - 1, ", got ", id);
     tokens_.push_back(token);
     ids_.emplace(tokens_.back(), static_cast<uint32_t>(id));
@@ -173,7 +174,9 @@ void Bpe::merge_short(std::vector<uint32_t>& symbols) const {
 
 // The same with a queue of pairs, in which those that are gone are left until their turn comes.
 void Bpe::merge_long(Work& work) const {
-  auto& [symbols, chain, queue] = work;
+  std::vector<uint32_t>& symbols = work.symbols;
+  std::vector<Work::Symbol>& chain = work.chain;
+  std::vector<Work::Candidate>& queue = work.queue;
   const auto later = [](const Work::Candidate& a, const Work::Candidate& b) {
     return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
   };

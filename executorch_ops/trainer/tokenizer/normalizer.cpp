@@ -39,7 +39,11 @@ Step step_of(const Json& json) {
 }  // namespace
 
 Normalizer::Normalizer(const Json& json) {
-  for_each_part(json, "normalizers", [&](const Json& part) { steps_.push_back(step_of(part)); });
+  for_each_part(json, "normalizers", [&](const Json& part) {
+    steps_.push_back(step_of(part));
+    const std::string& kind = part["type"].as_string();
+    inserts_ = inserts_ || kind == "Prepend" || (kind == "Replace" && part["pattern"].find("Regex") != nullptr);
+  });
 }
 
 void Normalizer::apply(std::string& text, bool& at_start) const {

@@ -16,8 +16,10 @@ class Normalizer {
 
   // at_start: whether the text begins where the whole one does; afterwards, whether it still does.
   void apply(std::string& text, bool& at_start) const;
+  bool inserts() const { return inserts_; }  // characters that stand for none of the text
 
  private:
+  bool inserts_ = false;
   std::vector<std::function<void(std::string&, bool&)>> steps_;
 };
 

@@ -161,8 +161,16 @@ Step step_of(const Json& json) {
 
 }  // namespace
 
-PreTokenizer::PreTokenizer(const Json& json) {
-  for_each_part(json, "pretokenizers", [&](const Json& part) { steps_.push_back(step_of(part)); });
+// What is first in a text is not known here of pieces that may have been cut from characters that were put in.
+PreTokenizer::PreTokenizer(const Json& json, bool inserts) {
+  for_each_part(json, "pretokenizers", [&](const Json& part) {
+    const std::string& kind = part["type"].as_string();
+    const Json* scheme = find_part(part, "prepend_scheme");
+    if (kind == "Metaspace" && scheme != nullptr && *scheme == Json("first") && inserts && !steps_.empty())
+      fail("the 'prepend_scheme' first is not known behind parts that put in characters");
+    steps_.push_back(step_of(part));
+    inserts = inserts || kind == "Metaspace" || (kind == "ByteLevel" && flag(part, "add_prefix_space", true));
+  });
 }
 
 }  // namespace mobizo::trainer

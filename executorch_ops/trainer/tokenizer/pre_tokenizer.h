@@ -12,7 +12,8 @@ namespace mobizo::trainer {
 class PreTokenizer {
  public:
   PreTokenizer() = default;  // cuts nothing
-  explicit PreTokenizer(const Json& json);
+  // inserts: whether the normalizer puts in characters that stand for none of the text.
+  PreTokenizer(const Json& json, bool inserts);
 
   void apply(Pieces& pieces) const {
     for (const auto& step : steps_) step(pieces);

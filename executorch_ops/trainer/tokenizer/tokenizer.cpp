@@ -6,11 +6,11 @@
 namespace mobizo::trainer {
 namespace {
 
-// The part under `name`, made of its JSON; Part() if there is none.
-template <typename Part>
-Part part_of(const Json& json, const char* name) {
+// The part under `name`, made of its JSON and what else it takes; Part() if there is none.
+template <typename Part, typename... Others>
+Part part_of(const Json& json, const char* name, Others... others) {
   const Json* part = find_part(json, name);
-  return part == nullptr ? Part() : blaming(name, [&] { return Part(*part); });
+  return part == nullptr ? Part() : blaming(name, [&] { return Part(*part, others...); });
 }
 
 }  // namespace
@@ -22,7 +22,7 @@ Tokenizer Tokenizer::load(const std::string& path) {
 Tokenizer::Tokenizer(const Json& json)
     : model_(blaming("model", [&] { return Bpe(json["model"]); })),
       normalizer_(part_of<Normalizer>(json, "normalizer")),
-      pre_tokenizer_(part_of<PreTokenizer>(json, "pre_tokenizer")),
+      pre_tokenizer_(part_of<PreTokenizer>(json, "pre_tokenizer", normalizer_.inserts())),
       template_(part_of<Template>(json, "post_processor")),
       decoder_(part_of<Decoder>(json, "decoder")) {
   if (const Json* list = find_part(json, "added_tokens")) added_ = AddedTokens(*list, model_, normalizer_);
