@@ -30,19 +30,29 @@ PUBLISHED = Recipe(
 )  # fmt: skip
 # Around which one thing is changed at a time: the defaults with a step of half their price.
 VARIED = replace(OURS, queries=8, lr=0.1, eps=5e-2)
+# With as many forwarded tokens as OURS: one of a row where that has two, one group of a query where two.
+ONE_TOKEN = replace(OURS, tail=1, estimator="centred", distribution="outer", queries=128, lr=0.4)
+# As many steps for both ways to make them.
+ALL = replace(OURS, method="all", distribution="outer", queries=8, eps=1e-3, lr=1e-2, max_steps=60)
 METHODS = {
     "ours": OURS,
     "ours, q=8": VARIED,
     "ours, states kept": replace(OURS, kept=True, train_rows=512),
     "ours, centred": replace(OURS, estimator="centred", queries=64, lr=0.4),
+    "ours, centred, one token": ONE_TOKEN,
     "readout": replace(OURS, method="none", readout_rows=1280),
+    "readout, best layer": replace(OURS, method="best-layer", readout_rows=1280),
+    "readout, several layers": replace(OURS, method="layers", readout_rows=1280),
     "readout, ours": replace(OURS, readout_rows=1280),
     "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
+    "readout, centred, one token": replace(ONE_TOKEN, readout_rows=1280, lr=0.1),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),
     "P-RGE, q=4 B=4": replace(PUBLISHED, queries=4, batch_size=4),
     "first-order LoRA-FA": replace(PUBLISHED, method="first-order", decay=True, lr=2e-3),
     "first-order, tail": replace(VARIED, method="first-order", batch_size=16, lr=2e-3),
     "first-order, tail alone": replace(OURS, method="first-order-kept", lr=2e-3),
+    "all parameters": ALL,
+    "all parameters, in turn": replace(ALL, method="all-in-turn", distribution="gaussian"),
     # What ours would do with an exact gradient in place of an estimate.
     "exact gradient, tail": replace(OURS, method="exact-gradient"),
 }

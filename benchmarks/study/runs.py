@@ -17,16 +17,17 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from benchmarks.steps import with_folded_head
-from mobizo_kernels import wrap
+from benchmarks.study.readouts import LayerReadout
+from mobizo_kernels import wrap, wrap_parameters
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
-from mobizo_kernels.lora import adapter_layers, adapter_of
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
 from mobizo_kernels.lora.targets import layer_range, linear_names
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.optim import ZOSGD
-from mobizo_kernels.training import Keeper, readout, rows_in_turn, score_rows
+from mobizo_kernels.training import Keeper, Scored, readout, rows_in_turn, score_rows
 from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
 
@@ -41,12 +42,16 @@ class Recipe:
             "first-order" for back-propagation to B with AdamW; "first-order-kept" for the same through the
             tail alone, the states before it kept from a forward of the base model; "exact-gradient" for steps
             of length `lr` along the gradient, which "zo" would take without the variance of its estimate;
-            "none" for no steps behind the readout.
-        readout_rows: that a readout to begin with is made of; 0 for none. It is paid from the budget.
+            "none" for no steps behind the readout; "best-layer" and "layers" for a classifier beside the
+            model, on the states behind one layer of it or several; "all" for all parameters of the model in
+            one batched forward, "all-in-turn" for them in a forward for each perturbation, as MeZO has it.
+        readout_rows: that a readout is made of, to begin with or beside the model; 0 for none. It is paid
+            from the budget.
         tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
         kept: keep what the base model makes of a row for the next epoch.
         train_rows: of the training split; 0 for all.
         seconds: of processor time of one thread, evaluations left out.
+        max_steps: at which a run ends before its budget does; the rate falls over these. 0 for none.
         decay: the learning rate falls linearly to 0 over the budget.
     """
 
@@ -71,6 +76,7 @@ class Recipe:
     decay: bool = True
     eps: float = TrainSettings.eps
     seconds: float = 60.0
+    max_steps: int = 0
     dtype: str = "bfloat16"  # which "auto" is in torch
 
 
@@ -106,9 +112,11 @@ def material(
 
 
 def wrapped_model(recipe: Recipe, data: Material, dtype: str) -> Any:
-    """SmolLM2 with the adapter of the recipe."""
+    """SmolLM2 with the adapter of the recipe, or to be tuned as a whole."""
     model, _ = load_model("smollm2", dtype)
     model.eval()
+    if recipe.method in ("all", "all-in-turn"):
+        return wrap_parameters(model) if recipe.method == "all" else model
     prompt = data.train[0].input_ids[:-1]
     names = linear_names(model) if recipe.targets == "all-linear" else recipe.targets.split(",")
     config = LoraConfig(
@@ -130,6 +138,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
         the test quality of the adapter that `Selection` keeps, as "best", of the last one, and of a readout.
     """
     data = material(recipe.task)
+    if recipe.method in ("best-layer", "layers"):
+        return _layer_readout(recipe, data)
     model = wrapped_model(recipe, data, recipe.dtype)
     evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
     read_out: dict[str, Any] = {}
@@ -157,20 +167,46 @@ def run(recipe: Recipe) -> dict[str, Any]:
     validate()
     due = itertools.count(1)
     whole = recipe.seconds - begun
-    next_validation = begun + next(due) * whole / 10
-    while take_step is not None and spent < recipe.seconds:
+
+    def progress() -> float:
+        return steps / recipe.max_steps if recipe.max_steps else (spent - begun) / whole
+
+    next_validation = next(due)
+    while take_step is not None and progress() < 1 and spent < recipe.seconds:
         batch = collate(next(batches), data.pad)
         started = time.process_time()
-        tokens += take_step(batch, 1 - (spent - begun) / whole if recipe.decay else 1.0)
+        tokens += take_step(batch, 1 - progress() if recipe.decay else 1.0)
         spent += time.process_time() - started
         steps += 1
-        if spent >= next_validation:
+        if 10 * progress() >= next_validation:
             validate()
-            next_validation = begun + next(due) * whole / 10
+            next_validation = next(due)
     _, last = scored(evaluation, data.test, data.pad)
     keeper.restore()
     _, kept = scored(evaluation, data.test, data.pad)
     return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept, **read_out}
+
+
+def _layer_readout(recipe: Recipe, data: Material) -> dict[str, Any]:
+    """`run` for a classifier beside the model."""
+    model, _ = load_model("smollm2", recipe.dtype)
+    model.eval()
+    rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
+    started = time.process_time()
+    found = LayerReadout(model, rows, data.validation, recipe.method == "layers", data.pad)
+    spent = time.process_time() - started
+    tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
+    labels = np.array([row.label for row in data.test])
+    last = _quality(Scored(np.log(found.probabilities(data.test)), labels))
+    about = {"layers": found.layers, "penalty": found.penalty, "seconds": spent}
+    return {
+        "curve": [],
+        "steps": 0,
+        "tokens": tokens,
+        "last": last,
+        "best": last,
+        "readout": {**about, **last},
+    }
 
 
 def _readout(recipe: Recipe, model: Any, data: Material) -> dict[str, Any]:
@@ -187,11 +223,11 @@ def scored(
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Cross-entropy of each row, and of all balanced accuracy and AUC (the mean over label pairs)."""
     found = score_rows(loss, rows, pad)
-    auc = found.auc
-    return found.losses, {
-        "accuracy": found.balanced_accuracy,
-        "auc": float("nan") if auc is None else auc,
-    }
+    return found.losses, _quality(found)
+
+
+def _quality(found: Scored) -> dict[str, Any]:
+    return {"accuracy": found.balanced_accuracy, "auc": float("nan") if found.auc is None else found.auc}
 
 
 def _zeroth_order(
@@ -217,7 +253,7 @@ def _zeroth_order(
         zo.optimizer.param_groups[0]["lr"] = recipe.lr * factor
         zo.step(batch)
         rows, width = batch["input_ids"].shape
-        tail = recipe.tail or width - 1
+        tail = recipe.tail if is_wrapped(model) and recipe.tail else width - 1
         return rows * (width - 1 - tail) + zo.estimator.groups * rows * tail
 
     return take_step
@@ -341,6 +377,8 @@ def _mezo(recipe: Recipe, model: Any, data: Material) -> Callable[[dict[str, tor
 
 _STEPS = {
     "zo": _zeroth_order,
+    "all": _zeroth_order,
+    "all-in-turn": _zeroth_order,
     "mezo": _mezo,
     "first-order": _first_order,
     "first-order-kept": _first_order_kept,
