@@ -34,9 +34,12 @@ def main() -> None:
 
 
 def plot_methods(lines: list[dict[str, Any]], path: Path) -> None:
-    """Validation accuracy over seconds, a panel for each task; thin lines are seeds."""
+    """Validation accuracy over seconds, a panel for each task; thin lines are seeds. What was run with one
+    seed is for the tables alone.
+    """
     tasks = sorted({line["recipe"]["task"] for line in lines}, reverse=True)
-    names = [name for name in METHODS if any(line["name"] == name for line in lines)]
+    seeds = {name: {line["recipe"]["seed"] for line in lines if line["name"] == name} for name in METHODS}
+    names = [name for name in METHODS if len(seeds[name]) > 1]
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.6), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for number, name in enumerate(names):
