@@ -25,6 +25,7 @@ class RunDefaults:
     sync_every: int
     resume: bool
     validation_rows: int
+    readout_rows: int
     keep: str
     stop_unsteady: bool
 

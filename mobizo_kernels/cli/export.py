@@ -21,7 +21,8 @@ from mobizo_kernels.cli.settings import ExportSettings, as_json, update_rule
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer
 from mobizo_kernels.errors import InputError, blame_input
-from mobizo_kernels.lora import load_adapter, wrap
+from mobizo_kernels.lora import MPLoRALinear, hold_head, load_adapter, wrap
+from mobizo_kernels.lora.head import is_readout
 from mobizo_kernels.models import check_max_length, load_model, load_tokenizer
 
 
@@ -86,11 +87,17 @@ def native() -> ModuleType:
 
 
 def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTrainedModel:
-    """The model in float32, with the adapter that `settings` ask for. Raises InputError as `export`."""
+    """The model in float32, with the adapter that `settings` ask for, a readout in it held. Raises InputError
+    as `export`.
+    """
     model, _ = load_model(settings.model, "float32")
     if settings.adapter is not None:
         with blame_input("adapter"):
-            return load_adapter(model, settings.adapter)
+            load_adapter(model, settings.adapter)
+        head, words = model.get_output_embeddings(), encoder.candidate_tokens
+        if isinstance(head, MPLoRALinear) and words is not None and is_readout(head, words):
+            hold_head(model)
+        return model
     config = lora_config(settings, model, encoder)
     with blame_input("settings"):
         return wrap(model, config, seed=settings.seed)

@@ -231,7 +231,9 @@ class TrainSettings(StepSettings, TaskSettings):
             help="What the steps go on from: the model, or a logistic regression on its last hidden states."
         ),
     ] = "zero"
-    readout_rows: Annotated[int, _tune(min=1, help="Most rows that --start readout is made of.")] = 1280
+    readout_rows: Annotated[int, _tune(min=1, help="Most rows that --start readout is made of.")] = (
+        RUN.readout_rows
+    )
     steps: Annotated[int, _tune(min=1, help="Number of steps.")] = RUN.steps
     eps: Annotated[float, _tune(help="Size of a perturbation.")] = RUN.eps
     lr: Annotated[float, _tune(help="Learning rate.")] = RUN.lr

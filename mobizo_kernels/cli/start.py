@@ -1,10 +1,11 @@
-"""What the engine "eager" begins with: the model as it is, or a readout."""
+"""What a run begins with: the model as it is, or a readout."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,9 @@ from mobizo_kernels.lora.peft_check import peft_key
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.training import Scored, readout, rows_in_turn
 
+if TYPE_CHECKING:
+    from mobizo_kernels.executorch import Trainer
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,8 +39,8 @@ def begin(
     pad_token: int,
     score_test: Callable[[], Scored],
 ) -> dict[str, Any]:
-    """Give the model the start that `settings` ask for, and keep it in `settings.out`, with which a journal
-    replays.
+    """Give a model in torch the start that `settings` ask for, and keep it in `settings.out`, with which a
+    journal replays.
 
     A run that goes on with a journal takes the start that it has kept.
 
@@ -51,7 +55,7 @@ def begin(
         return {}
     model, kept = loss.model, settings.out / START_DIRECTORY
     found: dict[str, Any] | None = None
-    if settings.resume and settings.journal is not None and settings.journal.exists() and kept.is_dir():
+    if _goes_on(settings):
         weights = kept / PEFT_WEIGHTS
         try:
             read_safetensors(weights)  # for its checks
@@ -75,8 +79,44 @@ def begin(
             save_adapter(model, kept)
         except OSError as error:
             raise InputError(f"out: {first_line(error)}") from error
-    after = quality(score_test())
-    return {"readout": found, **{f"{name}_start": value for name, value in after.items()}}
+    return _summary(found, score_test())
+
+
+def begin_native(
+    settings: TrainSettings, trainer: Trainer, dataset: Path, score_test: Callable[[], Scored]
+) -> dict[str, Any]:
+    """:func:`begin` for a program of ExecuTorch and the file of its data set."""
+    if settings.start == "zero":
+        return {}
+    kept = settings.out / START_DIRECTORY
+    found: dict[str, Any] | None = None
+    if _goes_on(settings):
+        try:
+            trainer.load_adapter(kept)
+        except (ValueError, OSError) as error:
+            raise InputError(f"out: the start {str(kept)!r} cannot be read ({first_line(error)})") from error
+    else:
+        _log.info("reading out")
+        with blame_input("start"):
+            made = trainer.read_out(
+                dataset, rows=settings.readout_rows, validation_rows=settings.validation_rows
+            )
+        found = {**vars(made), "losses": list(made.losses.items())}
+        try:
+            trainer.save_peft(kept)
+        except OSError as error:
+            raise InputError(f"out: {first_line(error)}") from error
+    return _summary(found, score_test())
+
+
+def _goes_on(settings: TrainSettings) -> bool:
+    """Whether the run takes the start that it has kept."""
+    kept, journal = settings.out / START_DIRECTORY, settings.journal
+    return settings.resume and journal is not None and journal.exists() and kept.is_dir()
+
+
+def _summary(found: dict[str, Any] | None, test: Scored) -> dict[str, Any]:
+    return {"readout": found, **{f"{name}_start": value for name, value in quality(test).items()}}
 
 
 def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:

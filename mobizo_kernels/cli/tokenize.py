@@ -18,6 +18,7 @@ from mobizo_kernels.data import (
 )
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.models import check_rows, load_config, load_tokenizer
+from mobizo_kernels.training.readout import numbers_in_turn
 
 _MOST_ROWS = 2**26  # of the order of training: four bytes each in the file
 
@@ -47,6 +48,7 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
         tokenizer=tokenizer_fingerprint(tokenizer),
         template=settings.template,
         source=settings.data,
+        in_turn=tuple(numbers_in_turn(train, settings.seed)),
     )
 
 

@@ -21,6 +21,7 @@ from mobizo_kernels.cli.settings import (
     estimator,
     update_rule,
 )
+from mobizo_kernels.cli.start import begin_native
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
@@ -60,6 +61,7 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
         before = quality_before(
             _scored(trainer, path, "test", settings), _scored(trainer, path, "train", settings)
         )
+    start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
     run = _tune(trainer, path, settings)
 
     def save(directory: Path) -> None:
@@ -67,7 +69,9 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
     test = _scored(trainer, path, "test", settings)
-    return write_results(settings, before, outcome(test), run, save, program_bytes=program.stat().st_size)
+    return write_results(
+        settings, before, outcome(test), run, save, program_bytes=program.stat().st_size, **start
+    )
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -84,8 +88,6 @@ def _check(settings: TrainSettings) -> None:
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
     if (settings.objective, settings.reward_shaping) != ("cross-entropy", "none"):
         raise InputError("objective: --engine executorch has the cross-entropy only, and shapes nothing")
-    if settings.start != "zero":
-        raise InputError(f"start: expected zero with --engine executorch, got {settings.start}")
     with blame_input("settings"):
         estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:

@@ -29,7 +29,8 @@ SPLITS = ("train", "validation", "test")
 
 _ARRAYS = {"tokens": np.int32, "offsets": np.int64, "targets": np.int32, "labels": np.int32}
 _ORDER = "train.order"
-_TENSORS = {_ORDER, *(f"{split}.{name}" for split in SPLITS for name in _ARRAYS)}
+_IN_TURN = "train.in_turn"  # which a file need not have
+_TENSORS = {_ORDER, _IN_TURN, *(f"{split}.{name}" for split in SPLITS for name in _ARRAYS)}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TokenizedDataset:
         tokenizer: :func:`tokenizer_fingerprint` of the tokenizer.
         template: the prompt, for people.
         source: where the texts came from, for people.
+        in_turn: different rows of `train`, the first ones for a readout: by chance, one of each label in turn;
+            empty if no readout is to be made.
     """
 
     train: list[EncodedExample]
@@ -58,6 +61,7 @@ class TokenizedDataset:
     tokenizer: str
     template: str = ""
     source: str = ""
+    in_turn: tuple[int, ...] = ()
 
 
 def write_dataset(path: str | os.PathLike[str], dataset: TokenizedDataset) -> None:
@@ -75,6 +79,8 @@ def write_dataset(path: str | os.PathLike[str], dataset: TokenizedDataset) -> No
         for name, array in example_arrays(getattr(dataset, split)).items()
     }
     tensors[_ORDER] = np.array(dataset.order, np.int32)
+    if dataset.in_turn:
+        tensors[_IN_TURN] = np.array(dataset.in_turn, np.int32)
     metadata = {
         "format": FORMAT,
         "tokenizer": dataset.tokenizer,
@@ -118,6 +124,7 @@ def read_dataset(path: str | os.PathLike[str]) -> TokenizedDataset:
         tokenizer=metadata.get("tokenizer", ""),
         template=metadata.get("template", ""),
         source=metadata.get("source", ""),
+        in_turn=tuple(_tensor(tensors, _IN_TURN, np.int32, path).tolist() if _IN_TURN in tensors else ()),
     )
     _check(dataset, path)
     return dataset
@@ -209,6 +216,13 @@ def _check(dataset: TokenizedDataset, path: Path) -> None:
             raise InputError(
                 f"data set {path}: expected rows of train, from 0 to {rows - 1}, got {row} in {_ORDER}"
             )
+    found = set()
+    for row in dataset.in_turn:
+        if not 0 <= row < rows or row in found:
+            raise InputError(
+                f"data set {path}: expected different rows of train, from 0 to {rows - 1}, got {row} in {_IN_TURN}"
+            )
+        found.add(row)
     for split in SPLITS:
         for row, example in enumerate(getattr(dataset, split)):
             if problem := _problem(example, dataset):

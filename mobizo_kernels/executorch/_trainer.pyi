@@ -25,6 +25,23 @@ class NativeTokenizer:
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
 
+def regress(
+    hidden: NDArray[np.float32],
+    outputs: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    validation_hidden: NDArray[np.float32],
+    validation_outputs: NDArray[np.float32],
+    validation_labels: NDArray[np.int32],
+    scale: float,
+    soft_cap: float,
+) -> tuple[
+    float | None,
+    list[tuple[float | None, float]],
+    NDArray[np.float64],
+    NDArray[np.float32],
+    NDArray[np.float32],
+]: ...
+
 class Trainer:
     def __init__(self, program: Path, threads: int = 0) -> None: ...
     def description(self) -> str: ...
@@ -48,6 +65,7 @@ class Trainer:
         on_step: Callable[[dict[str, Any]], object] | None,
         on_evaluation: Callable[[dict[str, Any]], object] | None,
     ) -> dict[str, Any]: ...
+    def read_out(self, dataset: Path, rows: int, validation_rows: int) -> dict[str, Any]: ...
     def evaluate(self, dataset: Path, split: str = "test", rows: int = 0) -> dict[str, Any]: ...
     def train_step(
         self,

@@ -98,11 +98,13 @@ class DelegatedGraph(TrainingGraph):
 
     def step(self, batch: Tensors, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
         """The losses [G] of the method `train_step`, not traced; see :class:`DelegatedTrainStep`."""
-        return DelegatedTrainStep(self)(*batch, *self.inputs(seeds, coeffs))
+        return DelegatedTrainStep(self)(*batch, *self.inputs(seeds, coeffs), *self.head_input())
 
     def evaluation(self, batch: Tensors) -> torch.Tensor:
         """The logits of the method `evaluate`, not traced; see :class:`DelegatedEvaluate`."""
-        return DelegatedEvaluate(self)(*batch, *(linear.lora_b for linear in self.linears))
+        lora_b = (linear.lora_b for linear in self.linears)
+        found: Any = DelegatedEvaluate(self)(*batch, *lora_b, *self.head_input())
+        return found[0] if self.readout else found
 
     def gathered(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """states [rows, T, H] at positions int64 [rows, K] -> [rows, K, H], as a product: XNNPACK has no
@@ -119,7 +121,9 @@ class DelegatedMethod(Method):
 
 
 class DelegatedTrainStep(DelegatedMethod):
-    """The batched forward of a step; `factors` are those of :meth:`DelegatedGraph.inputs`."""
+    """The batched forward of a step; `factors` are those of :meth:`DelegatedGraph.inputs`, then perhaps what
+    is added to the head.
+    """
 
     def forward(
         self,
@@ -130,20 +134,23 @@ class DelegatedTrainStep(DelegatedMethod):
         *factors: torch.Tensor,
     ) -> torch.Tensor:
         program, count = self.program, len(self.program.linears)
-        program.use(factors[:count], factors[count : 2 * count], factors[2 * count :])
+        program.use(factors[:count], factors[count : 2 * count], factors[2 * count : 3 * count])
+        self.use_head(factors[3 * count :])
         hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
         return program.losses(hidden, target_ids)
 
 
 class DelegatedEvaluate(DelegatedMethod):
-    """The logits of the unperturbed model at the target positions."""
+    """The logits of the unperturbed model at the target positions and, for a readout, the states there."""
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         target_positions: torch.Tensor,
-        *lora_b: torch.Tensor,
-    ) -> torch.Tensor:
-        self.program.use(lora_b)
-        return self.program.logits(self.program.hidden(input_ids, attention_mask, target_positions, 1))
+        *factors: torch.Tensor,
+    ) -> Any:
+        program, count = self.program, len(self.program.linears)
+        program.use(factors[:count])
+        self.use_head(factors[count:])
+        return program.evaluated(program.hidden(input_ids, attention_mask, target_positions, 1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,11 +15,23 @@ from mobizo_kernels.executorch.description import (
     AdapterDescription,
     AdapterParameter,
     Description,
+    HeadDescription,
     ModelDescription,
     parse_description,
 )
-from mobizo_kernels.lora import adapter_config, adapter_layers, adapter_of, model_fingerprint
+from mobizo_kernels.lora import (
+    MPLoRALinear,
+    adapter_config,
+    adapter_of,
+    held_head,
+    model_fingerprint,
+    tuned_layers,
+)
+from mobizo_kernels.lora.head import config_with_head, config_without_head, head_name, head_pattern
+from mobizo_kernels.loss.label_head import logit_scale, soft_cap
 from mobizo_kernels.optim import UpdateRule
+
+_log = logging.getLogger(__name__)
 
 
 def describe(
@@ -81,7 +95,7 @@ def describe(
         evaluation_rows=batch_size * (groups if tail_length is None else 1),
         tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         adapter=AdapterDescription(
-            config=adapter_config(model),
+            config=_config_of_the_tuned(model),
             parameters=tuple(
                 AdapterParameter(
                     name=f"{name}.weight",
@@ -90,12 +104,48 @@ def describe(
                     lora_b=(layer.lora_b.shape[0], layer.lora_b.shape[1]),
                     scaling=layer.scaling,
                 )
-                for name, layer in adapter_layers(model).items()
+                for name, layer in tuned_layers(model).items()
             ),
         ),
         lowering=lowering,
+        head=None if candidate_tokens is None else describe_head(model),
     )
     return parse_description(made.text)
+
+
+def describe_head(model: PreTrainedModel) -> HeadDescription | None:
+    """The LM head of a wrapped model, if a readout may give it an adapter, or has; None of one that is tuned or
+    that PEFT could not adapt.
+    """
+    held = held_head(model)
+    name, rank = head_name(model), 0 if held is None else held.rank
+    if held is None and isinstance(model.get_output_embeddings(), MPLoRALinear):
+        return None
+    try:
+        cap = soft_cap(model)
+        config = adapter_of(model).config if held is not None else config_with_head(model, 1)[0]
+    except ValueError as error:
+        _log.info("no readout can be made with this program: %s", error)
+        return None
+    layer = model.get_output_embeddings() if held is None else held.base_layer
+    targets = config.target_modules
+    return HeadDescription(
+        name=f"{name}.weight",
+        shape=(layer.weight.shape[0], layer.weight.shape[1]),
+        scale=logit_scale(model),
+        soft_cap=cap,
+        rank=rank,
+        pattern=head_pattern(name),
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets or ())),
+    )
+
+
+def _config_of_the_tuned(model: PreTrainedModel) -> dict[str, Any]:
+    """PEFT's configuration of the adapter but for that of a head that is held."""
+    config = adapter_of(model).config
+    if held_head(model) is not None:
+        config = config_without_head(config, head_name(model))
+    return adapter_config(model, config)
 
 
 def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:

@@ -87,6 +87,37 @@ class AdapterDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadDescription:
+    """The LM head of a program that can hold a readout: a LoRA of its rows of the candidate tokens, of scaling
+    1, which runs do not tune.
+
+    Attributes:
+        name: of its weight.
+        shape: of its weight, (out, in).
+        scale: the factor on its outputs that the logits are.
+        soft_cap: c of the c * tanh(. / c) that the model makes of these, or None.
+        rank: of the adapter with which the program begins, 0 for none.
+        pattern: PEFT's, under which the rank and alpha of its adapter stand.
+        target_modules: PEFT's, with the head among them.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    scale: float
+    soft_cap: float | None
+    rank: int
+    pattern: str
+    target_modules: str | tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        with blaming("shape"):
+            for size in self.shape:
+                _check_size(size, 1)
+        with blaming("rank"):
+            _check_size(self.rank, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What a training program was made for, in the order of the file.
 
@@ -114,6 +145,8 @@ class Description:
         adapter: that it trains.
         lowering: of the adapters: "custom-op", our ops on buffers of the program; "delegated", stock
             operators on inputs, see :func:`method_inputs`.
+        head: the LM head, if a readout can be made with the program; then what is added to its rows of the
+            candidate tokens is the last input of `train_step` and `evaluate`.
 
     Raises:
         ValueError: naming the field, if one is out of range or contradicts the rest.
@@ -141,6 +174,7 @@ class Description:
     tokenizer: str | None
     adapter: AdapterDescription
     lowering: str = "custom-op"
+    head: HeadDescription | None = None
 
     def __post_init__(self) -> None:
         require_lowering(self.lowering, self.distribution)
@@ -167,6 +201,19 @@ class Description:
             raise ValueError("the adapter has no parameters")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"the adapter has two parameters called {twice}")
+        if self.head is not None:
+            self._check_head(self.head)
+
+    def _check_head(self, head: HeadDescription) -> None:
+        if self.candidate_tokens is None:
+            raise ValueError("head needs candidate_tokens")
+        for token in self.candidate_tokens:
+            if not 0 <= token < head.shape[0]:
+                raise ValueError(
+                    f"candidate_tokens must be from 0 to {head.shape[0] - 1}, the rows of the head, got {token}"
+                )
+        if head.rank > len(self.candidate_tokens):
+            raise ValueError(f"head: rank must be at most {len(self.candidate_tokens)}, got {head.rank}")
 
     def _check_tail(self) -> None:
         invocation, tail = self.invocation_tokens, self.tail_length
@@ -192,6 +239,8 @@ class Description:
             }
         else:
             del values["lowering"]
+        if self.head is None:
+            del values["head"]
         return json.dumps(values, allow_nan=False)
 
     @property
@@ -225,7 +274,7 @@ def parse_description(text: str) -> Description:
         return description
     if found != FORMAT:
         raise ValueError(f"expected a program of format {FORMAT} or {DELEGATED_FORMAT}, got {found}")
-    return _object(Description, _MEMBERS)(values)
+    return _object(Description, _MEMBERS, _OPTIONAL)(values)
 
 
 def _check_size(size: int, least: int) -> None:
@@ -247,12 +296,18 @@ def _or_null(reader: Reader) -> Reader:
     return lambda value: None if value is None else reader(value)
 
 
-def _object(make: Callable[..., Any], members: Mapping[str, Reader]) -> Reader:
-    """Calls `make` with the members of an object that has all of these and no others."""
+def _object(
+    make: Callable[..., Any], members: Mapping[str, Reader], optional: Mapping[str, Reader] | None = None
+) -> Reader:
+    """Calls `make` with the members of an object that has all of these, perhaps some `optional` ones, and no
+    others.
+    """
 
     def read(value: Any) -> Any:
-        found = {name: member(value, name, reader) for name, reader in members.items()}
-        if unknown := next((name for name in value if name not in members), None):
+        there = {name: reader for name, reader in (optional or {}).items() if name in of_kind(dict, value)}
+        known = {**members, **there}
+        found = {name: member(value, name, reader) for name, reader in known.items()}
+        if unknown := next((name for name in value if name not in known), None):
             raise ValueError(f"'{unknown}' is unknown")
         return make(**found)
 
@@ -300,6 +355,33 @@ _MEMBERS: dict[str, Reader] = {
     ),
 }
 
+
+
+def _cap(value: Any) -> float:
+    if not (cap := number(value)) > 0:
+        raise ValueError(f"expected a positive number, got {json.dumps(value)}")
+    return cap
+
+
+def _target_modules(value: Any) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else _list_of(_text)(value)
+
+
+_OPTIONAL: dict[str, Reader] = {
+    "head": _object(
+        HeadDescription,
+        {
+            "name": _text,
+            "shape": _shape,
+            "scale": number,
+            "soft_cap": _or_null(_cap),
+            "rank": _whole,
+            "pattern": _text,
+            "target_modules": _target_modules,
+        },
+    )
+}
+
 _inputs = _list_of(_object(MethodInput, {"name": _text, "dtype": _text, "shape": _list_of(_whole)}))
 
 
@@ -320,4 +402,5 @@ _delegated = _object(
         "lowering": _delegated_only,
         "inputs": _object(dict, dict.fromkeys(("train_step", "evaluate"), _inputs)),
     },
+    _OPTIONAL,
 )

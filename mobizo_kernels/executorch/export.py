@@ -24,7 +24,8 @@ from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
-from mobizo_kernels.lora import adapter_of, held_head, is_wrapped, wrap
+from mobizo_kernels.lora import MPLoRALinear, adapter_of, held_head, is_wrapped, wrap
+from mobizo_kernels.lora.head import is_readout
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models.quantization import require_quantization
 from mobizo_kernels.ops.checks import require_distribution
@@ -69,6 +70,9 @@ def export_training_program(
     XNNPACK, the adapters and their update to this package's ops. What is equal in all groups is computed
     once: the layers below the first adapted one and, with LoraConfig.alora_invocation_tokens (Activated LoRA,
     arXiv 2504.12397), the keys and values of the tokens before these.
+
+    With candidate tokens a readout (:func:`mobizo_kernels.training.readout`) can be made with the program,
+    unless the LM head is tuned. One that the model has is held.
 
     Args:
         model: a causal LM of transformers, wrapped or not; it is copied and not changed. Weights of lower
@@ -125,8 +129,8 @@ def export_training_program(
         config = targets if isinstance(targets, LoraConfig) else _default_config(targets)
     elif targets is not None:
         raise ValueError("targets must be None for a wrapped model: its adapter is exported")
-    elif held_head(model) is not None:
-        raise ValueError("model must be one without a readout, whose LM head a program cannot hold")
+    elif (head := held_head(model)) is not None:
+        _check_readout(head, candidate_tokens)
     check_architecture(model)
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     if not is_wrapped(model):
@@ -185,6 +189,7 @@ def export_training_program(
             candidate_tokens=candidate_tokens,
             attention=attention,
             tail_length=tail_length,
+            readout=description.head is not None,
         )
         agreement.check(graph, _TOLERANCE if quantization in ("none", "int8") else _ROUNDED_TOLERANCE)
         try:
@@ -198,6 +203,16 @@ def export_training_program(
 
 def _default_config(names: Sequence[str]) -> LoraConfig:
     return LoraConfig(r=8, lora_alpha=16, target_modules=list(names), task_type="CAUSAL_LM")
+
+
+def _check_readout(head: MPLoRALinear, candidate_tokens: Sequence[int] | None) -> None:
+    if candidate_tokens is None:
+        raise ValueError("candidate_tokens must be given for a model with a readout")
+    if not is_readout(head, candidate_tokens) or head.rank > len(candidate_tokens):
+        raise ValueError(
+            "model must be one whose LM head, if no run tunes it, has an adapter of scaling 1 for the rows of "
+            "the candidate tokens alone"
+        )
 
 
 def _check(

@@ -64,10 +64,14 @@ def method_inputs(description: Description) -> dict[str, tuple[MethodInput, ...]
     lora_b = factors("lora_b", [p.lora_b for p in parameters])
     u = factors("u", [(d.groups, p.lora_b[0]) for p in parameters])
     v = factors("v", [(d.groups, p.lora_b[1]) for p in parameters])
+    head = []
+    if d.head is not None and d.candidate_tokens is not None:
+        rows = (len(d.candidate_tokens), d.head.shape[1])
+        head = [MethodInput(name="head", dtype="float32", shape=rows)]
     targets = ints("target_ids", d.batch_size, d.targets_per_row)
     return {
-        "train_step": (*batch(d.batch_size), targets, *lora_b, *u, *v),
-        "evaluate": (*batch(d.evaluation_rows), *lora_b),
+        "train_step": (*batch(d.batch_size), targets, *lora_b, *u, *v, *head),
+        "evaluate": (*batch(d.evaluation_rows), *lora_b, *head),
     }
 
 

@@ -85,13 +85,15 @@ def _methods(
     rule = graph.rule
     numbers = tuple(torch.ones(1) for given in (rule.takes_rate, rule.weight_decay) if given)
     adapters = tuple(linear.lora_b.clone() for linear in graph.linears)
+    head = graph.head_input()
+    fixed = ((None,),) * len(head)  # the shape of what a method takes as *head
     return {
         "train_step": (
             UpdateAndTrainStep(graph) if rule.plain else TrainStep(graph),
-            (*train, *directions, *(update if rule.plain else ())),
-            (time, time, *[None] * (6 if rule.plain else 4)),
+            (*train, *directions, *(update if rule.plain else ()), *head),
+            (time, time, *[None] * (6 if rule.plain else 4), *fixed),
         ),
-        "evaluate": (Evaluate(graph), evaluate, (time, time, None)),
+        "evaluate": (Evaluate(graph), (*evaluate, *head), (time, time, None, *fixed)),
         "update": (Update(graph), (*update, *numbers), None),
         "get_adapter": (GetAdapter(graph), (), None),
         "set_adapter": (SetAdapter(graph), adapters, None),
@@ -109,13 +111,14 @@ def _stock_methods(
         factor.clone() for factor in graph.inputs(torch.arange(graph.groups), torch.ones(graph.groups))
     ]
     lora_b = factors[: len(graph.linears)]
-    step_shapes = (time, time, None, None, (None,) * len(factors))
+    head = graph.head_input()
+    step_shapes = (time, time, None, None, (None,) * len([*factors, *head]))
     return {
-        "train_step": (DelegatedTrainStep(graph), (*train, *factors), step_shapes),
+        "train_step": (DelegatedTrainStep(graph), (*train, *factors, *head), step_shapes),
         "evaluate": (
             DelegatedEvaluate(graph),
-            (*evaluate, *lora_b),
-            (time, time, None, (None,) * len(lora_b)),
+            (*evaluate, *lora_b, *head),
+            (time, time, None, (None,) * len([*lora_b, *head])),
         ),
         "get_adapter": (GetAdapter(graph), (), None),
     }

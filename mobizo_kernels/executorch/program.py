@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mobizo_kernels import ops
 from mobizo_kernels.executorch.widening import Widening
 from mobizo_kernels.executorch.xnnpack_rewrites import BLOCKED, GroupedAttention
-from mobizo_kernels.lora import MPLoRALinear, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora import MPLoRALinear, adapter_of, held_head, is_wrapped, tuned_layers
 from mobizo_kernels.loss import IGNORED
 from mobizo_kernels.loss.label_head import after_head
 from mobizo_kernels.optim import UpdateRule
@@ -114,6 +114,8 @@ class TrainingGraph(nn.Module):
         attention: that of the decoder while a method is traced.
         tail_length: n, the last tokens of a row, where the adapters act (Activated LoRA, arXiv 2504.12397):
             the keys and values of those before are computed once for all groups. None for whole rows.
+        readout: what is added to the candidates' rows of the LM head is the last input of the methods. It
+            needs candidate tokens, and a head that no method tunes.
     """
 
     candidates: torch.Tensor
@@ -129,6 +131,7 @@ class TrainingGraph(nn.Module):
         candidate_tokens: Sequence[int] | None,
         attention: GroupedAttention,
         tail_length: int | None = None,
+        readout: bool = False,
     ) -> None:
         super().__init__()
         self.groups, self.rule = groups, rule
@@ -137,7 +140,7 @@ class TrainingGraph(nn.Module):
         if is_wrapped(model):
             for hook in adapter_of(model).hooks:  # the graph itself knows where the adapters act
                 hook.remove()
-        layers = adapter_layers(model)
+        layers = tuned_layers(model)
         self.linears = [self.linear_of(layer) for layer in layers.values()]
         for name, linear in zip(layers, self.linears, strict=True):
             model.set_submodule(name, linear)
@@ -153,6 +156,9 @@ class TrainingGraph(nn.Module):
             if head not in self.linears:
                 self.rows = _rows_of(head, tokens)
         self.restricted = candidate_tokens is not None
+        self.first_head = first_head(model, candidate_tokens or ())
+        self.readout = readout
+        self.added: torch.Tensor | None = None  # to the head's rows, while a method is traced
 
     def linear_of(self, layer: MPLoRALinear) -> Any:
         """What stands for an adapted linear in the graph, with `lora_a` and `lora_b`."""
@@ -160,11 +166,20 @@ class TrainingGraph(nn.Module):
 
     def step(self, batch: Sequence[torch.Tensor], seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
         """The losses [G] of the method `train_step` without an update, not traced; see :class:`TrainStep`."""
-        return TrainStep(self)(*batch, seeds, coeffs)
+        return TrainStep(self)(*batch, seeds, coeffs, *self.head_input())
 
     def evaluation(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """The logits of the method `evaluate`, not traced; see :class:`Evaluate`."""
-        return Evaluate(self)(*batch)
+        found: Any = Evaluate(self)(*batch, *self.head_input())
+        return found[0] if self.readout else found
+
+    def head_input(self) -> list[torch.Tensor]:
+        """The last input of `train_step` and `evaluate`, with which the program begins: float32 [C, H]."""
+        if not self.readout:
+            return []
+        assert self.rows is not None
+        a, words = self.first_head or (torch.zeros(0, self.rows.in_features), torch.zeros(self.rows.out_features, 0))
+        return [(words.double() @ a.double()).float()]
 
     def update(self, seeds: torch.Tensor, coeffs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
         """The update of every B; the L2 norm of the change of the whole adapter, float32 [1].
@@ -216,10 +231,27 @@ class TrainingGraph(nn.Module):
         ).last_hidden_state
         return self.widening(states)
 
+    def evaluated(self, hidden: torch.Tensor) -> Any:
+        """hidden [n, K, H] -> logits [n, K, C] and, for a readout, the states [n, K, H + C]: hidden, and what
+        the head gives without an adapter of its own.
+        """
+        if self.rows is None or self.added is None:
+            return self.logits(hidden)
+        outputs = self.rows(hidden)
+        return after_head(self.model, outputs + self._added(hidden)), torch.cat([hidden, outputs], dim=-1)
+
+    def _added(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, K, H] -> [n, K, C], by the adapter of the head."""
+        assert self.added is not None
+        n, k, width = hidden.shape
+        # bmm, for XNNPACK takes a linear of constant weights alone.
+        return torch.bmm(hidden.reshape(1, n * k, width), self.added.t()[None]).reshape(n, k, -1)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, K, H] -> logits [n, K, C] over the candidates, or over the vocabulary."""
         if self.rows is not None:
-            return after_head(self.model, self.rows(hidden))
+            outputs = self.rows(hidden)
+            return after_head(self.model, outputs if self.added is None else outputs + self._added(hidden))
         logits = self.model.get_output_embeddings()(hidden)
         if self.restricted:
             logits = logits.index_select(-1, self.candidates)
@@ -262,6 +294,10 @@ class Method(nn.Module):
         super().__init__()
         self.program = program
 
+    def use_head(self, head: Sequence[torch.Tensor]) -> None:
+        """What is added to the head's rows in the forward that follows, [C, H], if anything is given."""
+        self.program.added = head[0] if head else None
+
 
 class TrainStep(Method):
     """The batched forward of a step."""
@@ -274,9 +310,11 @@ class TrainStep(Method):
         target_ids: torch.Tensor,
         seeds: torch.Tensor,
         coeffs: torch.Tensor,
+        *head: torch.Tensor,
     ) -> Any:
         program = self.program
         program.directions.use(seeds, coeffs)
+        self.use_head(head)
         hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
         return program.losses(hidden, target_ids)
 
@@ -298,21 +336,27 @@ class UpdateAndTrainStep(TrainStep):
         coeffs: torch.Tensor,
         update_seeds: torch.Tensor,
         update_coeffs: torch.Tensor,
+        *head: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         norm = self.program.update(update_seeds, update_coeffs)
         step = (input_ids, attention_mask, target_positions, target_ids, seeds, coeffs)
-        return super().forward(*step), norm
+        return super().forward(*step, *head), norm
 
 
 class Evaluate(Method):
-    """The logits of the unperturbed model at the target positions."""
+    """The logits of the unperturbed model at the target positions and, for a readout, the states there."""
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, target_positions: torch.Tensor
-    ) -> torch.Tensor:
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_positions: torch.Tensor,
+        *head: torch.Tensor,
+    ) -> Any:
         program = self.program
         program.directions.use(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
-        return program.logits(program.hidden(input_ids, attention_mask, target_positions, 1))
+        self.use_head(head)
+        return program.evaluated(program.hidden(input_ids, attention_mask, target_positions, 1))
 
 
 class Update(Method):
@@ -325,11 +369,12 @@ class Update(Method):
 
 
 class GetAdapter(Method):
-    """Every A, then every B."""
+    """Every A, then every B; then A of the head [r, H] and its words [C, r], if the program begins with them."""
 
     def forward(self) -> tuple[torch.Tensor, ...]:
-        linears = self.program.linears
-        return tuple([x.lora_a.clone() for x in linears] + [x.lora_b.clone() for x in linears])
+        linears, head = self.program.linears, self.program.first_head or ()
+        found = [x.lora_a.clone() for x in linears] + [x.lora_b.clone() for x in linears]
+        return tuple(found + [factor.clone() for factor in head])
 
 
 class SetAdapter(Method):
@@ -354,8 +399,18 @@ def _causal(seen: torch.Tensor) -> torch.Tensor:
     return torch.where(earlier[None, None] & seen[:, None, None, :], 0.0, BLOCKED)
 
 
+def first_head(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A [r, H] of a head's adapter that no run tunes, and the rows of B [C, r] of these tokens."""
+    head = held_head(model)
+    if head is None:
+        return None
+    return head.lora_a.detach().float().clone(), head.lora_b.detach()[list(tokens)].float().clone()
+
+
 def _rows_of(head: Any, tokens: torch.Tensor) -> nn.Linear:
     """A linear that computes only those rows of an LM head."""
+    if isinstance(head, MPLoRALinear):
+        head = head.base_layer
     bias = getattr(head, "bias", None)
     rows = nn.Linear(head.weight.shape[1], len(tokens), bias=bias is not None)
     with torch.no_grad():

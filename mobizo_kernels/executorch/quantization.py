@@ -17,7 +17,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mobizo_kernels.lora import MPLoRALinear
+from mobizo_kernels.lora import MPLoRALinear, held_head
 from mobizo_kernels.models.quantization import INT4_GROUP
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
             weights of 4 bits with a scale for every 32 inputs, activations as of "int8-dynamic", for XNNPACK
             has no product of float32 with such weights. A linear whose width is no multiple of 32 gets
             weights of 8 bits. The embedding has 8 bits in all, a scale for each token.
-        head: also the LM head; one with an adapter is quantised in any case.
+        head: also the LM head; one with an adapter that runs tune is quantised in any case.
 
     Raises:
         ValueError: if the decoder has weights that are not those of linears.
@@ -43,7 +43,8 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
         return
     embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(lm_head, MPLoRALinear):
-        lm_head, head = lm_head.base_layer, True  # whoever adapts it computes all of it
+        # Whoever tunes its adapter computes all of it.
+        lm_head, head = lm_head.base_layer, head or held_head(model) is None
     if lm_head.weight is embedding.weight:
         lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))

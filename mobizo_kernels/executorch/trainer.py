@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mobizo_kernels.conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
-from mobizo_kernels.executorch.reports import EvaluationResult, StepReport, TrainResult, Validation
+from mobizo_kernels.executorch.reports import EvaluationResult, Readout, StepReport, TrainResult, Validation
 from mobizo_kernels.run_defaults import RUN
 
 if TYPE_CHECKING:
@@ -124,6 +125,29 @@ class Trainer:
             raise error
         return made
 
+    def read_out(
+        self,
+        dataset: str | os.PathLike[str],
+        *,
+        rows: int = RUN.readout_rows,
+        validation_rows: int = RUN.validation_rows,
+    ) -> Readout:
+        """Give the LM head a logistic regression on its inputs, as :func:`mobizo_kernels.training.readout` does:
+        an adapter of the rows of the candidate tokens, which runs hold.
+
+        Args:
+            dataset: file of `mobizo tokenize`.
+            rows: most rows to make it of, by chance, one of each label in turn.
+            validation_rows: most rows of the validation split to choose the ridge by.
+
+        Raises:
+            ValueError: before anything is changed, if the program cannot hold a readout or its head has an
+                adapter, a label has no rows, a row has several targets, or a hidden state is not finite.
+            OSError: if the data set cannot be read.
+        """
+        found = self._native.read_out(Path(dataset), rows, validation_rows)
+        return Readout(**{**found, "losses": dict(found["losses"])})
+
     def evaluate(
         self, dataset: str | os.PathLike[str], *, split: str = "test", rows: int = 0
     ) -> EvaluationResult:
@@ -153,7 +177,9 @@ class Trainer:
         return self._native.replay(Path(journal), until)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by their names in PEFT's files."""
+        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by their names in PEFT's files; those of
+        the LM head last, if it has an adapter.
+        """
         return self._native.adapter()
 
     def save_adapter(self, path: str | os.PathLike[str]) -> None:
@@ -182,7 +208,8 @@ class Trainer:
         """Begin again with an adapter: a file of :meth:`save_adapter` or a PEFT directory. What the optimizer
         keeps of earlier updates is forgotten.
 
-        Its LoRA-A must be the program's, which only has the means to change B.
+        Its LoRA-A must be the program's, which only has the means to change B; but that of an LM head which a
+        readout has given one.
 
         Raises:
             ValueError: before anything is changed, if it is of another model or does not fit.
@@ -257,11 +284,22 @@ class Trainer:
 
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""
-        own = self.description.adapter.config
+        own, head = self.description.adapter.config, self.description.head
         for name, default in LORA_SCALING.items():
             expected, got = own.get(name, default), config.get(name, default)
+            if head is not None and isinstance(default, dict):
+                expected, got = (
+                    {key: value for key, value in patterns.items() if key != head.pattern}
+                    for patterns in (expected or {}, got or {})
+                )
             if expected != got:
                 raise ValueError(f"{path}: {name} must be {expected}, that of the program, got {got}")
+        if head is not None and head.pattern in (ranks := config.get("rank_pattern") or {}):
+            rank, alpha = ranks[head.pattern], (config.get("alpha_pattern") or {}).get(head.pattern)
+            if alpha != (math.sqrt(rank) if config.get("use_rslora") else rank):
+                raise ValueError(
+                    f"{path}: alpha_pattern must give '{head.pattern}' a scaling of 1, got {alpha} for rank {rank}"
+                )
 
 
 def read_description(program: str | os.PathLike[str]) -> Description:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig
@@ -15,7 +16,7 @@ from mobizo_kernels.lora.adapter import adapter_layers, adapter_of
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
 from mobizo_kernels.lora.peft_check import check_peft_loads
 from mobizo_kernels.lora.peft_save import targets_of
-from mobizo_kernels.lora.targets import find_targets, plain_name
+from mobizo_kernels.lora.targets import Target, find_targets, plain_name
 from mobizo_kernels.ops import parameter_stream
 
 
@@ -47,11 +48,7 @@ def adapt_head(
     if isinstance(head, MPLoRALinear):
         raise ValueError(f"the LM head of {type(model).__name__} has an adapter already")
     name = head_name(model)
-    config = _with_head(adapter.config, name, len(directions))
-    only = copy.copy(config)
-    only.target_modules = [name]
-    (target,) = find_targets(model, only)
-    check_peft_loads(model, config, [*targets_of(model), target])
+    config, target = config_with_head(model, len(directions))
     layer = MPLoRALinear(
         head,
         target.in_features,
@@ -67,6 +64,48 @@ def adapt_head(
     model.set_submodule(name, layer)
     adapter.config = config
     return layer
+
+
+def config_with_head(model: PreTrainedModel, rank: int) -> tuple[LoraConfig, Target]:
+    """The configuration of a wrapped model with an adapter of the LM head of this rank, and of scaling 1.
+
+    Raises:
+        ValueError: if the head is no linear or is excluded by the configuration, or if PEFT would load
+            another adapter.
+    """
+    name = head_name(model)
+    config = _with_head(adapter_of(model).config, name, rank)
+    only = copy.copy(config)
+    only.target_modules = [name]
+    (target,) = find_targets(model, only)
+    check_peft_loads(model, config, [*targets_of(model), target])
+    return config, target
+
+
+def config_without_head(config: LoraConfig, name: str) -> LoraConfig:
+    """What :func:`config_with_head` was made of, `name` being the path of the head."""
+    config = copy.deepcopy(config)
+    targets, ending = config.target_modules, f")|{re.escape(name)}"
+    if isinstance(targets, str):
+        config.target_modules = targets.removeprefix("(?:").removesuffix(ending)
+    else:
+        config.target_modules = [target for target in targets or () if target != name]
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        patterns.pop(head_pattern(name), None)
+    return config
+
+
+def head_pattern(name: str) -> str:
+    """The pattern of PEFT's under which the rank and alpha of a head's adapter stand."""
+    return f"^{re.escape(name)}"
+
+
+def is_readout(layer: MPLoRALinear, tokens: Sequence[int]) -> bool:
+    """Whether the adapter of an LM head is of these rows alone, as that of a readout is: not zero, but zero
+    everywhere else, and of scaling 1.
+    """
+    rows = layer.lora_b.any(dim=1).nonzero()[:, 0].tolist()
+    return bool(rows) and layer.scaling == 1 and set(rows) <= set(tokens)
 
 
 def head_name(model: PreTrainedModel) -> str:
@@ -107,7 +146,7 @@ def tuned_layers(model: nn.Module) -> dict[str, MPLoRALinear]:
 def _with_head(config: LoraConfig, name: str, rank: int) -> LoraConfig:
     """The configuration with one more target, of a rank of its own and scaling 1."""
     config = copy.deepcopy(config)
-    pattern, targets = f"^{re.escape(name)}", config.target_modules
+    pattern, targets = head_pattern(name), config.target_modules
     if isinstance(targets, str):
         config.target_modules = f"(?:{targets})|{re.escape(name)}"
     else:  # as a whole path it counts whatever `layers_to_transform` says

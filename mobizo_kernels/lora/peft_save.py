@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import save
 from torch import nn
 
@@ -89,13 +90,17 @@ def targets_of(model: nn.Module) -> list[Target]:
     ]
 
 
-def adapter_config(model: nn.Module) -> dict[str, Any]:
+def adapter_config(model: nn.Module, config: LoraConfig | None = None) -> dict[str, Any]:
     """PEFT's configuration of a wrapped model's adapter as adapter_config.json holds it.
+
+    Args:
+        model: a wrapped model.
+        config: another than that of its adapter, to be written for the same model.
 
     Raises:
         ValueError: if the model is not wrapped.
     """
-    config = copy.copy(adapter_of(model).config)
+    config = copy.copy(config or adapter_of(model).config)
     config.inference_mode = True  # as PEFT saves it: loading freezes the adapter unless asked to train it
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = getattr(model, "name_or_path", None) or None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,13 +102,34 @@ def _checked(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
 
 def after_head(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     """What some architectures do to the logits of their LM head, by the names in their configurations."""
-    config = model.config.get_text_config()
-    for multiplier in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
-        if factor := getattr(config, multiplier, None):
-            logits = logits * factor
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
+    for factor in _values(model, "logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        logits = logits * factor
+    for divisor in _values(model, "logits_scaling"):  # Granite
         logits = logits / divisor
-    for softcap in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
-        if cap := getattr(config, softcap, None):  # Gemma, RecurrentGemma, xLSTM
-            logits = cap * torch.tanh(logits / cap)
+    for cap in _soft_caps(model):
+        logits = cap * torch.tanh(logits / cap)
     return logits
+
+
+def logit_scale(model: PreTrainedModel) -> float:
+    """The factor in :func:`after_head`."""
+    divisors = math.prod(_values(model, "logits_scaling"))
+    return float(math.prod(_values(model, "logit_scale", "lm_head_multiplier")) / divisors)
+
+
+def soft_cap(model: PreTrainedModel) -> float | None:
+    """The cap in :func:`after_head`, None if there is none. Raises ValueError if there are several."""
+    caps = _soft_caps(model)
+    if len(caps) > 1:
+        raise ValueError(f"{type(model).__name__} caps its logits twice")
+    return float(caps[0]) if caps else None
+
+
+def _soft_caps(model: PreTrainedModel) -> list[Any]:  # Gemma, RecurrentGemma, xLSTM
+    return _values(model, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _values(model: PreTrainedModel, *names: str) -> list[Any]:
+    """What a configuration has under these names, but for zero and None."""
+    config = model.config.get_text_config()
+    return [value for name in names if (value := getattr(config, name, None))]

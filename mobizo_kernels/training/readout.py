@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from time import perf_counter
@@ -123,11 +123,16 @@ def readout(
 
 def rows_in_turn(rows: Sequence[EncodedExample], count: int, seed: int = 0) -> list[EncodedExample]:
     """`count` of the rows by chance, or all that there are, one of each label in turn while it has any."""
-    by_label: dict[int, list[EncodedExample]] = defaultdict(list)
-    for row in random.Random(seed).sample(rows, len(rows)):
-        by_label[row.label].append(row)
+    return [rows[number] for number in islice(numbers_in_turn(rows, seed), count)]
+
+
+def numbers_in_turn(rows: Sequence[EncodedExample], seed: int = 0) -> Iterator[int]:
+    """The places in `rows` of all that :func:`rows_in_turn` takes, in its order."""
+    by_label: dict[int, list[int]] = defaultdict(list)
+    for number in random.Random(seed).sample(range(len(rows)), len(rows)):
+        by_label[rows[number].label].append(number)
     turns = chain.from_iterable(zip_longest(*(by_label[label] for label in sorted(by_label))))
-    return list(islice((row for row in turns if row is not None), count))
+    return (number for number in turns if number is not None)
 
 
 def _check_rows(name: str, rows: Sequence[EncodedExample], labels: int) -> None:

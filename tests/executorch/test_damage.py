@@ -102,6 +102,10 @@ def parameter(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda description: description["adapter"]["parameters"][0].update(values)
 
 
+def head(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda description: description["head"].update(values)
+
+
 def twice(description: dict[str, Any]) -> None:
     first, second = description["adapter"]["parameters"]
     second["name"] = first["name"]
@@ -156,9 +160,24 @@ HUGE = 2**31 - 1
         (entries(queries=4, estimator="centred"), "method train_step: input 6 must be Long of shape .4,."),
         (entries(queries=3, estimator="one_sided"), "method train_step: input 6 must be Long of shape .3,."),
         (entries(evaluation_rows=10**9), "method evaluate: input 0 must be Long of shape .1000000000, 24."),
-        (entries(candidate_tokens=[5, 9, 11]), "method evaluate: output 0 must be Float of shape .12, 1, 3"),
-        (entries(candidate_tokens=None), r"method evaluate: output 0 must be Float of shape \(12, 1, 61\)"),
-        (entries(optimizer=ADAM), "method train_step must have 6 inputs and 1 outputs, got 8 and 2"),
+        (entries(candidate_tokens=[5, 9, 11]), "method train_step: input 8 must be Float of shape .3, 32. by"),
+        (entries(candidate_tokens=None), "description: head needs candidate_tokens"),
+        (entries(candidate_tokens=[5, 61]), "description: candidate_tokens must be from 0 to 60, the rows of"),
+        (entries(head=[]), "description: head: expected an object, got a list"),
+        (head(shape=[61]), r"description: head: shape: expected two sizes, got \[61\]"),
+        (head(shape=[61, 0]), "description: head: shape: expected at least 1, got 0"),
+        (head(shape=[61, 16]), "method train_step: input 8 must be Float of shape .2, 16. by"),
+        (head(soft_cap=0), "description: head: soft_cap: expected a positive number, got 0"),
+        (head(soft_cap=-1.5), "description: head: soft_cap: expected a positive number, got -1.5"),
+        (head(scale=None), "description: head: scale: expected a number, got null"),
+        (head(rank=3), "description: head: rank must be at most 2, got 3"),
+        (head(rank=-1), "description: head: rank: expected at least 0, got -1"),
+        (head(rank=1), "method get_adapter must have 0 inputs and 6 outputs, got 0 and 4"),
+        (head(target_modules=[5]), "description: head: target_modules: expected a string, got a whole number"),
+        (head(target_modules=None), "description: head: target_modules: expected a list, got null"),
+        (head(bias=1), "description: head: 'bias' is unknown"),
+        (lambda description: description.pop("head"), "method train_step must have 8 inputs and 2 outputs, got 9"),
+        (entries(optimizer=ADAM), "method train_step must have 7 inputs and 1 outputs, got 9 and 2"),
         (parameter(lora_b=[16, 4]), r"method get_adapter: output 2 must be Float of shape \(16, 4\)"),
         (parameter(lora_a=[HUGE, HUGE], lora_b=[HUGE, HUGE]), "method get_adapter: output 0 must be Float"),
         (

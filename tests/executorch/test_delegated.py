@@ -90,7 +90,7 @@ def test_the_description_names_every_input(program: Path, plans: dict[str, Execu
     inputs = parse_description(description.text).inputs["train_step"]
     assert [value.name for value in inputs] == [
         "input_ids", "attention_mask", "target_positions", "target_ids",
-        *(f"{factor}:{name}.weight" for factor in ("lora_b", "u", "v") for name in layers),
+        *(f"{factor}:{name}.weight" for factor in ("lora_b", "u", "v") for name in layers), "head",
     ]  # fmt: skip
     for method, expected in description.inputs.items():
         plan = plans[method]

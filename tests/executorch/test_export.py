@@ -24,10 +24,10 @@ from programs import (
 )
 
 import mobizo_kernels
-from mobizo_kernels import OneSided, TwoSided, UpdateRule, wrap
+from mobizo_kernels import OneSided, TwoSided, UpdateRule
 from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.executorch.description import parse_description
-from mobizo_kernels.lora import adapt_head, adapter_config, adapter_layers, model_fingerprint
+from mobizo_kernels.lora import adapter_config, adapter_layers, model_fingerprint
 
 METHODS = {"train_step", "evaluate", "update", "get_adapter", "set_adapter", "mobizo_description"}
 
@@ -195,13 +195,6 @@ def test_refuses_and_writes_nothing(options: dict[str, Any], message: str, tmp_p
         export_quietly(tiny_llama(1), path, **{"targets": lora_config(), **DEFAULTS, **options})
     assert path.read_text() == "what was there"
     assert os.listdir(tmp_path) == ["model.pte"]
-
-
-def test_a_readout_is_refused(tmp_path: Path) -> None:
-    model = wrap(tiny_llama(1), lora_config())
-    adapt_head(model, torch.tensor([5, 7]), torch.ones(1, 32), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="model must be one without a readout, whose LM head"):
-        export_quietly(model, tmp_path / "model.pte", **DEFAULTS)
 
 
 def test_an_estimator_and_a_rule_as_objects(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

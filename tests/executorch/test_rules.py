@@ -265,13 +265,15 @@ def test_any_host_of_executorch_can_run_it(program: Path, rule: dict[str, Any], 
     loaded = Runtime.get().load_program(program, verification=Verification.Minimal)
     methods = {name: loaded.load_method(name) for name in sorted(loaded.method_names)}
     batch = random_batch(trainer, rng)
+    assert trainer.description.head is not None
+    head = torch.zeros(2, trainer.description.head.shape[1])
     for _ in range(3):
         update = random_update(rng)
         inputs = [update["update_seeds"], update["update_coeffs"]]
         inputs += [np.full(1, update["update_lr"], np.float32)] * ("optimizer" in rule)
         inputs += [np.full(1, update["update_decay"], np.float32)] * bool(rule.get("weight_decay"))
         methods["update"].execute([torch.from_numpy(value) for value in inputs])
-        (losses,) = methods["train_step"].execute([torch.from_numpy(value) for value in batch])
+        (losses,) = methods["train_step"].execute([*map(torch.from_numpy, batch), head])
         np.testing.assert_allclose(losses, trainer.train_step(*batch, **update)[0], rtol=1e-6)
     tensors = methods["get_adapter"].execute([])
     for mine, other in zip(lora_b_of(trainer), tensors[len(tensors) // 2 :], strict=True):

@@ -321,6 +321,7 @@ def test_the_whole_vocabulary_behind_an_invocation(
     options = {**DEFAULTS, "candidate_tokens": None}
     with pytest.raises(Stopped):
         export.export_training_program(model, tmp_path / "model.pte", **options, dynamic_length=False)
+    assert found["description"].head is None
     groups = torch.arange(4), 0.05 * torch.randn(4, generator=rng)
     rows = activated_rows(rng, [(22, 2), (3, 2), (0, 2)], INVOCATION, candidates=False)
     batch = program_batch(rows, found["description"])

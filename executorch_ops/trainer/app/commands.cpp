@@ -10,6 +10,7 @@
 
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "../loop/readout.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
 #include "options.h"
@@ -51,6 +52,16 @@ Json as_json(const StepReport& report) {
                       {"seconds", report.seconds},
                       {"skipped", report.skipped},
                       {"unsteady", report.unsteady}};
+}
+
+Json as_json(const Readout& readout) {
+  Json::Array losses;
+  for (const auto& [ridge, loss] : readout.losses) losses.push_back(Json::Array{ridge ? Json(*ridge) : Json(), loss});
+  return Json::Object{{"ridge", readout.ridge ? Json(*readout.ridge) : Json()},
+                      {"rank", readout.rank},
+                      {"losses", std::move(losses)},
+                      {"rows", readout.rows},
+                      {"seconds", readout.seconds}};
 }
 
 void print_json(bool wanted, const Json& json) {
@@ -127,16 +138,37 @@ Json safetensors_info(const std::string& path) {
       {"kind", dataset ? "data set" : "adapter"}, {"metadata", std::move(metadata)}, {"tensors", std::move(tensors)}};
 }
 
+// Beside the journal: what its run began with.
+std::string start_path(const std::string& journal) { return journal.empty() ? "" : journal + ".start.safetensors"; }
+
+// Gives the program the start of a run, which is kept beside its journal: a run that goes on takes that. Nothing if it does.
+std::optional<Readout> begin(Program& program, const Dataset& dataset, const TrainOptions& options, int64_t rows) {
+  const std::string kept = start_path(options.journal);
+  if (!kept.empty() && exists(options.journal)) {
+    if (!options.resume) fail(options.journal, " exists: name another journal, or resume");
+    if (exists(kept)) {
+      load_adapter(kept, program);
+      return std::nullopt;
+    }
+  }
+  Readout made = read_out(program, dataset, rows, options.validation_rows);
+  if (!kept.empty()) save_adapter(kept, program.description(), program.adapter());
+  return made;
+}
+
 }  // namespace
 
 void train_command(int argc, char** argv) {
   TrainOptions train_options;
-  std::string adapter_in, adapter_out, log;
-  int64_t threads = 0, print_every = 10;
+  std::string adapter_in, adapter_out, log, start_with = "zero";
+  int64_t threads = 0, print_every = 10, readout_rows = run_defaults::readout_rows;
   bool quiet = false, json = false;
   Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]", "Tune the adapter of a program on a data set.");
   options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
   options.text("adapter-in", "FILE", adapter_in, "the adapter to begin with [that of the program]");
+  options.choice("start", "zero|readout", start_with,
+                 "what the steps go on from: that adapter, or with a logistic regression on the last hidden states as well");
+  options.whole("readout-rows", readout_rows, 1, "most rows that a readout is made of");
   options.whole("steps", train_options.steps, 1, "number of steps");
   options.number("eps", train_options.eps, "size of a perturbation");
   options.number("lr", train_options.lr, "learning rate");
@@ -162,13 +194,22 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
-  check_distinct({{"--journal", train_options.journal}, {"--adapter-out", adapter_out}, {"--log", log}},
+  const bool reads_out = start_with == "readout";
+  check_distinct({{"--journal", train_options.journal},
+                  {"the start of --journal", reads_out ? start_path(train_options.journal) : ""},
+                  {"--adapter-out", adapter_out},
+                  {"--log", log}},
                  {{"PROGRAM", (*files)[0]}, {"DATASET", (*files)[1]}, {"--adapter-in", adapter_in}});
 
   const auto start = Clock::now();
   const Dataset dataset((*files)[1]);
   Program program((*files)[0], threads);
   if (!adapter_in.empty()) load_adapter(adapter_in, program);
+  std::optional<Readout> readout;
+  if (reads_out) readout = begin(program, dataset, train_options, readout_rows);
+  if (readout && !quiet)
+    std::printf("read out %lld rows in %.1f s, rank %lld\n", static_cast<long long>(readout->rows), readout->seconds,
+                static_cast<long long>(readout->rank));
   Progress progress(train_options.steps, print_every, quiet, log);
   const double load_seconds = seconds_since(start);
   const TrainResult result = train(program, dataset, train_options, progress.observer());
@@ -187,6 +228,7 @@ void train_command(int argc, char** argv) {
                                 {"skipped_steps", result.skipped_steps},
                                 {"best_step", result.best_step},
                                 {"evaluations", std::move(evaluations)},
+                                {"readout", readout ? as_json(*readout) : Json()},
                                 {"adapter", adapter_out},
                                 {"step_ms_median", progress.median_step_ms()},
                                 {"load_seconds", load_seconds},

@@ -10,6 +10,8 @@
 
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "../loop/logistic.h"
+#include "../loop/readout.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
 #include "python_tokenizer.h"
@@ -102,6 +104,11 @@ class Trainer {
                     "scores"_a = to_array(e.scores, {e.rows, e.classes}));
   }
 
+  py::dict read_out(const Path& dataset, int64_t rows, int64_t validation_rows) {
+    const Readout r = working([&] { return trainer::read_out(program_, Dataset(dataset.string()), rows, validation_rows); });
+    return py::dict("ridge"_a = r.ridge, "rank"_a = r.rank, "losses"_a = r.losses, "rows"_a = r.rows, "seconds"_a = r.seconds);
+  }
+
   py::tuple train_step(const py::array& input_ids, const py::array& attention_mask, const py::array& target_positions,
                        const py::array& target_ids, const py::array& seeds, const py::array& coeffs,
                        const py::object& update_seeds, const py::object& update_coeffs, float update_lr, float update_decay) {
@@ -138,8 +145,15 @@ class Trainer {
     py::dict tensors;
     for (size_t i = 0; i < adapter.lora_a.size(); ++i) {
       const AdapterParameter& parameter = program_.description().adapter.parameters[i];
-      tensors[py::str(factor_name(parameter, "A"))] = to_array(adapter.lora_a[i], parameter.lora_a);
-      tensors[py::str(factor_name(parameter, "B"))] = to_array(adapter.lora_b[i], parameter.lora_b);
+      tensors[py::str(factor_name(parameter.name, "A"))] = to_array(adapter.lora_a[i], parameter.lora_a);
+      tensors[py::str(factor_name(parameter.name, "B"))] = to_array(adapter.lora_b[i], parameter.lora_b);
+    }
+    if (adapter.head) {
+      const HeadDescription& head = *program_.description().head;
+      const int64_t rank = adapter.head->rank;
+      tensors[py::str(factor_name(head.name, "A"))] = to_array(adapter.head->lora_a, {rank, head.shape[1]});
+      tensors[py::str(factor_name(head.name, "B"))] =
+          to_array(head_lora_b(*adapter.head, program_.description()), {head.shape[0], rank});
     }
     return tensors;
   }
@@ -188,6 +202,12 @@ class Trainer {
   std::atomic<bool> busy_{false};
 };
 
+States to_states(const py::array& hidden, const py::array& outputs, const py::array& labels) {
+  const int64_t rows = labels.size(), width = hidden.size() / rows, classes = outputs.size() / rows;
+  return {rows, width, classes, to_vector<float>("hidden", hidden, {rows, width}), to_vector<float>("outputs", outputs, {rows, classes}),
+          to_vector<int32_t>("labels", labels, {rows})};
+}
+
 // A name of a file need not be UTF-8.
 py::str text_of(const std::exception& error) { return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefault(error.what())); }
 
@@ -209,6 +229,17 @@ PYBIND11_MODULE(_trainer, module) {
   py::register_local_exception_translator(&translate);
   module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
   bind_tokenizer(module);
+  module.def(
+      "regress",  // for tests
+      [](const py::array& hidden, const py::array& outputs, const py::array& labels, const py::array& validation_hidden,
+         const py::array& validation_outputs, const py::array& validation_labels, double scale, double soft_cap) {
+        const States seen = to_states(hidden, outputs, labels),
+                     held_out = to_states(validation_hidden, validation_outputs, validation_labels);
+        const Regression found = regress(seen, held_out, {scale, soft_cap});
+        const Factors made = factors(found.added, seen.classes, seen.width);
+        return py::make_tuple(found.ridge, found.losses, to_array(found.added, {seen.classes, seen.width}),
+                              to_array(made.words, {seen.classes, made.rank}), to_array(made.directions, {made.rank, seen.width}));
+      });
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
       .def("description", &Trainer::description)
@@ -238,6 +269,7 @@ PYBIND11_MODULE(_trainer, module) {
           "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_step"_a,
           "on_evaluation"_a)
       .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0)
+      .def("read_out", &Trainer::read_out, "dataset"_a, "rows"_a, "validation_rows"_a)
       .def("train_step", &Trainer::train_step, "input_ids"_a, "attention_mask"_a, "target_positions"_a, "target_ids"_a,
            "seeds"_a, "coeffs"_a, "update_seeds"_a = py::none(), "update_coeffs"_a = py::none(), "update_lr"_a = 0.0f,
            "update_decay"_a = 1.0f)

@@ -2,22 +2,26 @@
 
 #include "../files/blake2b.h"
 #include "../files/errors.h"
+#include "../program/adapter.h"
 
 namespace mobizo::trainer {
 namespace {
 
-// Over the factors, LoRA-A or LoRA-B, of all parameters.
+// Over the factors, LoRA-A or LoRA-B, of all parameters, and that of the head, if it has an adapter.
 std::string fingerprint(const Description& description, const std::vector<std::vector<float>>& factors,
-                        std::vector<int64_t> AdapterParameter::* shape) {
+                        std::vector<int64_t> AdapterParameter::* shape, const std::vector<float>& head,
+                        const std::vector<int64_t>& head_shape) {
   Blake2b hash;
-  const auto add = [&](const std::string& text) { hash.update(text.c_str(), text.size() + 1); };  // the zero byte, too
+  const auto add = [&](const std::string& name, const std::vector<int64_t>& sizes, const std::vector<float>& values) {
+    for (const std::string& text : {name, message(sizes[0], ",", sizes[1])})
+      hash.update(text.c_str(), text.size() + 1);  // the zero byte, too
+    hash.update(values.data(), values.size() * sizeof(float));
+  };
   for (size_t i = 0; i < factors.size(); ++i) {
     const AdapterParameter& parameter = description.adapter.parameters[i];
-    const std::vector<int64_t>& sizes = parameter.*shape;
-    add(parameter.name);
-    add(message(sizes[0], ",", sizes[1]));
-    hash.update(factors[i].data(), factors[i].size() * sizeof(float));
+    add(parameter.name, parameter.*shape, factors[i]);
   }
+  if (!head.empty()) add(description.head->name, head_shape, head);
   return hash.hex();
 }
 
@@ -37,12 +41,20 @@ Json tokens_of(const std::optional<std::vector<int64_t>>& tokens) {
 Json::Object program_fields(Program& program) {
   const Description& d = program.description();
   const Adapter adapter = program.adapter();
+  std::vector<float> head_a, head_b;
+  std::vector<int64_t> shape_a, shape_b;
+  if (adapter.head) {
+    head_a = adapter.head->lora_a;
+    head_b = head_lora_b(*adapter.head, d);
+    shape_a = {adapter.head->rank, d.head->shape[1]};
+    shape_b = {d.head->shape[0], adapter.head->rank};
+  }
   return {{"base_fingerprint", d.model.fingerprint},
           {"base_dtype", d.quantization == "none" ? "float32" : d.quantization},
           {"parameters", parameters_of(d)},
           {"invocation_tokens", tokens_of(d.invocation_tokens)},
-          {"lora_a", fingerprint(d, adapter.lora_a, &AdapterParameter::lora_a)},
-          {"lora_b", fingerprint(d, adapter.lora_b, &AdapterParameter::lora_b)}};
+          {"lora_a", fingerprint(d, adapter.lora_a, &AdapterParameter::lora_a, head_a, shape_a)},
+          {"lora_b", fingerprint(d, adapter.lora_b, &AdapterParameter::lora_b, head_b, shape_b)}};
 }
 
 }  // namespace

@@ -7,14 +7,18 @@
 
 namespace mobizo::trainer {
 
-// PEFT's name of a factor, "A" or "B", of a parameter.
-std::string factor_name(const AdapterParameter& parameter, const char* factor);
+// PEFT's name of a factor, "A" or "B", of the linear whose weight has this name.
+std::string factor_name(const std::string& parameter, const char* factor);
+
+// The whole of a head's LoRA-B, [out, rank], most of it zeros.
+std::vector<float> head_lora_b(const HeadAdapter& head, const Description& description);
 
 // Atomically: `path` holds what it held before if an Error is thrown.
 void save_adapter(const std::string& path, const Description& description, const Adapter& adapter);
 
-// Puts the LoRA-B of the file into the program. Throws Error, with the program as it was, unless the file has the program's
-// parameters, its LoRA-A to the bit, and, if it names a base model, the program's.
+// Puts the LoRA-B of the file, and the adapter of its LM head if it has one, into the program. Throws Error, with the program as it was, unless the file has the program's
+// parameters, its LoRA-A to the bit, and, if it names a base model, the program's; an adapter of the head is to be one that a
+// readout made: of scaling 1, and zero but for the rows of the candidate tokens.
 void load_adapter(const std::string& path, Program& program);
 
 }  // namespace mobizo::trainer

@@ -105,6 +105,7 @@ Dataset::Dataset(const std::string& path) : path_(path), checksum_(file_checksum
     });
     for (const char* name : kSplits) splits_[name] = read_split(file, name);
     order_ = read_column<int32_t>(file, "train.order");
+    if (file.has("train.in_turn")) in_turn_ = read_column<int32_t>(file, "train.in_turn");
     check_content();
   });
 }
@@ -121,6 +122,10 @@ void Dataset::check_content() const {
   const int64_t rows = splits_.at("train").rows();
   for (const int64_t row : order_)
     if (row < 0 || row >= rows) fail("train.order must name rows from 0 to ", rows - 1, ", got ", row);
+  std::set<int64_t> different;
+  for (const int64_t row : in_turn_)
+    if (row < 0 || row >= rows || !different.insert(row).second)
+      fail("train.in_turn must name different rows from 0 to ", rows - 1, ", got ", row);
   for (const auto& [name, split] : splits_)
     for (int64_t row = 0; row < split.rows(); ++row)
       blaming(message("row ", row, " of ", name), [&, &split = split] { check_row(split, row); });

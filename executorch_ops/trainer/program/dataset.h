@@ -49,6 +49,8 @@ class Dataset {
   // Throws Error unless the split is there and has a row.
   const Split& split(const std::string& name) const;
   const std::vector<int32_t>& order() const { return order_; }
+  // Rows of the training split by chance, one of each label in turn; empty if the file does not say.
+  const std::vector<int32_t>& in_turn() const { return in_turn_; }
   // The rows of the training split that step `step` takes.
   std::vector<int64_t> training_rows(int64_t step, int64_t batch_size) const;
   // Throws Error, naming the row, unless every row fits the program.
@@ -62,7 +64,7 @@ class Dataset {
   std::vector<std::string> labels_;
   std::optional<std::vector<int64_t>> candidate_tokens_;
   std::map<std::string, Split> splits_;
-  std::vector<int32_t> order_;
+  std::vector<int32_t> order_, in_turn_;
 };
 
 Batch make_batch(const Split& split, const std::vector<int64_t>& rows, const Description& description);

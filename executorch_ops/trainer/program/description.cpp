@@ -45,6 +45,36 @@ AdapterDescription parse_adapter(const Json& json) {
   return adapter;
 }
 
+HeadDescription parse_head(const Json& json) {
+  Members members(json);
+  HeadDescription head{};
+  head.name = members.text("name");
+  head.shape = members.shape("shape");
+  head.scale = members.get("scale", [](const Json& value) { return value.as_double(); });
+  head.soft_cap = members.get("soft_cap", [](const Json& value) {
+    const double cap = value.is_null() ? 0 : value.as_double();
+    if (!value.is_null() && !(cap > 0)) fail("expected a positive number, got ", value.dump());
+    return cap;
+  });
+  head.rank = members.size("rank", 0);
+  head.pattern = members.text("pattern");
+  head.target_modules = members.get("target_modules", [](const Json& value) {
+    if (!value.is_string())
+      for (const Json& name : value.as_array()) static_cast<void>(name.as_string());
+    return value;
+  });
+  members.end();
+  return head;
+}
+
+void check_head(const HeadDescription& head, const Description& d) {
+  if (!d.candidate_tokens) fail("head needs candidate_tokens");
+  for (const int64_t token : *d.candidate_tokens)
+    if (token < 0 || token >= head.shape[0])
+      fail("candidate_tokens must be from 0 to ", head.shape[0] - 1, ", the rows of the head, got ", token);
+  if (head.rank > d.classes()) fail("head: rank must be at most ", d.classes(), ", got ", head.rank);
+}
+
 void check_delegated(const Json& value) {
   const std::string lowering = value.as_string();
   if (lowering != "delegated") fail("expected delegated in a program of format ", kDelegatedFormat, ", got '", lowering, "'");
@@ -72,6 +102,7 @@ void check(const Description& d) {
   std::set<std::string> names;
   for (const AdapterParameter& parameter : d.adapter.parameters)
     if (!names.insert(parameter.name).second) fail("the adapter has two parameters called ", parameter.name);
+  if (d.head) check_head(*d.head, d);
 }
 
 }  // namespace
@@ -114,6 +145,7 @@ Description parse_description(const std::string& text) {
     return value.is_null() ? std::nullopt : std::optional<std::string>(value.as_string());
   });
   d.adapter = members.get("adapter", parse_adapter);
+  if (json.find("head") != nullptr) d.head = members.get("head", parse_head);
   if (d.delegated) {
     members.get("lowering", check_delegated);
     members.get("inputs", [](const Json&) {});  // looked at once the rest is known to be sound

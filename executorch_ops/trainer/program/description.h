@@ -29,6 +29,16 @@ struct AdapterDescription {
   std::vector<AdapterParameter> parameters;
 };
 
+// The LM head of a program that can hold a readout: a LoRA of its rows of the candidate tokens, which runs do not tune.
+struct HeadDescription {
+  std::string name;            // of its weight
+  std::vector<int64_t> shape;  // (out, in)
+  double scale, soft_cap;      // what the model makes of its outputs, see AfterHead; no cap is 0
+  int64_t rank;                // of the adapter with which the program begins; 0 for none
+  std::string pattern;         // of PEFT's, for its rank and alpha
+  Json target_modules;         // PEFT's with the head among them
+};
+
 struct Description {
   std::string text;  // the JSON itself
   ModelDescription model;
@@ -48,6 +58,8 @@ struct Description {
   AdapterDescription adapter;
   // Whether the adapters are stock operators on inputs of the methods (inputs.h), not our ops on buffers of the program.
   bool delegated;
+  // Its rows [classes, in] to be added are the last input of train_step and evaluate.
+  std::optional<HeadDescription> head;
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }

@@ -22,6 +22,10 @@ void add_lora_b(std::vector<MethodInput>& inputs, const Description& d) {
   add_factors(inputs, d, "lora_b", [](const AdapterParameter& p) { return p.lora_b; });
 }
 
+void add_head(std::vector<MethodInput>& inputs, const Description& d) {
+  if (d.head) inputs.push_back({"head", "float32", {d.classes(), d.head->shape[1]}});
+}
+
 std::string shown(const MethodInput& input) {
   std::string sizes;
   for (const int64_t size : input.shape) sizes += message(sizes.empty() ? "" : ", ", size);
@@ -62,6 +66,7 @@ std::vector<MethodInput> train_step_inputs(const Description& d) {
   };
   add_factors(inputs, d, "u", rows(0));
   add_factors(inputs, d, "v", rows(1));
+  add_head(inputs, d);
   return inputs;
 }
 
@@ -69,6 +74,7 @@ std::vector<MethodInput> evaluate_inputs(const Description& d) {
   std::vector<MethodInput> inputs;
   add_batch(inputs, d, d.evaluation_rows);
   add_lora_b(inputs, d);
+  add_head(inputs, d);
   return inputs;
 }
 

@@ -144,7 +144,9 @@ Program::Program(const std::string& path, int64_t threads) : path_(path) {
     description_ = describe(*methods_->module, path);
     // Loading a method after another has run would reset the adapter that they share.
     for (const Signature& signature : signatures(description_)) methods_->load(path, signature);
-    if (description_.delegated) host_ = std::make_unique<HostAdapter>(description_, adapter().lora_b);
+    Adapter first = exported();
+    if (description_.delegated) host_ = std::make_unique<HostAdapter>(description_, std::move(first.lora_b));
+    set_head(std::move(first.head));
   } catch (const std::bad_alloc&) {
     fail(path, ": there is not enough memory to load the program");
   }
@@ -178,13 +180,29 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
     const std::vector<MethodInput> expected = train_step_inputs(d);
     for (const auto* factors : {&host_->lora_b(), &host_->u(), &host_->v()}) arguments.add(expected, *factors);
   }
+  if (d.head) arguments.add("head", head_rows_, {d.classes(), d.head->shape[1]});
   const auto outputs = methods_->run(path_, "train_step", arguments);
   if (static_cast<int64_t>(outputs[0].size()) != d.groups || (plain && outputs[1].size() != 1))
     fail(path_, ": train_step must return ", d.groups, " losses", plain ? " and a norm" : "");
   return {outputs[0], plain ? outputs[1][0] : norm};
 }
 
-std::vector<float> Program::evaluate(const Batch& batch) {
+std::vector<float> Program::evaluate(const Batch& batch) { return std::move(run_evaluate(batch)[0]); }
+
+HeadStates Program::head_states(const Batch& batch) {
+  const Description& d = description_;
+  if (!d.head) fail(path_, ": the program gives no states");
+  const std::vector<float> both = std::move(run_evaluate(batch)[1]);
+  HeadStates states;
+  const auto width = static_cast<std::ptrdiff_t>(d.head->shape[1]), row = width + static_cast<std::ptrdiff_t>(d.classes());
+  for (auto at = both.begin(); at != both.end(); at += row) {
+    states.hidden.insert(states.hidden.end(), at, at + width);
+    states.outputs.insert(states.outputs.end(), at + width, at + row);
+  }
+  return states;
+}
+
+std::vector<std::vector<float>> Program::run_evaluate(const Batch& batch) {
   const Description& d = description_;
   check_length(batch.length);
   const std::vector<int64_t> inputs{d.evaluation_rows, batch.length};
@@ -192,11 +210,15 @@ std::vector<float> Program::evaluate(const Batch& batch) {
   arguments.add("input_ids", batch.input_ids, inputs).add("attention_mask", batch.attention_mask, inputs);
   arguments.add("target_positions", batch.target_positions, {d.evaluation_rows, d.targets_per_row});
   if (host_ != nullptr) arguments.add(evaluate_inputs(d), host_->lora_b());
-  std::vector<float> logits = std::move(methods_->run(path_, "evaluate", arguments)[0]);
-  const int64_t expected = d.evaluation_rows * d.targets_per_row * d.classes();
-  if (static_cast<int64_t>(logits.size()) != expected)
-    fail(path_, ": evaluate must return ", expected, " logits, got ", logits.size());
-  return logits;
+  if (d.head) arguments.add("head", head_rows_, {d.classes(), d.head->shape[1]});
+  std::vector<std::vector<float>> outputs = methods_->run(path_, "evaluate", arguments);
+  const int64_t positions = d.evaluation_rows * d.targets_per_row, expected = positions * d.classes();
+  if (static_cast<int64_t>(outputs[0].size()) != expected)
+    fail(path_, ": evaluate must return ", expected, " logits, got ", outputs[0].size());
+  const int64_t states = d.head ? positions * (d.head->shape[1] + d.classes()) : 0;
+  if (d.head && static_cast<int64_t>(outputs[1].size()) != states)
+    fail(path_, ": evaluate must return ", states, " elements of states, got ", outputs[1].size());
+  return outputs;
 }
 
 float Program::update(const Update& update) {
@@ -214,17 +236,25 @@ float Program::update(const Update& update) {
 }
 
 Adapter Program::adapter() {
+  Adapter adapter = exported();
+  if (host_ != nullptr) adapter.lora_b = host_->lora_b();
+  adapter.head = head_;
+  return adapter;
+}
+
+Adapter Program::exported() {
   auto outputs = methods_->run(path_, "get_adapter", {});
-  const auto middle = outputs.begin() + static_cast<std::ptrdiff_t>(description_.adapter.parameters.size());
-  Adapter adapter{{std::make_move_iterator(outputs.begin()), std::make_move_iterator(middle)},
-                  {std::make_move_iterator(middle), std::make_move_iterator(outputs.end())}};
+  const auto count = static_cast<std::ptrdiff_t>(description_.adapter.parameters.size());
+  const auto first = std::make_move_iterator(outputs.begin());
+  Adapter adapter{{first, first + count}, {first + count, first + 2 * count}, {}};
+  if (description_.head && description_.head->rank > 0)
+    adapter.head = HeadAdapter{description_.head->rank, std::move(outputs[outputs.size() - 2]), std::move(outputs.back())};
   for (size_t i = 0; i < description_.adapter.parameters.size(); ++i) {
     const AdapterParameter& p = description_.adapter.parameters[i];
     if (static_cast<int64_t>(adapter.lora_a[i].size()) != p.lora_a[0] * p.lora_a[1] ||
         static_cast<int64_t>(adapter.lora_b[i].size()) != p.lora_b[0] * p.lora_b[1])
       fail(path_, ": get_adapter returns ", p.name, " in another shape than the description has");
   }
-  if (host_ != nullptr) adapter.lora_b = host_->lora_b();  // the method has that of the export
   return adapter;
 }
 
@@ -235,6 +265,27 @@ void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
   Arguments arguments;
   for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);
   methods_->run(path_, "set_adapter", arguments);
+}
+
+void Program::set_head(std::optional<HeadAdapter> head) {
+  const Description& d = description_;
+  if (!d.head) {
+    if (head) fail(path_, ": the program takes no adapter of its LM head");
+    return;
+  }
+  const auto classes = static_cast<size_t>(d.classes()), width = static_cast<size_t>(d.head->shape[1]);
+  const auto rank = static_cast<size_t>(head ? head->rank : 0);
+  if (head && (head->lora_a.size() != rank * width || head->words.size() != classes * rank))
+    fail("the adapter of ", d.head->name, " must have A of shape ", shape_text({head->rank, d.head->shape[1]}), " and words of ",
+         shape_text({d.classes(), head->rank}));
+  head_rows_.assign(classes * width, 0);
+  for (size_t i = 0; i < head_rows_.size(); ++i) {
+    double sum = 0;
+    for (size_t k = 0; k < rank; ++k)
+      sum += double{head->words[i / width * rank + k]} * double{head->lora_a[k * width + i % width]};
+    head_rows_[i] = static_cast<float>(sum);
+  }
+  head_ = std::move(head);
 }
 
 void Program::reset_optimizer() {

@@ -12,9 +12,16 @@
 
 namespace mobizo::trainer {
 
+// A LoRA of the rows of the LM head that belong to the candidate tokens, of scaling 1; runs leave it as it is.
+struct HeadAdapter {
+  int64_t rank;
+  std::vector<float> lora_a, words;  // A [rank, in], and the rows of B that are not zero, [classes, rank]
+};
+
 // A and B of every parameter, in the order of AdapterDescription::parameters, each row-major.
 struct Adapter {
   std::vector<std::vector<float>> lora_a, lora_b;
+  std::optional<HeadAdapter> head;
 };
 
 // The directions of an update and how much of each it takes, [q]; its rate and decay, where the program's rule has them.
@@ -27,6 +34,11 @@ struct Update {
 struct TrainStep {
   std::vector<float> losses;  // [G]
   float update_norm;          // 0 without an update
+};
+
+// At the target positions, as the LM head sees them, and what it gives for the candidates without an adapter of its own.
+struct HeadStates {
+  std::vector<float> hidden, outputs;  // [E, K, in], [E, K, classes]
 };
 
 class HostAdapter;
@@ -50,16 +62,23 @@ class Program {
                        const std::optional<Update>& update);
   // Logits of the unperturbed model at the target positions, [E, K, C]; the batch has exactly evaluation_rows rows.
   std::vector<float> evaluate(const Batch& batch);
+  // The same of a batch for evaluate(), but before the head. Throws Error if the description has no head.
+  HeadStates head_states(const Batch& batch);
   // The update of B by the program's rule; the L2 norm of the change, weight decay apart.
   float update(const Update& update);
   Adapter adapter();
   // Forgets what the optimizer keeps of earlier updates, too.
   void set_lora_b(const std::vector<std::vector<float>>& lora_b);
+  // None for a head without an adapter. Throws Error if there is one and the description has no head, or another shape.
+  void set_head(std::optional<HeadAdapter> head);
   // Forgets only that.
   void reset_optimizer();
 
  private:
   void check_length(int64_t length) const;
+  std::vector<std::vector<float>> run_evaluate(const Batch& batch);
+  // What get_adapter returns: in a delegated program LoRA-B of the export, in all the head's adapter of the export.
+  Adapter exported();
 
   struct Methods;  // keeps ExecuTorch's headers out of this one
 
@@ -67,6 +86,8 @@ class Program {
   std::unique_ptr<Methods> methods_;
   Description description_;
   std::unique_ptr<HostAdapter> host_;  // of a delegated program; else the adapter lies in buffers of the methods
+  std::optional<HeadAdapter> head_;
+  std::vector<float> head_rows_;  // what it adds to the rows of the candidates, [classes, in]
 };
 
 // Without loading the methods that train.

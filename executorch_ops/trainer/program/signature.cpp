@@ -46,8 +46,11 @@ std::vector<Signature> signatures(const Description& d) {
     get.outputs.push_back(floats(parameter.lora_b));
     set.inputs.push_back(floats(parameter.lora_b));
   }
+  if (d.head && d.head->rank > 0)
+    get.outputs.insert(get.outputs.end(), {floats({d.head->rank, d.head->shape[1]}), floats({d.classes(), d.head->rank})});
   Signature step{"train_step", batch(d.batch_size), {floats({d.groups})}};
   Signature evaluate{"evaluate", batch(d.evaluation_rows), {floats({d.evaluation_rows, d.targets_per_row, d.classes()})}};
+  if (d.head) evaluate.outputs.push_back(floats({d.evaluation_rows, d.targets_per_row, d.head->shape[1] + d.classes()}));
   if (d.delegated) {
     step.inputs = types_of(train_step_inputs(d));
     evaluate.inputs = types_of(evaluate_inputs(d));
@@ -59,6 +62,10 @@ std::vector<Signature> signatures(const Description& d) {
   if (rule.plain()) {
     step.inputs.insert(step.inputs.end(), directions.begin(), directions.end());
     step.outputs.push_back(floats({1}));
+  }
+  if (d.head) {
+    step.inputs.push_back(floats({d.classes(), d.head->shape[1]}));
+    evaluate.inputs.push_back(step.inputs.back());
   }
   Signature update{"update", directions, {floats({1})}};
   update.inputs.insert(update.inputs.end(), size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, floats({1}));
