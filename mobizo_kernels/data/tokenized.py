@@ -48,8 +48,8 @@ class TokenizedDataset:
         tokenizer: :func:`tokenizer_fingerprint` of the tokenizer.
         template: the prompt, for people.
         source: where the texts came from, for people.
-        in_turn: different rows of `train`, the first ones for a readout: by chance, one of each label in turn;
-            empty if no readout is to be made.
+        in_turn: different rows of `train`, of which a readout takes the first: by chance, one of each label
+            in turn; empty if none is to be made.
     """
 
     train: list[EncodedExample]
@@ -220,7 +220,8 @@ def _check(dataset: TokenizedDataset, path: Path) -> None:
     for row in dataset.in_turn:
         if not 0 <= row < rows or row in found:
             raise InputError(
-                f"data set {path}: expected different rows of train, from 0 to {rows - 1}, got {row} in {_IN_TURN}"
+                f"data set {path}: expected different rows of train, from 0 to {rows - 1}, in {_IN_TURN}, "
+                f"got {row}"
             )
         found.add(row)
     for split in SPLITS:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mobizo_kernels
@@ -114,8 +115,8 @@ def describe(
 
 
 def describe_head(model: PreTrainedModel) -> HeadDescription | None:
-    """The LM head of a wrapped model, if a readout may give it an adapter, or has; None of one that is tuned or
-    that PEFT could not adapt.
+    """The LM head of a wrapped model, if a readout may give it an adapter, or has; None of one that is tuned,
+    or that PEFT could not adapt.
     """
     held = held_head(model)
     name, rank = head_name(model), 0 if held is None else held.rank
@@ -127,11 +128,12 @@ def describe_head(model: PreTrainedModel) -> HeadDescription | None:
     except ValueError as error:
         _log.info("no readout can be made with this program: %s", error)
         return None
-    layer = model.get_output_embeddings() if held is None else held.base_layer
+    layer: nn.Module = model.get_output_embeddings() if held is None else held.base_layer
+    rows, width = layer.get_parameter("weight").shape
     targets = config.target_modules
     return HeadDescription(
         name=f"{name}.weight",
-        shape=(layer.weight.shape[0], layer.weight.shape[1]),
+        shape=(rows, width),
         scale=logit_scale(model),
         soft_cap=cap,
         rank=rank,

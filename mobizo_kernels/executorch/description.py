@@ -88,8 +88,8 @@ class AdapterDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadDescription:
-    """The LM head of a program that can hold a readout: a LoRA of its rows of the candidate tokens, of scaling
-    1, which runs do not tune.
+    """The LM head of a program that can hold a readout: a LoRA of its rows of the candidate tokens, of
+    scaling 1, which runs do not tune.
 
     Attributes:
         name: of its weight.
@@ -209,8 +209,9 @@ class Description:
             raise ValueError("head needs candidate_tokens")
         for token in self.candidate_tokens:
             if not 0 <= token < head.shape[0]:
+                most = head.shape[0] - 1
                 raise ValueError(
-                    f"candidate_tokens must be from 0 to {head.shape[0] - 1}, the rows of the head, got {token}"
+                    f"candidate_tokens must be from 0 to {most}, the rows of the head, got {token}"
                 )
         if head.rank > len(self.candidate_tokens):
             raise ValueError(f"head: rank must be at most {len(self.candidate_tokens)}, got {head.rank}")
@@ -354,7 +355,6 @@ _MEMBERS: dict[str, Reader] = {
         AdapterDescription, {"config": partial(of_kind, dict), "parameters": _list_of(_parameter)}
     ),
 }
-
 
 
 def _cap(value: Any) -> float:

@@ -210,8 +210,8 @@ def _check_readout(head: MPLoRALinear, candidate_tokens: Sequence[int] | None) -
         raise ValueError("candidate_tokens must be given for a model with a readout")
     if not is_readout(head, candidate_tokens) or head.rank > len(candidate_tokens):
         raise ValueError(
-            "model must be one whose LM head, if no run tunes it, has an adapter of scaling 1 for the rows of "
-            "the candidate tokens alone"
+            "model must be one whose LM head, if no run tunes it, has an adapter of scaling 1 for the rows "
+            "of the candidate tokens alone"
         )
 
 

@@ -178,7 +178,9 @@ class TrainingGraph(nn.Module):
         if not self.readout:
             return []
         assert self.rows is not None
-        a, words = self.first_head or (torch.zeros(0, self.rows.in_features), torch.zeros(self.rows.out_features, 0))
+        if self.first_head is None:
+            return [torch.zeros(self.rows.out_features, self.rows.in_features)]
+        a, words = self.first_head
         return [(words.double() @ a.double()).float()]
 
     def update(self, seeds: torch.Tensor, coeffs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
@@ -369,7 +371,7 @@ class Update(Method):
 
 
 class GetAdapter(Method):
-    """Every A, then every B; then A of the head [r, H] and its words [C, r], if the program begins with them."""
+    """Every A, every B; then A of the head [r, H] and its words [C, r], if the program begins with some."""
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         linears, head = self.program.linears, self.program.first_head or ()

@@ -132,8 +132,8 @@ class Trainer:
         rows: int = RUN.readout_rows,
         validation_rows: int = RUN.validation_rows,
     ) -> Readout:
-        """Give the LM head a logistic regression on its inputs, as :func:`mobizo_kernels.training.readout` does:
-        an adapter of the rows of the candidate tokens, which runs hold.
+        """Give the LM head a logistic regression on its inputs as :func:`mobizo_kernels.training.readout`
+        does, an adapter of the rows of the candidate tokens, which runs hold.
 
         Args:
             dataset: file of `mobizo tokenize`.
@@ -177,8 +177,8 @@ class Trainer:
         return self._native.replay(Path(journal), until)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by their names in PEFT's files; those of
-        the LM head last, if it has an adapter.
+        """A copy of every LoRA-A [r, in] and LoRA-B [out, r], float32, by their names in PEFT's files; those
+        of the LM head last, if it has an adapter.
         """
         return self._native.adapter()
 
@@ -298,7 +298,8 @@ class Trainer:
             rank, alpha = ranks[head.pattern], (config.get("alpha_pattern") or {}).get(head.pattern)
             if alpha != (math.sqrt(rank) if config.get("use_rslora") else rank):
                 raise ValueError(
-                    f"{path}: alpha_pattern must give '{head.pattern}' a scaling of 1, got {alpha} for rank {rank}"
+                    f"{path}: alpha_pattern must give '{head.pattern}' a scaling of 1, got {alpha} for rank "
+                    f"{rank}"
                 )
 
 

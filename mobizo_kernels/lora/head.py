@@ -91,7 +91,8 @@ def config_without_head(config: LoraConfig, name: str) -> LoraConfig:
     else:
         config.target_modules = [target for target in targets or () if target != name]
     for patterns in (config.rank_pattern, config.alpha_pattern):
-        patterns.pop(head_pattern(name), None)
+        if patterns:
+            patterns.pop(head_pattern(name), None)
     return config
 
 

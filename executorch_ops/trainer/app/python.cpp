@@ -204,7 +204,11 @@ class Trainer {
 
 States to_states(const py::array& hidden, const py::array& outputs, const py::array& labels) {
   const int64_t rows = labels.size(), width = hidden.size() / rows, classes = outputs.size() / rows;
-  return {rows, width, classes, to_vector<float>("hidden", hidden, {rows, width}), to_vector<float>("outputs", outputs, {rows, classes}),
+  return {rows,
+          width,
+          classes,
+          to_vector<float>("hidden", hidden, {rows, width}),
+          to_vector<float>("outputs", outputs, {rows, classes}),
           to_vector<int32_t>("labels", labels, {rows})};
 }
 
@@ -229,17 +233,17 @@ PYBIND11_MODULE(_trainer, module) {
   py::register_local_exception_translator(&translate);
   module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
   bind_tokenizer(module);
-  module.def(
-      "regress",  // for tests
-      [](const py::array& hidden, const py::array& outputs, const py::array& labels, const py::array& validation_hidden,
-         const py::array& validation_outputs, const py::array& validation_labels, double scale, double soft_cap) {
-        const States seen = to_states(hidden, outputs, labels),
-                     held_out = to_states(validation_hidden, validation_outputs, validation_labels);
-        const Regression found = regress(seen, held_out, {scale, soft_cap});
-        const Factors made = factors(found.added, seen.classes, seen.width);
-        return py::make_tuple(found.ridge, found.losses, to_array(found.added, {seen.classes, seen.width}),
-                              to_array(made.words, {seen.classes, made.rank}), to_array(made.directions, {made.rank, seen.width}));
-      });
+  module.def("regress",  // for tests
+             [](const py::array& hidden, const py::array& outputs, const py::array& labels, const py::array& validation_hidden,
+                const py::array& validation_outputs, const py::array& validation_labels, double scale, double soft_cap) {
+               const States seen = to_states(hidden, outputs, labels),
+                            held_out = to_states(validation_hidden, validation_outputs, validation_labels);
+               const Regression found = regress(seen, held_out, {scale, soft_cap});
+               const Factors made = factors(found.added, seen.classes, seen.width);
+               return py::make_tuple(found.ridge, found.losses, to_array(found.added, {seen.classes, seen.width}),
+                                     to_array(made.words, {seen.classes, made.rank}),
+                                     to_array(made.directions, {made.rank, seen.width}));
+             });
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
       .def("description", &Trainer::description)

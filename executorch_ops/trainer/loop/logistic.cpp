@@ -51,7 +51,8 @@ class Problem {
     for (int64_t row = 0; row < s_.rows; ++row) {
       double *chances = &chances_[size(row * s_.classes)], *slopes = &slopes_[size(row * s_.classes)], most = -INFINITY;
       for (int64_t c = 0; c < s_.classes; ++c) {
-        const double x = double{s_.outputs[size(row * s_.classes + c)]} + dot(hidden(row), &added[size(c * s_.width)], s_.width);
+        const double x =
+            double{s_.outputs[size(row * s_.classes + c)]} + dot(hidden(row), &added[size(c * s_.width)], s_.width);
         const double tanh = after_.soft_cap > 0 ? std::tanh(after_.scale * x / after_.soft_cap) : 0;
         chances[c] = after_.soft_cap > 0 ? after_.soft_cap * tanh : after_.scale * x;
         slopes[c] = after_.scale * (1 - tanh * tanh);
@@ -91,7 +92,8 @@ class Problem {
     for (int64_t row = 0; row < s_.rows; ++row)
       for (int64_t c = 0; c < s_.classes; ++c) {
         const double part = weight(row) * chance(row, c) * (1 - chance(row, c)) * slope(row, c) * slope(row, c);
-        for (int64_t k = 0; k < s_.width; ++k) sum[size(c * s_.width + k)] += part * double{hidden(row)[k]} * double{hidden(row)[k]};
+        for (int64_t k = 0; k < s_.width; ++k)
+          sum[size(c * s_.width + k)] += part * double{hidden(row)[k]} * double{hidden(row)[k]};
       }
     return sum;
   }
@@ -101,9 +103,7 @@ class Problem {
   const float* hidden(int64_t row) const { return &s_.hidden[size(row * s_.width)]; }
   double chance(int64_t row, int64_t c) const { return chances_[size(row * s_.classes + c)]; }
   double slope(int64_t row, int64_t c) const { return slopes_[size(row * s_.classes + c)]; }
-  double weight(int64_t row) const {
-    return 1 / (static_cast<double>(s_.classes) * counts_[size(s_.labels[size(row)])]);
-  }
+  double weight(int64_t row) const { return 1 / (static_cast<double>(s_.classes) * counts_[size(s_.labels[size(row)])]); }
 
   // Over the rows, `parts` [classes] of each times its hidden state.
   template <typename Parts>
@@ -206,7 +206,9 @@ Regression regress(const States& train, const States& validation, const AfterHea
 
 // One-sided Jacobi: rows are turned pairwise until they are orthogonal, which is exact for small ones, too.
 Factors factors(std::vector<double> added, int64_t classes, int64_t width) {
-  const auto at = [](std::vector<double>& matrix, int64_t row, int64_t columns) { return &matrix[static_cast<size_t>(row * columns)]; };
+  const auto at = [](std::vector<double>& matrix, int64_t row, int64_t columns) {
+    return &matrix[static_cast<size_t>(row * columns)];
+  };
   std::vector<double> turned(static_cast<size_t>(classes * classes));  // by which `added` has been multiplied
   for (int64_t c = 0; c < classes; ++c) at(turned, c, classes)[c] = 1;
   constexpr int kSweeps = 40;

@@ -36,7 +36,8 @@ States states_of(Program& program, const Split& split, std::vector<int64_t> rows
     batch_rows.resize(static_cast<size_t>(most), batch_rows.back());
     const HeadStates found = program.head_states(make_batch(split, batch_rows, d));
     for (int64_t i = 0; i < count; ++i) {  // a row has one target, which comes first of its positions
-      const auto hidden = found.hidden.begin() + i * positions * width, outputs = found.outputs.begin() + i * positions * classes;
+      const auto hidden = found.hidden.begin() + i * positions * width,
+                 outputs = found.outputs.begin() + i * positions * classes;
       states.hidden.insert(states.hidden.end(), hidden, hidden + width);
       states.outputs.insert(states.outputs.end(), outputs, outputs + classes);
       states.labels.push_back(split.labels[static_cast<size_t>(batch_rows[static_cast<size_t>(i)])]);
@@ -56,13 +57,15 @@ Readout read_out(Program& program, const Dataset& dataset, int64_t rows, int64_t
   if (rows < 1) fail("readout_rows must be at least 1, got ", rows);
   if (validation_rows < 1) fail("validation_rows must be at least 1, got ", validation_rows);
   if (!d.head)
-    fail(program.path(), ": the program cannot hold a readout: its softmax is over the whole vocabulary, its LM head is tuned, ",
+    fail(program.path(),
+         ": the program cannot hold a readout: its softmax is over the whole vocabulary, its LM head is tuned, ",
          "or it was exported by an earlier version");
   if (program.adapter().head) fail("the LM head has an adapter already, that of ", d.head->name);
   dataset.check(d);
   const Split &train = dataset.split("train"), &validation = dataset.split("validation");
   if (dataset.in_turn().empty())
-    fail(dataset.path(), ": the data set does not say which rows to read out (train.in_turn); make it again with mobizo tokenize");
+    fail(dataset.path(),
+         ": the data set does not say which rows to read out (train.in_turn); make it again with mobizo tokenize");
   const auto& in_turn = dataset.in_turn();
   const std::vector<int64_t> made_of(in_turn.begin(), in_turn.begin() + std::min(rows, static_cast<int64_t>(in_turn.size())));
   std::vector<int64_t> held_out(static_cast<size_t>(std::min(validation_rows, validation.rows())));

@@ -52,7 +52,8 @@ std::string config_with_head(const Description& description, int64_t rank) {
   const auto set_pattern = [&](const std::string& name, const Json& value) {
     const Json* others = before.find(name);
     Json::Object patterns{{head.pattern, value}};
-    for (const Json::Member& other : Patterns(others == nullptr ? Json() : *others, head.pattern).others) patterns.push_back(other);
+    for (const Json::Member& other : Patterns(others == nullptr ? Json() : *others, head.pattern).others)
+      patterns.push_back(other);
     set(name, std::move(patterns));
   };
   set("target_modules", head.target_modules);
@@ -106,7 +107,8 @@ std::optional<HeadAdapter> read_head(const SafetensorsFile& file, const Descript
   }
   for (const float value : lora_b)
     if (value != 0)
-      fail(file.path(), ": LoRA-B of ", head.name, " must be zero but for the rows of the candidate tokens, for a program does not tune it");
+      fail(file.path(), ": LoRA-B of ", head.name,
+           " must be zero but for the rows of the candidate tokens, for a program does not tune it");
   return adapter;
 }
 

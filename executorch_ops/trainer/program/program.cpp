@@ -276,8 +276,8 @@ void Program::set_head(std::optional<HeadAdapter> head) {
   const auto classes = static_cast<size_t>(d.classes()), width = static_cast<size_t>(d.head->shape[1]);
   const auto rank = static_cast<size_t>(head ? head->rank : 0);
   if (head && (head->lora_a.size() != rank * width || head->words.size() != classes * rank))
-    fail("the adapter of ", d.head->name, " must have A of shape ", shape_text({head->rank, d.head->shape[1]}), " and words of ",
-         shape_text({d.classes(), head->rank}));
+    fail("the adapter of ", d.head->name, " must have A of shape ", shape_text({head->rank, d.head->shape[1]}),
+         " and words of ", shape_text({d.classes(), head->rank}));
   head_rows_.assign(classes * width, 0);
   for (size_t i = 0; i < head_rows_.size(); ++i) {
     double sum = 0;
