@@ -229,7 +229,7 @@ def change_input(method: str, number: int, **values: Any) -> Any:
         (change_input("evaluate", 3, shape=4), "inputs: evaluate: shape: expected a list, got a whole"),
         (
             lambda description: description["inputs"]["train_step"].pop(),
-            "inputs: train_step must have 10 inputs, got 9",
+            "inputs: train_step must have 11 inputs, got 10",
         ),
     ],
 )  # fmt: skip
@@ -257,7 +257,9 @@ def test_any_host_of_executorch_can_run_it(program: Path, rng: torch.Generator) 
         z = torch.stack([ops.noise(list(p.lora_b), seed, p.stream, "outer") for seed in seeds])
         v.append(z[:, 0].contiguous())
         u.append(coeffs[:, None] * z[:, :, 0] * v[-1][:, :1])
-    arguments = [*map(torch.from_numpy, batch), *lora_b, *u, *v]
+    assert trainer.description.head is not None
+    head = torch.zeros(len(CANDIDATES), trainer.description.head.shape[1])
+    arguments = [*map(torch.from_numpy, batch), *lora_b, *u, *v, head]
     (losses,) = loaded.load_method("train_step").execute(arguments)
     np.testing.assert_allclose(
         losses, trainer.train_step(*batch, seeds.numpy(), coeffs.numpy())[0], rtol=1e-6
