@@ -327,6 +327,37 @@ def test_replay(inside: dict[str, Any], finished: Path) -> None:
     assert len(read_journal(finished / "journal")[1]) == STEPS
 
 
+def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], tmp_path: Path) -> None:
+    """The summary is that of eager; a run goes on from the start that is kept, and replays from it."""
+    asked = {"start": "readout", "readout_rows": 40}
+    out, journal = tmp_path / "out", tmp_path / "journal"
+    values = {**inside, **asked, "out": out, "journal": journal}
+    summary = train(TrainSettings(**values))
+    eager = train(TrainSettings(**{**task, **asked, "dtype": "float32", "out": tmp_path / "eager"}))
+    ours, theirs = summary["readout"], eager["readout"]
+    assert ours.keys() == theirs.keys() and eager.keys() == summary.keys() - {"program_bytes"}
+    for name in ("ridge", "rank", "rows"):
+        assert ours[name] == pytest.approx(theirs[name])
+    np.testing.assert_allclose(
+        [loss for _, loss in ours["losses"]], [loss for _, loss in theirs["losses"]], rtol=1e-3
+    )
+    assert summary["auc_start"] == pytest.approx(eager["auc_start"], abs=0.05)
+
+    trainer = Trainer(inside["program"])
+    trainer.load_adapter(out / "start")
+    trainer.replay(journal, until=summary["best_step"])
+    tuned = load_file(out / "adapter.safetensors")
+    assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
+    whole = adapter_bytes(out)
+    journal.write_bytes(journal.read_bytes()[: -3 * (28 + 4 * QUERIES)])
+    resumed = train(TrainSettings(**values, resume=True))
+    assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
+    assert adapter_bytes(out) == whole
+    (out / "start" / "adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="^out: the start .* cannot be read"):
+        train(TrainSettings(**values, resume=True))
+
+
 def test_demo(
     inside: dict[str, Any], task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
