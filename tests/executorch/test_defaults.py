@@ -38,7 +38,10 @@ def test_the_native_trainer_has_them() -> None:
 
 
 def test_python_has_them() -> None:
-    parameters = inspect.signature(Trainer.train).parameters
+    parameters = {
+        **inspect.signature(Trainer.read_out).parameters,
+        **inspect.signature(Trainer.train).parameters,
+    }
     assert {name: parameters[name].default for name in asdict(RUN)} == asdict(RUN)
     for settings in (TrainSettings, TokenizeSettings):
         defaults = {field.name: field.default for field in fields(settings)}
