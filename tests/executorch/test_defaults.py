@@ -38,10 +38,9 @@ def test_the_native_trainer_has_them() -> None:
 
 
 def test_python_has_them() -> None:
-    parameters = {
-        **inspect.signature(Trainer.read_out).parameters,
-        **inspect.signature(Trainer.train).parameters,
-    }
+    of_readout = inspect.signature(Trainer.read_out).parameters
+    assert of_readout["validation_rows"].default == RUN.validation_rows
+    parameters = {**inspect.signature(Trainer.train).parameters, "readout_rows": of_readout["rows"]}
     assert {name: parameters[name].default for name in asdict(RUN)} == asdict(RUN)
     for settings in (TrainSettings, TokenizeSettings):
         defaults = {field.name: field.default for field in fields(settings)}
