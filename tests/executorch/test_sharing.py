@@ -359,6 +359,7 @@ def test_nothing_is_computed_twice(
     means = sum(n.args[1].meta["val"].shape == (1, 32) for n in products)
     assert len(products) - rotations - means == linears + 1  # the LM head
     rows = [n.args[0].meta["val"].shape[0] for n in nodes if n.target is torch.ops.aten.bmm.default]
+    assert rows.pop() == 1  # what is added to the LM head
     batch, heads = DEFAULTS["batch_size"], 2
     if adapter is ACTIVATED:  # the keys of a row are there once, whatever the groups
         assert rows == [batch * heads] * 2 * (2 + 3)
