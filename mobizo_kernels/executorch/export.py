@@ -34,9 +34,6 @@ from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 
 MAX_QUERIES = 256
 
-_TOLERANCE = 1e-4
-_ROUNDED_TOLERANCE = 3e-2  # activations of 8 bits: a change in the last bit can move one to its neighbour
-
 
 def export_training_program(
     model: PreTrainedModel,
@@ -191,7 +188,7 @@ def export_training_program(
             tail_length=tail_length,
             readout=description.head is not None,
         )
-        agreement.check(graph, _TOLERANCE if quantization in ("none", "int8") else _ROUNDED_TOLERANCE)
+        agreement.check(graph, rounded=quantization not in ("none", "int8"))
         try:
             methods = trace(graph, description)
             lowered = lower(methods, {DESCRIPTION: description.text}, whole=description.delegated)
