@@ -93,6 +93,15 @@ def test_description(program: Path) -> None:
         "pad_token": 0,
         "evaluation_rows": 12,
         "tokenizer": None,
+        "head": {
+            "name": "lm_head.weight",
+            "shape": list(model.get_output_embeddings().weight.shape),
+            "scale": 1.0,
+            "soft_cap": None,
+            "rank": 0,
+            "pattern": "^lm_head",
+            "target_modules": ["lm_head", "q_proj", "v_proj"],
+        },
     }
     assert adapter["config"] == adapter_config(model)
     assert adapter["parameters"] == [
