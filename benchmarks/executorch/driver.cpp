@@ -109,7 +109,7 @@ void descend(const std::vector<EValue>& outputs, const Trainables& at) {
 // A delegated program's host, as the trainer is: it makes the factors of train_step out of seeds and coefficients.
 class Host {
  public:
-  // values: the batch, then what a program with our ops is given.
+  // values: the batch, then what a program with our ops is given; the head's are the last of both.
   Host(Module& module, Description description, const std::vector<TensorPtr>& values)
       : description_(std::move(description)),
         adapter_(description_, lora_b_of(module)),
@@ -117,7 +117,8 @@ class Host {
         batch_(values.begin(), values.begin() + 4),
         seeds_(copy<int64_t>(values[4])),
         coeffs_(copy<float>(values[5])),
-        update_{copy<int64_t>(values[6]), copy<float>(values[7])} {}
+        update_{copy<int64_t>(values[6]), copy<float>(values[7])},
+        head_(values.begin() + 8, values.end()) {}
 
   std::vector<EValue> arguments() {
     adapter_.update(update_);
@@ -129,6 +130,7 @@ class Host {
         const std::vector<executorch::aten::SizesType> sizes(shape.begin(), shape.end());
         tensors_.push_back(from_blob(const_cast<float*>(factor.data()), sizes));
       }
+    tensors_.insert(tensors_.end(), head_.begin(), head_.end());
     return std::vector<EValue>(tensors_.begin(), tensors_.end());
   }
 
@@ -156,6 +158,7 @@ class Host {
   std::vector<int64_t> seeds_;
   std::vector<float> coeffs_;
   Update update_;
+  std::vector<TensorPtr> head_;
 };
 
 std::optional<Host> host_of(Module& module, const std::vector<std::string>& methods, const std::vector<TensorPtr>& values) {

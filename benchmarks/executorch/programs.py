@@ -46,8 +46,7 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
     loss = eager_loss(decoder_model, inputs)
     files.program.parent.mkdir(parents=True, exist_ok=True)
     if case.kind == "ours":
-        arguments = (*inputs, *directions(case.queries))
-        export_training_program(
+        description = export_training_program(
             decoder_model,
             files.program,
             queries=case.queries,
@@ -60,6 +59,9 @@ def make(case: Case, model: str, length: int, files: Files) -> None:
             dynamic_length=False,
             candidate_tokens=CANDIDATES,
         )
+        arguments = (*inputs, *directions(case.queries))
+        if description.head is not None:
+            arguments = (*arguments, torch.zeros(len(CANDIDATES), description.head.shape[1]))  # no readout
     else:
         with decoder(decoder_model, case.groups, inputs, CANDIDATES, case.quantization) as program:
             if case.kind == "dual":
