@@ -25,6 +25,7 @@ from mobizo_kernels.generation import Sampling, TextGenerator
 from mobizo_kernels.lora import load_adapter
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import check_rows, load_model, quantize_base
+from mobizo_kernels.models.limits import positions
 from mobizo_kernels.training import ScoredAnswers, score_answers, write_answers
 from mobizo_kernels.training.text_metrics import METRICS
 
@@ -53,6 +54,13 @@ class AnswerTask:
         """A row for each answer. Raises InputError as the encoder does, or if the model has no room."""
         examples = self.encoder.encode(rows, self.settings.answers)
         check_rows(self.model.config, [example.input_ids for example in examples])
+        most, new = positions(self.model.config), self.settings.max_new_tokens
+        longest = max((len(example.input_ids) - example.targets for example in examples), default=0)
+        if most is not None and longest + new > most:
+            raise InputError(
+                f"max_new_tokens: the model has {most} positions and the longest prompt {longest} tokens, "
+                f"got {new}"
+            )
         return examples
 
     def outcome(self, scoring: LabelledLoss, rows: Sequence[EncodedExample]) -> Outcome:

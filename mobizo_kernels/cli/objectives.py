@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from mobizo_kernels.cli.answers import AnswerTask
@@ -44,9 +45,10 @@ def text_reward(settings: TrainSettings) -> Reward | None:
     spec = importlib.util.spec_from_file_location("mobizo_objective", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever is wrong with the file
+    except (Exception, SystemExit) as error:  # whatever is wrong with the file
         raise InputError(f"objective: {path} cannot be run ({first_line(error)})") from error
     reward = getattr(module, function, None)
     if not callable(reward):

@@ -38,6 +38,16 @@ _run = partial(Option, rich_help_panel="Run")
 _engine = partial(Option, rich_help_panel="Engine")
 
 
+def _check_numbers(settings: Any) -> None:
+    """Raise InputError if a number is not finite, or too large to count with."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{field.name}: expected a finite number, got {value}")
+        if isinstance(value, int) and value > _MOST and field.name != "seed":
+            raise InputError(f"{field.name}: expected at most {_MOST}, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuestionSettings:
     """A model and the question that is put to it."""
@@ -74,12 +84,7 @@ class QuestionSettings:
         Raises:
             InputError: a number is not finite or too large, or no prompt is given and `data` is a file.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{field.name}: expected a finite number, got {value}")
-            if isinstance(value, int) and value > _MOST and field.name != "seed":
-                raise InputError(f"{field.name}: expected at most {_MOST}, got {value}")
+        _check_numbers(self)
         free = self.free_answers
         if not self.max_length:
             object.__setattr__(self, "max_length", 512 if free else 128)
@@ -330,6 +335,9 @@ class GenerateSettings:
     top_p: Annotated[float, _run(help="Then from the fewest that have this probability together.")] = 1.0
     seed: Annotated[int, _run(help="Of what is sampled.")] = 0
     threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="torch's choice")] = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     @property
     def weights(self) -> str:

@@ -19,6 +19,7 @@ from mobizo_kernels.lora import save_adapter, wrap
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models import quantize_base
 from mobizo_kernels.training import HeldOut, score_answers
+from mobizo_kernels.training.objectives import RewardError
 from mobizo_kernels.zo import ZerothOrder
 
 
@@ -65,5 +66,8 @@ def train_answers(settings: TrainSettings) -> dict[str, Any]:
     with zo.journal or nullcontext():
         found = task.outcome(scoring, test)
         before = {f"{name}_before": value for name, value in found.quality.items()}
-        run = tune(zo, batches, validate, recorded, task.pad_token, settings, objective)
+        try:
+            run = tune(zo, batches, validate, recorded, task.pad_token, settings, objective)
+        except RewardError as error:
+            raise InputError(f"objective: {error}") from error
     return write_results(settings, before, task.outcome(scoring, test), run, save)

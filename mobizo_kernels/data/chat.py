@@ -45,6 +45,7 @@ class ChatEncoder:
         self.end_tokens = {token for token, what in added.items() if what.special}
         self.end_tokens |= set(tokenizer.all_special_ids)
         self._special = [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(self.end_tokens)]
+        self.end_tokens -= {tokenizer.unk_token_id}  # stands for a word
         probe = (("user", "text"),)
         before, begun = (self._tokens(self._rendered(probe, begin)) for begin in (False, True))
         self.generation_prompt = begun[len(before) :] if begun[: len(before)] == before else []

@@ -43,7 +43,8 @@ class Sampling:
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Of each token, float64 [..., vocabulary], from logits of that shape; temperature above 0."""
-        logits = logits.double() / self.temperature
+        logits = logits.double()
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # never infinite
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < least, -math.inf)

@@ -56,14 +56,14 @@ class DivergenceGuard:
         self.skipped = 0 if applied else self.skipped + 1
         if math.isfinite(loss):
             self._take(loss)
-        bound = max(DEVIATIONS * self._deviation, 0.1 * self.lowest)
+        bound = max(DEVIATIONS * self._deviation, 0.1 * abs(self.lowest))
         return self.skipped >= WINDOW or self.mean - self.lowest > bound
 
     def validate(self, loss: float) -> bool:
         """Take the loss of a validation, first that of the untuned model; whether the run is unsteady now."""
         if self.first_validation is None:
             self.first_validation = loss
-        if self.first_validation < 0:  # a reward without bounds: no share of it means anything
+        if self.first_validation <= 0:  # of rewards: no share of it means anything
             return not math.isfinite(loss)
         return not loss <= RISE * self.first_validation
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.data import EncodedExample, evaluation_batches
+from mobizo_kernels.errors import first_line
 from mobizo_kernels.generation import Sampling, TextGenerator
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.training.text_metrics import exact_match, f1, rouge_l
@@ -90,11 +91,27 @@ class TextReward:
         for row, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
             answers = [text_of(self._tokenizer, group[row]) for group in written]
             asked = str(self._tokenizer.decode(prompt))
-            given = list(self._reward(asked, answers, text_of(self._tokenizer, reference)))
-            if len(given) != groups:
-                raise ValueError(f"reward must give a number for each of {groups} answers, got {len(given)}")
-            found[:, row] = torch.tensor([float(value) for value in given], dtype=torch.float64)
+            found[:, row] = self._given(asked, answers, text_of(self._tokenizer, reference))
         return found
+
+    def _given(self, prompt: str, answers: list[str], reference: str) -> torch.Tensor:
+        """What the reward is, float64 [groups]."""
+        try:
+            given = [float(value) for value in self._reward(prompt, answers, reference)]
+        except Exception as error:  # whatever a user's function does
+            raise RewardError(f"the reward failed ({type(error).__name__}: {first_line(error)})") from error
+        if len(given) != len(answers):
+            raise RewardError(
+                f"reward must give a number for each of {len(answers)} answers, got {len(given)}"
+            )
+        found = torch.tensor(given, dtype=torch.float64)
+        if not found.float().isfinite().all():
+            raise RewardError(f"reward must give numbers that are finite in float32, got {given}")
+        return found
+
+
+class RewardError(ValueError):
+    """A reward raised, or gave something else than a finite number for each answer."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +154,13 @@ def ten_words(prompt: str, answers: list[str], reference: str) -> list[float]:
 
 def _is_json_answer(answer: str) -> bool:
     try:
-        value = json.loads(answer)
-    except ValueError:
+        pairs = json.loads(answer, object_pairs_hook=list, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
         return False
-    return (
-        isinstance(value, dict)
-        and list(value) == ["answer"]
-        and isinstance(value["answer"], (str, int, float))
-    )
+    if not (isinstance(pairs, list) and len(pairs) == 1 and isinstance(pairs[0], tuple)):
+        return False
+    name, value = pairs[0]
+    return name == "answer" and isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def _near_json(answer: str) -> float:

@@ -54,5 +54,5 @@ def _normalised(text: str) -> list[str]:
 
 
 def _harmonic(common: int, ours: int, theirs: int) -> float:
-    """2 common / (ours + theirs); of two texts without words 1, as they are the same."""
-    return 2 * common / (ours + theirs) if ours + theirs else 1.0
+    """2 common / (ours + theirs); 0 where nothing is in common, as of two texts without words."""
+    return 2 * common / (ours + theirs) if common else 0.0

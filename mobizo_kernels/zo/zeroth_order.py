@@ -266,7 +266,7 @@ class ZerothOrder:
             batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
             objective: what is minimised in place of the cross-entropy: `objective(model, batch, groups)`
                 gives the loss of each group, float [groups], lower being better. It need not have a gradient.
-                Where it is the same for all groups, nothing is updated.
+                Where it is the same for all groups, the gradient is zero.
             shaping: "none"; "standardise" or "rank" for the losses by which the directions are weighed, as
                 evolution strategies do. The losses that are reported stay what they are.
 

@@ -94,7 +94,8 @@ def test_where_an_adapter_is_off_is_said(
     ("options", "message"),
     [
         (["--top-p=0"], "settings: top_p must be in"),
-        (["--temperature=inf"], "settings: temperature must be at least 0 and finite"),
+        (["--temperature=inf"], "temperature: expected a finite number, got inf"),
+        (["--threads=99999999999"], "threads: expected at most"),
         (
             ["--max-new-tokens=500"],
             "max_new_tokens: the model has 128 positions and a prompt .* tokens, got 500",

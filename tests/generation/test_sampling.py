@@ -68,3 +68,10 @@ def test_what_is_out_of_range_is_named(bad: dict[str, Any]) -> None:
     (name,) = bad
     with pytest.raises(ValueError, match=f"^{name} must be"):
         Sampling(**bad)
+
+
+def test_a_temperature_next_to_zero_is_greedy(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 3, 11, generator=rng)
+    for temperature in (1e-12, 1e-310):
+        chosen = Sampling(1, temperature).choose(logits, torch.rand(3, generator=rng, dtype=torch.float64))
+        assert torch.equal(chosen, logits.argmax(dim=-1))

@@ -20,7 +20,7 @@ from mobizo_kernels.generation import Sampling, TextGenerator
 from mobizo_kernels.lora import adapter_of
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.training import divergence, fit
-from mobizo_kernels.training.objectives import REWARDS, LabelError, TextReward
+from mobizo_kernels.training.objectives import REWARDS, LabelError, RewardError, TextReward
 
 
 def task(invocation: bool = True) -> tuple[Any, Any, ChatEncoder, dict[str, torch.Tensor]]:
@@ -115,6 +115,11 @@ def test_the_accuracy_of_labels(rng: torch.Generator) -> None:
         ("json-answer", '{"answer":', 0.6),
         ("json-answer", '{"b": 1}', 0.4),
         ("json-answer", "cat", 0.0),
+        ("json-answer", '{"answer": true}', 0.8),
+        ("json-answer", '{"answer": NaN}', 0.8),
+        ("json-answer", '{"answer": 1, "answer": 2}', 0.8),
+        ("json-answer", '[["answer", 1]]', 0.0),
+        ("json-answer", "[" * 100_000, 0.0),
         ("ten-words", "a b c d e f g h i j", 1.0),
         ("ten-words", "a " * 20, 0.5),
         ("ten-words", "", 0.0),
@@ -130,6 +135,14 @@ def test_what_a_reward_has_to_give() -> None:
     bad = TextReward(generator, tokenizer, lambda *_: [1.0, 2.0], Sampling(1))
     with pytest.raises(ValueError, match="reward must give a number for each of 1 answers, got 2"):
         bad(model, batch, 1)
+    for given, message in (
+        ([float("nan")], "finite in float32, got .nan."),
+        ([1e39], "finite in float32, got .1e.39."),
+        (None, "the reward failed .TypeError: 'NoneType' object is not iterable."),
+        (["much"], "the reward failed .ValueError: could not convert string to float: 'much'."),
+    ):
+        with pytest.raises(RewardError, match=message):
+            TextReward(generator, tokenizer, lambda *_, given=given: given, Sampling(1))(model, batch, 1)
     with pytest.raises(ValueError, match="its generator is of another model"):
         bad(llama(), batch, 1)
     batch["labels"][1] = -100
@@ -141,6 +154,9 @@ def test_a_loss_below_zero_runs_away_only_where_it_is_not_finite() -> None:
     guard = divergence.DivergenceGuard()
     found = [guard.validate(loss) for loss in (-0.1, -5.0, 3.0, float("nan"))]
     assert found == [False, False, False, True]
+    assert not any(map(divergence.DivergenceGuard().validate, (0.0, 1e-3)))  # the best that a reward gives
+    guard = divergence.DivergenceGuard()
+    assert not any(guard.observe(loss, True) for loss in [-9.0] * 25 + [-8.99])
     assert list(
         itertools.starmap(divergence.DivergenceGuard(first_validation=1.0).validate, [(1.4,), (1.6,)])
     ) == [
