@@ -370,6 +370,29 @@ def test_what_pcre2_takes_otherwise_is_refused(pattern: str, sentence: str, tmp_
         NativeTokenizer(path)
 
 
+@pytest.mark.skipif(not _trainer.HAS_REGEX, reason="built without PCRE2")
+@pytest.mark.parametrize("pattern", [r"\w", r"[\w.]", r"[^\s\w]", r"[^\w]", r"\W"])
+def test_words_within_a_class_and_without(pattern: str, tmp_path: Path) -> None:
+    """The library takes some digits of Latin-1 for letters of a word, but not those of a class."""
+    base = trained("llama2")
+    base.normalizer = normalizers.Sequence([])  # type: ignore[assignment]
+    base.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed")
+    base.save(str(tmp_path / "tokenizer.json"))
+    pair = base, NativeTokenizer(tmp_path / "tokenizer.json")
+    for code in range(1, 0x300):
+        check_ids(pair, f"a{chr(code)}.b")
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_a_text_that_would_grow_without_end(part: str, tmp_path: Path) -> None:
+    _, path = saved("llama2", tmp_path)
+    steps = [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] * 60
+    name = "normalizers" if part == "normalizer" else "pretokenizers"
+    changed(path, lambda values: values.update({part: {"type": "Sequence", name: steps}}))
+    with pytest.raises(ValueError, match="a text of .* bytes becomes one of .*, more than 268435456"):
+        NativeTokenizer(path).encode("\xe9")
+
+
 @pytest.mark.skipif(_trainer.HAS_REGEX, reason="built with PCRE2")
 def test_without_pcre2(tmp_path: Path) -> None:
     _, path = saved("gpt2", tmp_path)

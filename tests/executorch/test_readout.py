@@ -273,6 +273,13 @@ def test_the_runner(plain: Task, tmp_path: Path) -> None:
         again = start_runner([*train, "--adapter-out", tmp_path / "other.safetensors", *more])
         _, errors = again.communicate()
         assert again.returncode == 2 and message in errors and errors.count("\n") == 1
+    start.unlink()  # of other rows than those of the run: refused, and not kept for the next try
+    again = start_runner(
+        [*train, "--resume", "--adapter-out", tmp_path / "other.safetensors", "--readout-rows", "10"]
+    )
+    assert again.communicate()[1].count("\n") == 1 and again.returncode == 2 and not start.exists()
+    run_to_end([*train, "--resume", "--adapter-out", tmp_path / "resumed.safetensors", "--quiet"])
+    assert (tmp_path / "resumed.safetensors").read_bytes() == whole
     start.write_bytes(b"damaged")
     again = start_runner([*train, "--resume", "--adapter-out", tmp_path / "other.safetensors"])
     _, errors = again.communicate()

@@ -152,7 +152,8 @@ std::optional<Readout> begin(Program& program, const Dataset& dataset, const Tra
     }
   }
   Readout made = read_out(program, dataset, rows, options.validation_rows);
-  if (!kept.empty()) save_adapter(kept, program.description(), program.adapter());
+  // Whether it is that of a journal is known once the run has opened it.
+  if (!kept.empty() && !exists(options.journal)) save_adapter(kept, program.description(), program.adapter());
   return made;
 }
 

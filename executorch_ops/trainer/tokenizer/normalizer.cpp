@@ -47,8 +47,11 @@ Normalizer::Normalizer(const Json& json) {
 }
 
 void Normalizer::apply(std::string& text, bool& at_start) const {
-  for (const auto& step : steps_)
-    if (!text.empty()) step(text, at_start);
+  for (const auto& step : steps_) {
+    const size_t before = text.size();
+    if (before > 0) step(text, at_start);
+    check_growth(before, text.size());
+  }
 }
 
 }  // namespace mobizo::trainer

@@ -16,6 +16,13 @@ namespace mobizo::trainer {
   fail("the kind '", kind, "' is not known, expected ", known);
 }
 
+constexpr size_t kMostBytes = size_t{1} << 28;  // a file may have parts that double a text again and again
+
+inline void check_growth(size_t before, size_t after) {
+  if (after > kMostBytes && after > before)
+    fail("a text of ", before, " bytes becomes one of ", after, ", more than ", kMostBytes);
+}
+
 // What stands under `name`; nullptr if it is missing or null.
 inline const Json* find_part(const Json& json, std::string_view name) {
   const Json* part = json.find(name);
@@ -81,7 +88,7 @@ class Replacement {
   const std::string& content() const { return content_; }
   std::string apply(std::string_view text, const std::vector<Match>& matches) const {
     const size_t size = text.size() + matches.size() * content_.size();
-    if (size > kMostBytes) fail("a text of ", text.size(), " bytes becomes one of ", size, ", more than ", kMostBytes);
+    check_growth(text.size(), size);
     std::string out;
     out.reserve(size);
     size_t done = 0;
@@ -94,8 +101,6 @@ class Replacement {
   }
 
  private:
-  static constexpr size_t kMostBytes = size_t{1} << 28;  // a file may double a text again and again
-
   Pattern pattern_;
   std::string content_;
 };

@@ -37,6 +37,7 @@ void rewrite_all(Pieces& pieces, Write write) {
     write(piece, text);
     piece.begin = begin;
     piece.end = text.size();
+    check_growth(pieces.text.size(), text.size());
   }
   pieces.text = std::move(text);
 }

@@ -10,10 +10,10 @@
 namespace mobizo::trainer {
 namespace {
 
-// What PCRE2's \s and \w say otherwise: U+180E, marks, connectors, digits of other kinds in Latin-1.
+// What PCRE2's \s and \w say otherwise: U+180E, marks, connectors, and, outside of classes alone, other digits in Latin-1.
 constexpr std::string_view kSpace = "\\p{Z}\\x{9}-\\x{d}\\x{85}";
-constexpr std::string_view kWordSymbols =
-    "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
+constexpr std::string_view kLatinDigits = "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
+constexpr std::string_view kWordSymbols = "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
 constexpr std::string_view kHexDigits = "0-9A-Fa-f";
 
 // The members of a class that are of a general category, whatever the Unicode of this PCRE2, from 14 on.
@@ -27,8 +27,9 @@ std::string members_of(std::string_view category) {
   return out.str();
 }
 
-std::string word_members() {
+std::string word_members(bool in_class) {
   std::string members(kWordSymbols);
+  if (!in_class) members += kLatinDigits;
   for (const char* category : {"L", "M", "Nd", "Nl", "Pc"}) members += members_of(category);
   return members;
 }
@@ -92,9 +93,9 @@ class Translator {
       case 'S':
         return put_complement(kSpace);
       case 'w':
-        return put_set(word_members());
+        return put_set(word_members(in_class_));
       case 'W':
-        return put_complement(word_members());
+        return put_complement(word_members(false));
       case 'h':
         return put_set(kHexDigits);
       case 'H':
