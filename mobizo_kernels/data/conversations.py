@@ -72,16 +72,16 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 
 def split_conversations(rows: Iterable[Conversation]) -> ConversationSplits:
-    """Split by a hash of what is said before the first answer: the same rows, in any order, always give the
+    """Split by a hash of what is asked before the first answer: the same rows, in any order, always give the
     same split. About a fifth goes to test and a tenth to validation. A repeated row counts once, and rows
-    that begin with the same question stay together.
+    that begin with the same question stay together, whatever the system was told.
 
     Raises:
         InputError: fewer than three different questions.
     """
     together: dict[tuple[tuple[str, str], ...], dict[Conversation, None]] = defaultdict(dict)
     for row in rows:
-        together[row.messages[: row.answers[0]]].setdefault(row)
+        together[_opening(row)].setdefault(row)
     if len(together) < 3:
         raise InputError(
             "data: expected at least 3 different questions (to train, to validate and to test), got "
@@ -97,6 +97,11 @@ def split_conversations(rows: Iterable[Conversation]) -> ConversationSplits:
     if not train or not validation:
         raise InputError("data: most rows begin with one question: none are left to train or to validate on")
     return ConversationSplits(train, validation, test)
+
+
+def _opening(row: Conversation) -> tuple[tuple[str, str], ...]:
+    """What is asked before the first answer."""
+    return tuple(message for message in row.messages[: row.answers[0]] if message[0] == "user")
 
 
 def _split_key(opening: tuple[tuple[str, str], ...]) -> bytes:

@@ -76,6 +76,17 @@ def test_a_split_depends_on_the_texts_alone() -> None:
     assert not openings[0] & openings[1] and not openings[1] & openings[2] and not openings[0] & openings[2]
 
 
+def test_a_question_stays_together_whatever_the_system_was_told() -> None:
+    rows = [
+        Conversation((("system", told), ("user", f"why {n}?"), ("assistant", f"{told} {n}")), "row")
+        for n in range(30)
+        for told in ("be kind", "be short", "rhyme")
+    ]
+    split = split_conversations(rows)
+    asked = [{row.messages[1] for row in part} for part in (split.train, split.validation, split.test)]
+    assert sum(map(len, asked)) == len(set().union(*asked)) == 30
+
+
 def test_too_few_questions_are_refused() -> None:
     with pytest.raises(InputError, match="at least 3 different questions .* got 2"):
         split_conversations([question("a", "b"), question("a", "c"), question("b", "c")])
