@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.settings import TrainSettings
@@ -88,4 +90,8 @@ def _data(examples: list[EncodedExample], settings: TrainSettings) -> str:
     found = examples_fingerprint(examples)
     if (settings.objective, settings.reward_shaping) == ("cross-entropy", "none"):
         return found
-    return f"{found} {settings.objective} {settings.reward_shaping}"
+    objective = settings.objective
+    path, colon, function = objective.rpartition(":")
+    if colon:  # a reward by what its file holds, wherever it lies
+        objective = f"{hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()}:{function}"
+    return f"{found} {objective} {settings.reward_shaping} {settings.max_new_tokens}"

@@ -190,8 +190,13 @@ def test_objectives_of_what_is_written(
     record = json.loads((out / "metrics.json").read_text())
     assert len(record["losses"]) == 4 and all(0 <= loss <= 1 for loss in record["losses"])
     assert [point["step"] for point in record["validation"]] == [0, 2, 4]
-    assert run(*train, "--resume") == 2  # it was shaped otherwise
-    assert "data" in capsys.readouterr().err.splitlines()[-1]
+    others = [[], ["--reward-shaping=rank", "--max-new-tokens=9"]]  # than it was shaped by, and rewarded for
+    if "reward" in objective:
+        (tmp_path / "reward.py").write_text(REWARD.replace("1 +", "2 +"))
+        others.append(["--reward-shaping=rank"])
+    for other in others:
+        assert run(*train, *other, "--resume") == 2
+        assert "data" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
