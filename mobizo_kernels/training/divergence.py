@@ -15,6 +15,9 @@ DEVIATIONS = 3.0
 RISE = 1.5
 """How much of the first validation's loss a later one may have."""
 
+ROOM = 0.1
+"""How far a validation's loss may rise in any case: beside a small first one any noise is a large share."""
+
 
 @dataclass
 class DivergenceGuard:
@@ -24,8 +27,8 @@ class DivergenceGuard:
     and more than `DEVIATIONS` standard deviations of a single loss above the lowest it has been, or when
     `WINDOW` steps in a row were skipped. The standard deviation is the largest that was seen at a lowest
     mean, so neither other batches nor a single loss far off is taken for a loss that runs away. It is also
-    unsteady when the loss on rows that stay the same, those of validations, is half again what it first was:
-    that shows what a run that began with too long a step hides.
+    unsteady when the loss on rows that stay the same, those of validations, is half again what it first was
+    and `ROOM` above it: that shows what a run that began with too long a step hides.
 
     The same losses give the same answers, so a run that is resumed from its journal ends where it would have.
 
@@ -65,7 +68,7 @@ class DivergenceGuard:
             self.first_validation = loss
         if self.first_validation <= 0:  # of rewards: no share of it means anything
             return not math.isfinite(loss)
-        return not loss <= RISE * self.first_validation
+        return not loss <= max(RISE * self.first_validation, self.first_validation + ROOM)
 
     def __str__(self) -> str:
         return f"its mean is {self.mean:.4g} and was {self.lowest:.4g}; {self.skipped} steps in a row skipped"

@@ -55,6 +55,11 @@ def test_validations() -> None:
     ]  # fmt: skip
 
 
+def test_small_validation_losses_have_room() -> None:
+    guard = DivergenceGuard()
+    assert [guard.validate(loss) for loss in (0.01, 0.016, 0.1, 0.12)] == [False, False, False, True]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_steps_without_a_loss(value: float) -> None:
     steady = [0.5, 0.6] * 30

@@ -23,7 +23,7 @@ bool DivergenceGuard::observe(float loss, bool applied) {
 
 bool DivergenceGuard::validate(double loss) {
   if (!first_validation_) first_validation_ = loss;
-  return !(loss <= kRise * *first_validation_);
+  return !(loss <= std::max(kRise * *first_validation_, *first_validation_ + kRoom));
 }
 
 }  // namespace mobizo::trainer

@@ -10,12 +10,13 @@ namespace mobizo::trainer {
 // The exponential mean of a run's recent losses, over about kWindow steps, and how far it is above its lowest value. A run is
 // unsteady when the mean is more than a tenth and more than kDeviations standard deviations of a single loss above the lowest
 // it has been, or when kWindow steps in a row were skipped. The standard deviation is the largest that was seen at a lowest
-// mean. It is also unsteady when the loss on rows that stay the same, those of validations, is kRise times what it first was.
+// mean. It is also unsteady when the loss on rows that stay the same, those of validations, is more than kRise times
+// what it first was, and more than kRoom above it.
 // The same losses give the same answers, so a run that is resumed from its journal ends where it would have.
 class DivergenceGuard {
  public:
   static constexpr int64_t kWindow = 20;
-  static constexpr double kDeviations = 3, kRise = 1.5;
+  static constexpr double kDeviations = 3, kRise = 1.5, kRoom = 0.1;
 
   // Takes the loss of a step; whether the run is unsteady now. applied: the step was not skipped.
   bool observe(float loss, bool applied);
