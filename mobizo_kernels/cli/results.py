@@ -23,7 +23,6 @@ from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory
 from mobizo_kernels.training import FitResult
 
 ADAPTER_DIRECTORY = "adapter"
-START_DIRECTORY = "start"
 METRICS_FILE = "metrics.json"
 PLOT_FILE = "learning_curve.png"
 
@@ -140,7 +139,7 @@ def adapter_files(directory: Path) -> list[Path]:
 
 def remove_dead_results(directory: Path) -> None:
     """Remove what runs left in `directory` that were killed while they wrote their results."""
-    for path in (directory, directory / ADAPTER_DIRECTORY, directory / START_DIRECTORY):
+    for path in (directory, directory / ADAPTER_DIRECTORY):
         remove_dead_scratch(path)
     remove_dead_scratch(directory, r"\.writing-\w+")  # as earlier versions called it
 
@@ -153,7 +152,6 @@ def check_output(directory: Path, overwrite: bool) -> None:
         raise InputError(f"out: {str(directory)!r} is not empty; name another directory, or add --overwrite")
     for name, is_kind in (
         (ADAPTER_DIRECTORY, Path.is_dir),
-        (START_DIRECTORY, Path.is_dir),
         (METRICS_FILE, Path.is_file),
         (PLOT_FILE, Path.is_file),
     ):

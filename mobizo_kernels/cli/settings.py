@@ -26,7 +26,7 @@ from mobizo_kernels.zo import Estimator, Shaping, make_estimator, make_rule
 from mobizo_kernels.zo.estimators import EstimatorName
 
 Engine = Literal["eager", "executorch"]
-Start = Literal["zero", "readout"]
+Start = Literal["auto", "zero", "readout"]
 AUTOMATIC_DTYPE: dict[str, str] = {"eager": "bfloat16", "executorch": "float32"}
 
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
@@ -233,12 +233,11 @@ class TrainSettings(StepSettings, TaskSettings):
     start: Annotated[
         Start,
         _tune(
-            help="What the steps go on from: the model, or a logistic regression on its last hidden states."
+            help="What the steps go on from: the model, or a logistic regression on its last hidden states; "
+            "auto is the latter where there are labels and it can be made."
         ),
-    ] = "zero"
-    readout_rows: Annotated[int, _tune(min=1, help="Most rows that --start readout is made of.")] = (
-        RUN.readout_rows
-    )
+    ] = "auto"
+    readout_rows: Annotated[int, _tune(min=1, help="Most rows that a readout is made of.")] = RUN.readout_rows
     steps: Annotated[int, _tune(min=1, help="Number of steps.")] = RUN.steps
     eps: Annotated[float, _tune(help="Size of a perturbation.")] = RUN.eps
     lr: Annotated[float, _tune(help="Learning rate.")] = RUN.lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.quality import quality
-from mobizo_kernels.cli.results import START_DIRECTORY
+from mobizo_kernels.cli.results import adapter_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.conventions import PEFT_WEIGHTS
 from mobizo_kernels.data import EncodedExample
@@ -22,12 +23,23 @@ from mobizo_kernels.lora import adapt_head, save_adapter
 from mobizo_kernels.lora.head import head_name
 from mobizo_kernels.lora.peft_check import peft_key
 from mobizo_kernels.loss import LabelledLoss
-from mobizo_kernels.training import Scored, readout, rows_in_turn
+from mobizo_kernels.training import Readout, Scored, readout, rows_in_turn
 
 if TYPE_CHECKING:
+    from mobizo_kernels.executorch import Readout as NativeReadout
     from mobizo_kernels.executorch import Trainer
 
 _log = logging.getLogger(__name__)
+
+
+def start_directory(journal: Path) -> Path:
+    """Where the start of a run is kept that has this journal: a PEFT directory."""
+    return journal.with_name(f"{journal.name}.start")
+
+
+def journal_files(journal: Path | None) -> list[Path]:
+    """What a run with this journal, if any, may write for it."""
+    return [] if journal is None else [journal, *adapter_files(start_directory(journal))]
 
 
 def begin(
@@ -39,80 +51,95 @@ def begin(
     pad_token: int,
     score_test: Callable[[], Scored],
 ) -> dict[str, Any]:
-    """Give a model in torch the start that `settings` ask for, and keep it in `settings.out`, with which a
-    journal replays.
+    """Give a model in torch the start that `settings` ask for, and keep it beside the journal, which replays
+    from there.
 
-    A run that goes on with a journal takes the start that it has kept.
+    A run that goes on with a journal takes the start that is kept with it.
 
     Returns:
         What there is to say of it in the summary: nothing where it is zero.
 
     Raises:
-        InputError: a label has no rows to read it out of, the head cannot be adapted, or the start cannot be
-            written.
+        InputError: the start cannot be read or written; or a readout is asked for and cannot be made, as
+            where a label has no rows.
     """
-    if settings.start == "zero":
-        return {}
-    model, kept = loss.model, settings.out / START_DIRECTORY
-    found: dict[str, Any] | None = None
-    if _goes_on(settings):
+    model = loss.model
+
+    def recall(kept: Path) -> None:
         weights = kept / PEFT_WEIGHTS
         try:
             read_safetensors(weights)  # for its checks
         except (ValueError, OSError) as error:
             raise InputError(
-                f"out: the start {str(weights)!r} cannot be read ({first_line(error)})"
+                f"journal: the start {str(weights)!r} cannot be read ({first_line(error)})"
             ) from error
         _recall(model, load_file(weights))
-    else:
-        _log.info("reading out")
-        with blame_input("start"):
-            made = readout(
-                loss,
-                rows_in_turn(train, settings.readout_rows, settings.seed),
-                validation,
-                validation_loss=validation_loss,
-                pad_token=pad_token,
-            )
-        found = {**vars(made), "losses": list(made.losses.items())}
-        try:
-            save_adapter(model, kept)
-        except OSError as error:
-            raise InputError(f"out: {first_line(error)}") from error
-    return _summary(found, score_test())
+
+    def read_out() -> Readout:
+        return readout(
+            loss,
+            rows_in_turn(train, settings.readout_rows, settings.seed),
+            validation,
+            validation_loss=validation_loss,
+            pad_token=pad_token,
+        )
+
+    return _begin(settings, recall, read_out, partial(save_adapter, model), score_test)
 
 
 def begin_native(
     settings: TrainSettings, trainer: Trainer, dataset: Path, score_test: Callable[[], Scored]
 ) -> dict[str, Any]:
     """:func:`begin` for a program of ExecuTorch and the file of its data set."""
-    if settings.start == "zero":
-        return {}
-    kept = settings.out / START_DIRECTORY
-    found: dict[str, Any] | None = None
-    if _goes_on(settings):
+
+    def recall(kept: Path) -> None:
         try:
             trainer.load_adapter(kept)
         except (ValueError, OSError) as error:
-            raise InputError(f"out: the start {str(kept)!r} cannot be read ({first_line(error)})") from error
-    else:
-        _log.info("reading out")
+            raise InputError(
+                f"journal: the start {str(kept)!r} cannot be read ({first_line(error)})"
+            ) from error
+
+    def read_out() -> NativeReadout:
+        return trainer.read_out(dataset, rows=settings.readout_rows, validation_rows=settings.validation_rows)
+
+    return _begin(settings, recall, read_out, trainer.save_peft, score_test)
+
+
+def _begin(
+    settings: TrainSettings,
+    recall: Callable[[Path], None],
+    read_out: Callable[[], Readout | NativeReadout],
+    save: Callable[[Path], object],
+    score_test: Callable[[], Scored],
+) -> dict[str, Any]:
+    """`begin`, by what an engine has for each part of it."""
+    journal = settings.journal
+    kept = None if journal is None else start_directory(journal)
+    goes_on = settings.resume and journal is not None and journal.exists()
+    if kept is not None:
+        if goes_on and settings.start != "zero" and any(path.exists() for path in adapter_files(kept)):
+            recall(kept)
+            return _summary(None, score_test())
+        if goes_on and settings.start != "readout":
+            return {}
+        for path in adapter_files(kept):  # of an earlier run, which this one would go on from
+            path.unlink(missing_ok=True)
+    if settings.start == "zero":
+        return {}
+    _log.info("reading out")
+    try:
         with blame_input("start"):
-            made = trainer.read_out(
-                dataset, rows=settings.readout_rows, validation_rows=settings.validation_rows
-            )
-        found = {**vars(made), "losses": list(made.losses.items())}
-        try:
-            trainer.save_peft(kept)
-        except OSError as error:
-            raise InputError(f"out: {first_line(error)}") from error
-    return _summary(found, score_test())
-
-
-def _goes_on(settings: TrainSettings) -> bool:
-    """Whether the run takes the start that it has kept."""
-    kept, journal = settings.out / START_DIRECTORY, settings.journal
-    return settings.resume and journal is not None and journal.exists() and kept.is_dir()
+            made = read_out()
+    except InputError as error:
+        if settings.start == "readout":
+            raise
+        _log.info("%s; the run begins without a readout", error)
+        return {}
+    if kept is not None:
+        with blame_input(f"journal: the start {str(kept)!r} cannot be written"):
+            save(kept)
+    return _summary({**vars(made), "losses": list(made.losses.items())}, score_test())
 
 
 def _summary(found: dict[str, Any] | None, test: Scored) -> dict[str, Any]:

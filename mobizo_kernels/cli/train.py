@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct
-from mobizo_kernels.cli.results import (
-    START_DIRECTORY,
-    adapter_files,
-    check_output,
-    remove_dead_results,
-    result_files,
-)
+from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.start import journal_files, start_directory
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.files.file import remove_dead_scratch
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -39,14 +35,13 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
     written = result_files(settings.out)
-    if settings.start != "zero":
-        written += adapter_files(settings.out / START_DIRECTORY)
     if settings.engine == "executorch":
         written += program_files(settings)
     check_distinct(
-        {"journal": [settings.journal] if settings.journal else [], "out": written},
+        {"journal": journal_files(settings.journal), "out": written},
         {"data": settings.data, "model": settings.model, "program": settings.program},
     )
-    if settings.resume:
+    if settings.resume and settings.journal is not None:
         remove_dead_results(settings.out)
+        remove_dead_scratch(start_directory(settings.journal))
     return train_executorch(settings) if settings.engine == "executorch" else train_eager(settings)

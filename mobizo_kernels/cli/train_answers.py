@@ -25,8 +25,8 @@ from mobizo_kernels.zo import ZerothOrder
 
 def train_answers(settings: TrainSettings) -> dict[str, Any]:
     """`train` on conversations. Returns and raises what `train` does."""
-    if settings.start != "zero":
-        raise InputError(f"start: expected zero where answers are free, got {settings.start}")
+    if settings.start == "readout":
+        raise InputError("start: expected zero where answers are free, got readout")
     reward = text_reward(settings)
     task = load_answers(settings)
     with blame_input("quantization"):

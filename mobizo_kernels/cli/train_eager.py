@@ -33,8 +33,7 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
         raise InputError(f"lowering: {settings.lowering} is for --engine executorch")
     if settings.free_answers:
         return train_answers(settings)
-    reads_out = settings.start == "readout"
-    if reads_out and settings.journal is not None and settings.journal.exists() and not settings.resume:
+    if settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     task = load_task(settings)
     with blame_input("quantization"):
@@ -75,10 +74,9 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
 
     reset_peak_rss()  # loading is over: from here on it is the memory of tuning
     # The header has the start in it, so a journal is opened behind that.
-    before = quality_before(scored(test), scored(examples[: settings.eval_rows])) if reads_out else {}
+    before = quality_before(scored(test), scored(examples[: settings.eval_rows]))
     start = begin(settings, scoring, evaluation, examples, validation, task.pad_token, lambda: scored(test))
     recorded = open_journal(zo, examples, settings)
     with zo.journal or nullcontext():
-        before = before or quality_before(scored(test), scored(examples[: settings.eval_rows]))
         run = tune(zo, batches, validate, recorded, task.pad_token, settings, objective)
     return write_results(settings, before, outcome(scored(test)), run, save, **start)

@@ -63,7 +63,7 @@ def test_results_on_a_full_disk(
     out = tmp_path / "out"
     out.mkdir()
     (out / "metrics.json").write_text("an earlier run")
-    options = [f"--journal={tmp_path / 'run.journal'}"] if journal else []
+    options = ["--start=zero", *([f"--journal={tmp_path / 'run.journal'}"] if journal else [])]
     with full_disk(4096):
         assert train(inputs, out, "--overwrite", *options) == 2
     advice = "go on with --resume" if journal else "with --journal FILE a run could go on"
@@ -72,6 +72,15 @@ def test_results_on_a_full_disk(
     assert contents(out) == {out / "metrics.json": b"an earlier run"}
     if journal:
         assert train(inputs, out, "--resume", *options) == 0
+
+
+def test_a_start_on_a_full_disk(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, journal = tmp_path / "out", tmp_path / "run.journal"
+    with full_disk(4096):
+        assert train(inputs, out, f"--journal={journal}") == 2
+    assert f"mobizo: journal: the start '{tmp_path / 'run.journal.start'}" in capsys.readouterr().err
+    assert not journal.exists() and not out.exists()
+    assert train(inputs, out, "--resume", f"--journal={journal}") == 0
 
 
 @pytest.mark.parametrize("name", ["adapter", "metrics.json", "learning_curve.png"])

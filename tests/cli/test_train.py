@@ -30,6 +30,7 @@ KEYS = {
 
 # Not the defaults, which may become better: what the assertions below were made for.
 RECIPE: dict[str, Any] = {
+    "start": "zero",
     "queries": 4,
     "tail": 0,
     "batch_size": 4,
@@ -138,7 +139,7 @@ def test_a_readout_to_begin_with(
     """It is in the summary and the table, and the journal replays from the start that is kept."""
     out, journal = tmp_path / "out", tmp_path / "journal"
     values = {**task, **RECIPE, "out": out, "steps": 6, "lr": 0.01, "rank": 4, "eval_rows": 20, "tail": 1}
-    values |= {"start": "readout", "readout_rows": 60, "journal": journal}
+    values |= {"start": "auto", "readout_rows": 60, "journal": journal}
     with pytest.raises(SystemExit, match="0"):
         main.run(["train", *options(values)])
     assert "after the readout" in capsys.readouterr().out
@@ -151,7 +152,7 @@ def test_a_readout_to_begin_with(
     )
     assert summary["accuracy_start"] > summary["accuracy_before"]
 
-    again = load_adapter(AutoModelForCausalLM.from_pretrained(task["model"]), out / "start")
+    again = load_adapter(AutoModelForCausalLM.from_pretrained(task["model"]), tmp_path / "journal.start")
     assert replay(again, journal, summary["best_step"]) == summary["best_step"]
     save_adapter(again, tmp_path / "again")
     weights = "adapter_model.safetensors"
@@ -161,11 +162,32 @@ def test_a_readout_to_begin_with(
     resumed = train(TrainSettings(**values | {"journal": journal, "resume": True}))
     assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
     assert (tmp_path / "again" / weights).read_bytes() == (out / "adapter" / weights).read_bytes()
-    (out / "start" / weights).write_bytes(b"damaged")
-    with pytest.raises(InputError, match="^out: the start .*adapter_model.safetensors. cannot be read"):
+    (tmp_path / "journal.start" / weights).write_bytes(b"damaged")
+    with pytest.raises(InputError, match="^journal: the start .*adapter_model.safetensors. cannot be read"):
         train(TrainSettings(**values | {"resume": True}))
     with pytest.raises(InputError, match="journal: .* exists; name another, or add --resume"):
         train(TrainSettings(**values | {"overwrite": True}))
+
+
+def test_a_run_begins_without_a_readout_where_none_can_be_made(
+    task: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where steps tune the head themselves. What an earlier run with this journal began with is gone."""
+    journal = tmp_path / "journal"
+    values = {**task, **RECIPE, "start": "auto", "targets": "lm_head", "steps": 2, "eval_rows": 8}
+    train(TrainSettings(**task, **RECIPE | {"start": "readout"}, out=tmp_path / "before", steps=1,
+                        eval_rows=8, journal=journal))  # fmt: skip
+    journal.unlink()
+    with caplog.at_level("INFO"):
+        summary = train(TrainSettings(**values, out=tmp_path / "out", journal=journal))
+    assert summary.keys() == KEYS
+    assert any("the LM head" in text and "begins without a readout" in text for text in caplog.messages)
+    assert not list((tmp_path / "journal.start").iterdir())
+    journal.write_bytes(journal.read_bytes()[: -(28 + 4 * RECIPE["queries"])])
+    resumed = train(TrainSettings(**values, out=tmp_path / "again", journal=journal, resume=True))
+    assert resumed["auc_after"] == summary["auc_after"]
+    with pytest.raises(InputError, match="^start: the LM head"):
+        train(TrainSettings(**values | {"start": "readout"}, out=tmp_path / "asked"))
 
 
 def test_the_best_adapter_is_kept(

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def weights(out: Path) -> bytes:
         ("linear", {}),
         ("cosine", {"momentum": 0.5, "weight_decay": 0.1}),
         ("linear", {"optimizer": "adam", "lr": 0.05}),
+        ("linear", {"start": "zero"}),
     ],
     ids=str,
 )
@@ -77,6 +79,8 @@ def test_cut_off_anywhere(schedule: str, rule: dict[str, Any], task: dict[str, A
         out, journal = tmp_path / str(size) / "out", tmp_path / str(size) / "out" / "journal"
         (out / ".writing-abc").mkdir(parents=True)  # as a run leaves it that ends while it writes its results
         journal.write_bytes(content[:size])
+        if (kept := tmp_path / "journal.start").is_dir():
+            copytree(kept, journal.with_name("journal.start"))
         summary = train(TrainSettings(**task, out=out, journal=journal, resume=True))
         assert journal.read_bytes() == content
         assert weights(out) == expected
@@ -110,7 +114,14 @@ def test_rows_that_come_round_again(
     """A resumed run meets a row in another batch than the run that was cut did: it makes the same of it,
     whether there is room to keep all rows, some or none.
     """
-    task = {**task, "train_rows": 24, "batch_size": 8, "steps": 10, **rule}  # three steps a time round
+    task = {
+        **task,
+        "train_rows": 24,
+        "batch_size": 8,
+        "steps": 10,
+        "start": "zero",
+        **rule,
+    }  # three steps a time round
     if room is not None:
         monkeypatch.setattr(tuning, "StateStore", lambda _: StateStore(room))
     journal = tmp_path / "journal"
@@ -142,7 +153,7 @@ def test_another_run_is_refused(task: dict[str, Any], tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     train(TrainSettings(**task, out=tmp_path / "out", journal=journal))
     content = journal.read_bytes()
-    with pytest.raises(InputError, match=f"journal {journal} exists already"):
+    with pytest.raises(InputError, match=f"journal: '{journal}' exists; name another"):
         train(TrainSettings(**task, out=tmp_path / "again", journal=journal))
     for change, message in (
         ({"max_length": 10}, "data is '.*' there, but"),
@@ -206,6 +217,7 @@ def test_a_lost_journal_leaves_the_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run ends where it was, with the adapter that is the best so far, in one sentence."""
+    task = {**task, "start": "zero"}
     once, out, journal = tmp_path / "once", tmp_path / "out", tmp_path / "journal"
     train(TrainSettings(**task, out=once, journal=tmp_path / "whole"))
     whole, append = json.loads((once / "metrics.json").read_text()), JournalWriter.append
