@@ -65,6 +65,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             dynamic_length=not settings.static_length,
             candidate_tokens=encoder.candidate_tokens,
             tokenizer=tokenizer,
+            prompt=encoder,
         )
     return {
         "program": str(settings.out),

@@ -32,6 +32,7 @@ class ChatEncoder:
         generation_prompt: the tokens by which the template begins an answer, e.g. those of
             ``<|im_start|>assistant\\n``; empty if it has none.
         end_tokens: the special tokens: one of them ends an answer.
+        special_texts: the special tokens as text, which no message may hold.
 
     Raises:
         InputError: the tokenizer has no chat template, or one that cannot render a question.
@@ -44,7 +45,9 @@ class ChatEncoder:
         added = tokenizer.added_tokens_decoder
         self.end_tokens = {token for token, what in added.items() if what.special}
         self.end_tokens |= set(tokenizer.all_special_ids)
-        self._special = [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(self.end_tokens)]
+        self.special_texts = [
+            str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(self.end_tokens)
+        ]
         self.end_tokens -= {tokenizer.unk_token_id}  # stands for a word
         probe = (("user", "text"),)
         before, begun = (self._tokens(self._rendered(probe, begin)) for begin in (False, True))
@@ -120,7 +123,7 @@ class ChatEncoder:
 
     def _check(self, messages: Messages, where: str) -> None:
         """Raise InputError if a message holds a special token: it would end a turn, or begin one."""
-        for token, (_, content) in itertools.product(self._special, messages):
+        for token, (_, content) in itertools.product(self.special_texts, messages):
             if token in content:
                 raise InputError(f"data: {where} holds the special token {token!r} in {shortened(content)}")
 

@@ -59,7 +59,8 @@ class PromptEncoder:
     Attributes:
         labels: the labels, in the order of the verbalizer.
         candidate_tokens: the token of each label's word, in the same order.
-        max_length: as given.
+        words: of the labels, in the same order.
+        template, max_length: as given.
 
     Raises:
         InputError: the template does not hold ``{text}`` once, or has braces of another meaning; a word is
@@ -83,7 +84,8 @@ class PromptEncoder:
         self.labels = tuple(verbalizer)
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._template = template
+        self.template = template
+        self.words = tuple(verbalizer.values())
         self._words = dict(verbalizer)
         at = names.index(_TEXT)
         self._before_text: list[Part] = [*self._parts[:at], (self._parts[at][0], None)]
@@ -104,7 +106,7 @@ class PromptEncoder:
         parts = [
             tokenizer_fingerprint(self._tokenizer),
             tokenizers.__version__,
-            self._template,
+            self.template,
             list(self._words.items()),
             self.max_length,
         ]
@@ -118,7 +120,7 @@ class PromptEncoder:
                 column so long that no room is left for the text, or a text that merges with the label word
                 into other tokens.
         """
-        wanted = set(template_columns(self._template))
+        wanted = set(template_columns(self.template))
         for example in examples:
             if example.label not in self._words:
                 raise InputError(
@@ -145,7 +147,7 @@ class PromptEncoder:
         Raises:
             InputError: so many tokens depend on the text.
         """
-        columns = template_columns(self._template)
+        columns = template_columns(self.template)
         probes = [self._tokens(self._fill(text, dict.fromkeys(columns, text))) for text in _PROBES]
         shared = 0
         while len({tuple(probe[-shared - 1 :]) for probe in probes}) == 1:

@@ -11,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mobizo_kernels
-from mobizo_kernels.data import tokenizer_fingerprint
+from mobizo_kernels.data import PromptEncoder, tokenizer_fingerprint
+from mobizo_kernels.errors import InputError, first_line
+from mobizo_kernels.executorch.chat_pieces import take_apart
 from mobizo_kernels.executorch.description import (
     AdapterDescription,
     AdapterParameter,
@@ -20,6 +22,7 @@ from mobizo_kernels.executorch.description import (
     ModelDescription,
     parse_description,
 )
+from mobizo_kernels.executorch.description_texts import PromptDescription, TextsDescription
 from mobizo_kernels.lora import (
     MPLoRALinear,
     adapter_config,
@@ -52,6 +55,7 @@ def describe(
     tail_length: int | None,
     candidate_tokens: Sequence[int] | None,
     lowering: str,
+    prompt: PromptEncoder | None,
 ) -> Description:
     """The description of a program that is made of a wrapped model, as a reader of the program finds it.
 
@@ -110,6 +114,7 @@ def describe(
         ),
         lowering=lowering,
         head=None if candidate_tokens is None else describe_head(model),
+        texts=None if tokenizer is None else describe_texts(tokenizer, prompt),
     )
     return parse_description(made.text)
 
@@ -140,6 +145,20 @@ def describe_head(model: PreTrainedModel) -> HeadDescription | None:
         pattern=head_pattern(name),
         target_modules=targets if isinstance(targets, str) else tuple(sorted(targets or ())),
     )
+
+
+def describe_texts(tokenizer: PreTrainedTokenizerBase, prompt: PromptEncoder | None) -> TextsDescription:
+    """How texts become rows: by the prompt and by the tokenizer's chat template, if it can be taken apart."""
+    chat = no_chat = None
+    try:
+        chat = take_apart(tokenizer)
+    except InputError as error:
+        no_chat = first_line(error)
+        _log.info("no conversations can be given to this program as text: %s", no_chat)
+    if prompt is None:
+        return TextsDescription(prompt=None, chat=chat, no_chat=no_chat)
+    described = PromptDescription(template=prompt.template, labels=prompt.labels, words=prompt.words)
+    return TextsDescription(prompt=described, chat=chat, no_chat=no_chat)
 
 
 def _config_of_the_tuned(model: PreTrainedModel) -> dict[str, Any]:

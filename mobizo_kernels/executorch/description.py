@@ -6,16 +6,27 @@ executorch_ops/trainer/program/description.cpp is the native twin: the same fiel
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from mobizo_kernels.errors import blaming
+from mobizo_kernels.executorch.description_readers import (
+    Reader,
+    boolean,
+    check_size,
+    list_of,
+    object_of,
+    or_null,
+    shape,
+    text,
+    whole,
+)
+from mobizo_kernels.executorch.description_texts import TextsDescription, read_texts
 from mobizo_kernels.executorch.inputs import MethodInput, check_inputs, method_inputs, require_lowering
 from mobizo_kernels.files import strict_json
-from mobizo_kernels.files.strict_json import member, number, of_kind
+from mobizo_kernels.files.strict_json import number, of_kind
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
@@ -24,7 +35,6 @@ DELEGATED_FORMAT = 2
 DESCRIPTION = "mobizo_description"
 """The method of a program that gives it."""
 
-_MOST_SIZE = 2**31 - 1  # ExecuTorch's sizes are int32
 _LEAST = {
     "queries": 1, "batch_size": 1, "groups": 1, "min_length": 1, "max_length": 1, "targets_per_row": 1,
     "vocabulary": 1, "pad_token": 0, "evaluation_rows": 1,
@@ -68,7 +78,7 @@ class AdapterParameter:
         for factor in ("lora_a", "lora_b"):
             with blaming(factor):
                 for size in getattr(self, factor):
-                    _check_size(size, 1)
+                    check_size(size, 1)
         if self.lora_a[0] != self.lora_b[1]:
             raise ValueError("lora_a and lora_b are of different rank")
 
@@ -112,9 +122,9 @@ class HeadDescription:
     def __post_init__(self) -> None:
         with blaming("shape"):
             for size in self.shape:
-                _check_size(size, 1)
+                check_size(size, 1)
         with blaming("rank"):
-            _check_size(self.rank, 0)
+            check_size(self.rank, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +157,7 @@ class Description:
             operators on inputs, see :func:`method_inputs`.
         head: the LM head, if a readout can be made with the program; then what is added to its rows of the
             candidate tokens is the last input of `train_step` and `evaluate`.
+        texts: how texts become its rows; None of a program that takes tokens alone.
 
     Raises:
         ValueError: naming the field, if one is out of range or contradicts the rest.
@@ -175,12 +186,13 @@ class Description:
     adapter: AdapterDescription
     lowering: str = "custom-op"
     head: HeadDescription | None = None
+    texts: TextsDescription | None = None
 
     def __post_init__(self) -> None:
         require_lowering(self.lowering, self.distribution)
         for name, least in _LEAST.items():
             with blaming(name):
-                _check_size(getattr(self, name), least)
+                check_size(getattr(self, name), least)
         groups = {"two_sided": 2 * self.queries, "one_sided": self.queries + 1, "centred": self.queries}
         if self.estimator not in groups:
             raise ValueError(f"estimator must be one of {', '.join(groups)}, got '{self.estimator}'")
@@ -203,6 +215,17 @@ class Description:
             raise ValueError(f"the adapter has two parameters called {twice}")
         if self.head is not None:
             self._check_head(self.head)
+        if self.texts is not None:
+            self._check_texts(self.texts)
+
+    def _check_texts(self, texts: TextsDescription) -> None:
+        if self.tokenizer is None:
+            raise ValueError("texts needs tokenizer")
+        if texts.prompt is not None and len(texts.prompt.words) != len(self.candidate_tokens or ()):
+            raise ValueError(
+                f"texts: prompt: expected {len(self.candidate_tokens or ())} words, one for each of "
+                f"candidate_tokens, got {len(texts.prompt.words)}"
+            )
 
     def _check_head(self, head: HeadDescription) -> None:
         if self.candidate_tokens is None:
@@ -240,8 +263,9 @@ class Description:
             }
         else:
             del values["lowering"]
-        if self.head is None:
-            del values["head"]
+        for name in ("head", "texts"):
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, allow_nan=False)
 
     @property
@@ -267,7 +291,7 @@ def parse_description(text: str) -> Description:
         raise ValueError("'format' is missing")
     with blaming("format"):
         found = of_kind(int, values.pop("format"))
-        _check_size(found, 1)
+        check_size(found, 1)
     if found == DELEGATED_FORMAT:
         description, inputs = _delegated(values)
         with blaming("inputs"):
@@ -275,62 +299,16 @@ def parse_description(text: str) -> Description:
         return description
     if found != FORMAT:
         raise ValueError(f"expected a program of format {FORMAT} or {DELEGATED_FORMAT}, got {found}")
-    return _object(Description, _MEMBERS, _OPTIONAL)(values)
-
-
-def _check_size(size: int, least: int) -> None:
-    if size < least:
-        raise ValueError(f"expected at least {least}, got {size}")
-    if size > _MOST_SIZE:
-        raise ValueError(f"expected at most {_MOST_SIZE}, got {size}")
-
-
-# What makes a value of Python of one of JSON, or raises ValueError.
-Reader = Callable[[Any], Any]
-
-
-def _list_of(item: Reader) -> Reader:
-    return lambda value: tuple(item(entry) for entry in of_kind(list, value))
-
-
-def _or_null(reader: Reader) -> Reader:
-    return lambda value: None if value is None else reader(value)
-
-
-def _object(
-    make: Callable[..., Any], members: Mapping[str, Reader], optional: Mapping[str, Reader] | None = None
-) -> Reader:
-    """Calls `make` with the members of an object that has all of these, perhaps some `optional` ones, and no
-    others.
-    """
-
-    def read(value: Any) -> Any:
-        there = {name: reader for name, reader in (optional or {}).items() if name in of_kind(dict, value)}
-        known = {**members, **there}
-        found = {name: member(value, name, reader) for name, reader in known.items()}
-        if unknown := next((name for name in value if name not in known), None):
-            raise ValueError(f"'{unknown}' is unknown")
-        return make(**found)
-
-    return read
-
-
-_text, _whole, _boolean = (partial(of_kind, kind) for kind in (str, int, bool))
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if len(of_kind(list, value)) != 2:
-        raise ValueError(f"expected two sizes, got {json.dumps(value, separators=(',', ':'))}")
-    return tuple(_whole(size) for size in value)
+    return object_of(Description, _MEMBERS, _OPTIONAL)(values)
 
 
 def _versions(value: Any) -> dict[str, str]:
-    return _object(dict, dict.fromkeys(of_kind(dict, value), _text))(value)
+    return object_of(dict, dict.fromkeys(of_kind(dict, value), text))(value)
 
 
-_unnamed_parameter = _object(
+_unnamed_parameter = object_of(
     AdapterParameter,
-    {"name": _text, "stream": _whole, "lora_a": _shape, "lora_b": _shape, "scaling": number},
+    {"name": text, "stream": whole, "lora_a": shape, "lora_b": shape, "scaling": number},
 )
 
 
@@ -342,17 +320,17 @@ def _parameter(value: Any) -> AdapterParameter:
 
 _MEMBERS: dict[str, Reader] = {
     "versions": _versions,
-    "model": _object(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), _text)),
-    **dict.fromkeys(("quantization", "estimator", "distribution"), _text),
-    **dict.fromkeys(_LEAST, _whole),
+    "model": object_of(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), text)),
+    **dict.fromkeys(("quantization", "estimator", "distribution"), text),
+    **dict.fromkeys(_LEAST, whole),
     "optimizer": UpdateRule.from_json,
-    "dynamic_length": _boolean,
-    "invocation_tokens": _or_null(_list_of(_whole)),
-    "tail_length": _or_null(_whole),
-    "candidate_tokens": _or_null(_list_of(_whole)),
-    "tokenizer": _or_null(_text),
-    "adapter": _object(
-        AdapterDescription, {"config": partial(of_kind, dict), "parameters": _list_of(_parameter)}
+    "dynamic_length": boolean,
+    "invocation_tokens": or_null(list_of(whole)),
+    "tail_length": or_null(whole),
+    "candidate_tokens": or_null(list_of(whole)),
+    "tokenizer": or_null(text),
+    "adapter": object_of(
+        AdapterDescription, {"config": partial(of_kind, dict), "parameters": list_of(_parameter)}
     ),
 }
 
@@ -364,29 +342,30 @@ def _cap(value: Any) -> float:
 
 
 def _target_modules(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else _list_of(_text)(value)
+    return value if isinstance(value, str) else list_of(text)(value)
 
 
 _OPTIONAL: dict[str, Reader] = {
-    "head": _object(
+    "head": object_of(
         HeadDescription,
         {
-            "name": _text,
-            "shape": _shape,
+            "name": text,
+            "shape": shape,
             "scale": number,
-            "soft_cap": _or_null(_cap),
-            "rank": _whole,
-            "pattern": _text,
+            "soft_cap": or_null(_cap),
+            "rank": whole,
+            "pattern": text,
             "target_modules": _target_modules,
         },
-    )
+    ),
+    "texts": read_texts,
 }
 
-_inputs = _list_of(_object(MethodInput, {"name": _text, "dtype": _text, "shape": _list_of(_whole)}))
+_inputs = list_of(object_of(MethodInput, {"name": text, "dtype": text, "shape": list_of(whole)}))
 
 
 def _delegated_only(value: Any) -> str:
-    if _text(value) != "delegated":
+    if text(value) != "delegated":
         raise ValueError(f"expected delegated in a program of format {DELEGATED_FORMAT}, got '{value}'")
     return "delegated"
 
@@ -395,12 +374,12 @@ def _with_inputs(inputs: Any, **members: Any) -> tuple[Description, dict[str, tu
     return Description(**members), inputs
 
 
-_delegated = _object(
+_delegated = object_of(
     _with_inputs,
     {
         **_MEMBERS,
         "lowering": _delegated_only,
-        "inputs": _object(dict, dict.fromkeys(("train_step", "evaluate"), _inputs)),
+        "inputs": object_of(dict, dict.fromkeys(("train_step", "evaluate"), _inputs)),
     },
     _OPTIONAL,
 )

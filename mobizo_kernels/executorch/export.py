@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mobizo_kernels.data import PromptEncoder
 from mobizo_kernels.executorch.agreement import Agreement
 from mobizo_kernels.executorch.architecture import cannot_be_exported, check_architecture
 from mobizo_kernels.executorch.delegated import DelegatedGraph
@@ -52,6 +53,7 @@ def export_training_program(
     candidate_tokens: Sequence[int] | None = None,
     tail_length: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    prompt: PromptEncoder | None = None,
     seed: int = 0,
     queries: int | None = None,
     momentum: float | None = None,
@@ -98,7 +100,9 @@ def export_training_program(
         candidate_tokens: restrict the softmax to these, as the loss on label words does.
         tail_length: n, most tokens of a row's input from its invocation tokens on; by default these and all
             targets but the last. For Activated LoRA only.
-        tokenizer: its fingerprint goes into the program, which then refuses data of any other.
+        tokenizer: its fingerprint goes into the program, which then refuses data of any other, and so does
+            its chat template in pieces, by which the program takes conversations as text.
+        prompt: by which the program takes labelled texts, of this tokenizer and these candidate tokens.
         seed: of LoRA-A where the model is not wrapped yet.
         queries: q, random directions in each step; 4 by default.
         momentum: of "sgd", in [0, 1).
@@ -119,6 +123,7 @@ def export_training_program(
     rule = make_rule(optimizer, momentum=momentum, betas=betas, adam_eps=adam_eps, weight_decay=weight_decay)
     _check(plan.queries, batch_size, max_length, targets_per_row, quantization, distribution)
     require_lowering(lowering, distribution)
+    _check_prompt(prompt, tokenizer, candidate_tokens)
     _check_writable(Path(path))
     if not is_wrapped(model):
         if targets is None:
@@ -157,6 +162,7 @@ def export_training_program(
         tail_length=tail_length,
         candidate_tokens=candidate_tokens,
         lowering=lowering,
+        prompt=prompt,
     )
     with torch.no_grad(), usual_defaults(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
@@ -200,6 +206,22 @@ def export_training_program(
 
 def _default_config(names: Sequence[str]) -> LoraConfig:
     return LoraConfig(r=8, lora_alpha=16, target_modules=list(names), task_type="CAUSAL_LM")
+
+
+def _check_prompt(
+    prompt: PromptEncoder | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    candidate_tokens: Sequence[int] | None,
+) -> None:
+    if prompt is None:
+        return
+    if tokenizer is None:
+        raise ValueError("prompt needs tokenizer, whose words it has")
+    if tuple(candidate_tokens or ()) != prompt.candidate_tokens:
+        raise ValueError(
+            f"candidate_tokens must be those of the prompt, {list(prompt.candidate_tokens)}, got "
+            f"{candidate_tokens and list(candidate_tokens)}"
+        )
 
 
 def _check_readout(head: MPLoRALinear, candidate_tokens: Sequence[int] | None) -> None:

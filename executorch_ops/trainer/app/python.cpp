@@ -14,6 +14,7 @@
 #include "../loop/readout.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
+#include "python_text.h"
 #include "python_tokenizer.h"
 
 namespace py = pybind11;
@@ -233,6 +234,7 @@ PYBIND11_MODULE(_trainer, module) {
   py::register_local_exception_translator(&translate);
   module.def("read_description", [](const Path& program) { return read_description(program.string()).text; }, "program"_a);
   bind_tokenizer(module);
+  bind_text(module);
   module.def("regress",  // for tests
              [](const py::array& hidden, const py::array& outputs, const py::array& labels, const py::array& validation_hidden,
                 const py::array& validation_outputs, const py::array& validation_labels, double scale, double soft_cap) {

@@ -75,6 +75,13 @@ void check_head(const HeadDescription& head, const Description& d) {
   if (head.rank > d.classes()) fail("head: rank must be at most ", d.classes(), ", got ", head.rank);
 }
 
+void check_texts(const TextsDescription& texts, const Description& d) {
+  if (!d.tokenizer) fail("texts needs tokenizer");
+  const size_t candidates = d.candidate_tokens ? d.candidate_tokens->size() : 0;
+  if (texts.prompt && texts.prompt->words.size() != candidates)
+    fail("texts: prompt: expected ", candidates, " words, one for each of candidate_tokens, got ", texts.prompt->words.size());
+}
+
 void check_delegated(const Json& value) {
   const std::string lowering = value.as_string();
   if (lowering != "delegated") fail("expected delegated in a program of format ", kDelegatedFormat, ", got '", lowering, "'");
@@ -103,6 +110,7 @@ void check(const Description& d) {
   for (const AdapterParameter& parameter : d.adapter.parameters)
     if (!names.insert(parameter.name).second) fail("the adapter has two parameters called ", parameter.name);
   if (d.head) check_head(*d.head, d);
+  if (d.texts) check_texts(*d.texts, d);
 }
 
 }  // namespace
@@ -146,6 +154,7 @@ Description parse_description(const std::string& text) {
   });
   d.adapter = members.get("adapter", parse_adapter);
   if (json.find("head") != nullptr) d.head = members.get("head", parse_head);
+  if (json.find("texts") != nullptr) d.texts = members.get("texts", parse_texts);
   if (d.delegated) {
     members.get("lowering", check_delegated);
     members.get("inputs", [](const Json&) {});  // looked at once the rest is known to be sound

@@ -9,6 +9,7 @@
 
 #include "../files/json.h"
 #include "../files/update_rule.h"
+#include "texts.h"
 
 namespace mobizo::trainer {
 
@@ -60,6 +61,8 @@ struct Description {
   bool delegated;
   // Its rows [classes, in] to be added are the last input of train_step and evaluate.
   std::optional<HeadDescription> head;
+  // How texts become its rows; none of a program that takes tokens alone.
+  std::optional<TextsDescription> texts;
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }
