@@ -84,6 +84,7 @@ def _demo_column(summary: dict[str, Any]) -> dict[str, str]:
         "base weights": _base_weights(summary["settings"]),
         "zero-shot": "  ".join(_quality(summary, "before")),
         "zero-shot, calibrated": _percent(summary["calibrated_accuracy_before"]),
+        "after the readout": "  ".join(_quality(summary, "start")) if "auc_start" in summary else "-",
         "after tuning": "  ".join(_quality(summary, "after")),
         "step time (median)": _milliseconds(summary["step_ms_median"]),
         "steps, best": f"{summary['steps']}, {summary['best_step']}",

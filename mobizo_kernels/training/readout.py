@@ -182,7 +182,12 @@ def _solved(head: LabelHead, states: _States, ridge: float, start: torch.Tensor)
 
 
 def _factors(added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [r, H], its rows orthonormal, and B's rows [C, r]."""
+    """A [r, H], its rows orthonormal, and B's rows [C, r].
+
+    The largest value of a row of A is positive: so the factors are the same however they were found.
+    """
     left, sizes, directions = torch.linalg.svd(added, full_matrices=False)
     rank = int((sizes > 1e-7 * sizes[0]).sum())
-    return directions[:rank], left[:, :rank] * sizes[:rank]
+    directions = directions[:rank]
+    signs = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
+    return signs * directions, left[:, :rank] * (sizes[:rank] * signs[:, 0])

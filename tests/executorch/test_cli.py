@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
@@ -46,6 +47,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "eval_rows": 21,
         "validation_rows": 9,
         "eval_every": 2,
+        "start": "zero",
     }
 
 
@@ -327,9 +329,15 @@ def test_replay(inside: dict[str, Any], finished: Path) -> None:
     assert len(read_journal(finished / "journal")[1]) == STEPS
 
 
+def head_of(directory: Path) -> dict[str, NDArray[np.float32]]:
+    """A and B of the head's adapter in a PEFT directory."""
+    tensors = load_file(directory / "adapter_model.safetensors")
+    return {factor: tensors[f"base_model.model.lm_head.lora_{factor}.weight"] for factor in ("A", "B")}
+
+
 def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], tmp_path: Path) -> None:
     """The summary is that of eager; a run goes on from the start that is kept, and replays from it."""
-    asked = {"start": "readout", "readout_rows": 40}
+    asked = {"start": "auto", "readout_rows": 40}
     out, journal = tmp_path / "out", tmp_path / "journal"
     values = {**inside, **asked, "out": out, "journal": journal}
     summary = train(TrainSettings(**values))
@@ -342,9 +350,12 @@ def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], t
         [loss for _, loss in ours["losses"]], [loss for _, loss in theirs["losses"]], rtol=1e-3
     )
     assert summary["auc_start"] == pytest.approx(eager["auc_start"], abs=0.05)
+    inside_head, eager_head = (head_of(directory / "adapter") for directory in (out, tmp_path / "eager"))
+    for factor in ("A", "B"):
+        np.testing.assert_allclose(inside_head[factor], eager_head[factor], rtol=0.02, atol=2e-3)
 
     trainer = Trainer(inside["program"])
-    trainer.load_adapter(out / "start")
+    trainer.load_adapter(tmp_path / "journal.start")
     trainer.replay(journal, until=summary["best_step"])
     tuned = load_file(out / "adapter.safetensors")
     assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
@@ -353,8 +364,8 @@ def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], t
     resumed = train(TrainSettings(**values, resume=True))
     assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
     assert adapter_bytes(out) == whole
-    (out / "start" / "adapter_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="^out: the start .* cannot be read"):
+    (tmp_path / "journal.start" / "adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="^journal: the start .* cannot be read"):
         train(TrainSettings(**values, resume=True))
 
 
@@ -362,13 +373,20 @@ def test_demo(
     inside: dict[str, Any], task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: work(settings))
-    changes = {name: value for name, value in inside.items() if name != "engine"}
+    changes = {name: value for name, value in inside.items() if name != "engine"} | {"start": "auto"}
     found = demo.demo(tmp_path, ("executorch",), **changes)
-    found |= demo.demo(tmp_path, ("eager",), **task)
+    found |= demo.demo(tmp_path, ("eager",), **task | {"start": "auto"})
     assert found["executorch"]["peft_rows_that_differ"] == 0
     assert found["executorch"]["peft_accuracy"] == found["executorch"]["accuracy_after"]
     table = demo_table(found).splitlines()
     assert table[1].split() == ["ExecuTorch", "torch"]
+    for name, quality in (
+        ("zero-shot ", "before"),
+        ("after the readout", "start"),
+        ("after tuning", "after"),
+    ):
+        row = next(line for line in table if name in line)
+        assert row.count(f"{100 * found['eager'][f'accuracy_{quality}']:.1f} %") >= 1
     assert next(line for line in table if "base weights" in line).split()[-2:] == ["float32", "bfloat16"]
     assert next(line for line in table if "predicted otherwise" in line).split()[-4:] == [
         "0",

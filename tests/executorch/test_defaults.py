@@ -35,6 +35,7 @@ def test_the_native_trainer_has_them() -> None:
             expected[option] = "the default"
     assert {option: native.get(option) for option in expected} == expected
     assert {option for option, value in native.items() if value == "the default"} <= expected.keys()
+    assert native["start"] == TrainSettings.start
 
 
 def test_python_has_them() -> None:

@@ -127,7 +127,8 @@ def test_creating_does_not_race(program: Path, dataset: Path, tmp_path: Path) ->
         both = [
             start_runner(
                 ["train", program, dataset, "--quiet", "--steps", "6", "--eval-every", "0", "--keep", "last",
-                 "--run-seed", str(seed), "--journal", journal, "--adapter-out", tmp_path / f"{seed}.st"]
+                 "--start", "zero", "--run-seed", str(seed), "--journal", journal,
+                 "--adapter-out", tmp_path / f"{seed}.st"]
             )
             for seed in (1, 2)
         ]  # fmt: skip

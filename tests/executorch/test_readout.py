@@ -263,8 +263,9 @@ def test_the_runner(plain: Task, tmp_path: Path) -> None:
     run_to_end([*train, "--resume", "--adapter-out", tmp_path / "resumed.safetensors", "--quiet"])
     assert (tmp_path / "resumed.safetensors").read_bytes() == whole
     replayed = ["replay", plain.program, journal, "--adapter-out", tmp_path / "replayed.safetensors"]
-    run_to_end([*replayed, "--adapter-in", start])
-    assert (tmp_path / "replayed.safetensors").read_bytes() == whole
+    for more in ([], ["--adapter-in", start]):
+        run_to_end([*replayed, *more])
+        assert (tmp_path / "replayed.safetensors").read_bytes() == whole
     run_to_end(["evaluate", plain.program, plain.dataset, "--adapter", tmp_path / "whole.safetensors"])
     for more, message in (
         ([], f"{journal} exists: name another journal, or resume"),
@@ -284,6 +285,36 @@ def test_the_runner(plain: Task, tmp_path: Path) -> None:
     again = start_runner([*train, "--resume", "--adapter-out", tmp_path / "other.safetensors"])
     _, errors = again.communicate()
     assert again.returncode == 2 and "journal.start.safetensors" in errors and errors.count("\n") == 1
+
+
+def test_the_runner_begins_with_a_readout_where_it_can(
+    plain: Task, tmp_path: Path, rng: torch.Generator
+) -> None:
+    """Unless it is given an adapter; what an earlier run with this journal began with is then gone."""
+    journal, start = tmp_path / "journal", tmp_path / "journal.start.safetensors"
+    train: list[Any] = ["train", plain.program, plain.dataset, "--steps", "2", "--keep", "last", "--json"]
+    train += ["--journal", journal, "--no-stop-unsteady"]
+
+    def outcome(name: str, *more: Any) -> tuple[dict[str, Any], str]:
+        journal.unlink(missing_ok=True)
+        run = start_runner([*train, "--adapter-out", tmp_path / name, *more])
+        output, errors = run.communicate()
+        assert run.returncode == 0, errors
+        return json.loads(output.splitlines()[-1]), errors
+
+    first, _ = outcome("first")
+    assert first["readout"]["rank"] == 1 and start.exists()
+    for more in (["--adapter-in", tmp_path / "first"], ["--start", "zero"]):
+        start.touch()
+        found, errors = outcome("second", *more)
+        assert found["readout"] is None and not start.exists() and not errors
+    one_label = tmp_path / "one_label.safetensors"
+    plain.write(one_label, rng, validation=[row for row in plain.validation if row.label == 1])
+    start.touch()
+    train[2] = one_label
+    found, errors = outcome("third")
+    assert found["readout"] is None and not start.exists()
+    assert errors.endswith("got [1]; the run begins without a readout\n") and errors.count("\n") == 1
 
 
 def test_data_that_do_not_do(plain: Task, tmp_path: Path, rng: torch.Generator) -> None:

@@ -71,7 +71,8 @@ def train_everywhere(machines: list[Machine], program: Path, dataset: Path, fold
         log = folder / f"{machine.name}.jsonl"
         machine.run(
             "mobizo_runner", "train", program, dataset, "--adapter-out", folder / "trained.safetensors",
-            "--steps", STEPS, "--eval-every", 3, "--journal", journals[-1], "--log", log, "--threads", 2,
+            "--start", "zero", "--steps", STEPS, "--eval-every", 3, "--journal", journals[-1], "--log", log,
+            "--threads", 2,
         )  # fmt: skip
         losses.append(losses_of(log))
         assert losses[-1].shape == (STEPS, 8), f"{machine.name}: losses of shape {tuple(losses[-1].shape)}"

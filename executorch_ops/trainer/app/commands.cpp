@@ -141,19 +141,38 @@ Json safetensors_info(const std::string& path) {
 // Beside the journal: what its run began with.
 std::string start_path(const std::string& journal) { return journal.empty() ? "" : journal + ".start.safetensors"; }
 
-// Gives the program the start of a run, which is kept beside its journal: a run that goes on takes that. Nothing if it does.
-std::optional<Readout> begin(Program& program, const Dataset& dataset, const TrainOptions& options, int64_t rows) {
+// Whether a readout can be expected to be made and to help: there are labels, and a head that has no adapter yet.
+bool suits_a_readout(Program& program, const Dataset& dataset) {
+  return program.description().head && !program.adapter().head && !dataset.labels().empty() && !dataset.in_turn().empty();
+}
+
+// Gives the program what its steps go on from, which is kept beside the run's journal: a run that goes on takes that. Returns
+// the readout if one was made. start: "readout", "zero" or, for the first where it can be made, "auto".
+std::optional<Readout> begin(Program& program, const Dataset& dataset, const TrainOptions& options, const std::string& start,
+                             int64_t rows) {
   const std::string kept = start_path(options.journal);
   if (!kept.empty() && exists(options.journal)) {
     if (!options.resume) fail(options.journal, " exists: name another journal, or resume");
-    if (exists(kept)) {
+    if (start != "zero" && exists(kept)) {
       load_adapter(kept, program);
       return std::nullopt;
     }
+    if (start != "readout") return std::nullopt;
   }
-  Readout made = read_out(program, dataset, rows, options.validation_rows);
-  // Whether it is that of a journal is known once the run has opened it.
-  if (!kept.empty() && !exists(options.journal)) save_adapter(kept, program.description(), program.adapter());
+  std::optional<Readout> made;
+  if (start == "readout" || (start == "auto" && suits_a_readout(program, dataset))) {
+    try {
+      made = read_out(program, dataset, rows, options.validation_rows);
+    } catch (const Error& error) {
+      if (start == "readout") throw;
+      std::fprintf(stderr, "mobizo_runner: %s; the run begins without a readout\n", error.what());
+    }
+  }
+  if (kept.empty() || exists(options.journal)) return made;  // which is that of a journal if the run can open it
+  if (made)
+    save_adapter(kept, program.description(), program.adapter());
+  else
+    std::remove(kept.c_str());  // that of an earlier run, which this one would go on from
   return made;
 }
 
@@ -161,14 +180,16 @@ std::optional<Readout> begin(Program& program, const Dataset& dataset, const Tra
 
 void train_command(int argc, char** argv) {
   TrainOptions train_options;
-  std::string adapter_in, adapter_out, log, start_with = "zero";
+  std::string adapter_in, adapter_out, log, start_with = "auto";
   int64_t threads = 0, print_every = 10, readout_rows = run_defaults::readout_rows;
   bool quiet = false, json = false;
   Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]", "Tune the adapter of a program on a data set.");
   options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
   options.text("adapter-in", "FILE", adapter_in, "the adapter to begin with [that of the program]");
-  options.choice("start", "zero|readout", start_with,
-                 "what the steps go on from: that adapter, or with a logistic regression on the last hidden states as well");
+  options.choice(
+      "start", "auto|zero|readout", start_with,
+      "what the steps go on from: that adapter, or with a logistic regression on the last hidden states as well; auto "
+      "makes one where there are labels and no --adapter-in");
   options.whole("readout-rows", readout_rows, 1, "most rows that a readout is made of");
   options.whole("steps", train_options.steps, 1, "number of steps");
   options.number("eps", train_options.eps, "size of a perturbation");
@@ -195,9 +216,8 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
-  const bool reads_out = start_with == "readout";
   check_distinct({{"--journal", train_options.journal},
-                  {"the start of --journal", reads_out ? start_path(train_options.journal) : ""},
+                  {"the start of --journal", start_path(train_options.journal)},
                   {"--adapter-out", adapter_out},
                   {"--log", log}},
                  {{"PROGRAM", (*files)[0]}, {"DATASET", (*files)[1]}, {"--adapter-in", adapter_in}});
@@ -205,9 +225,11 @@ void train_command(int argc, char** argv) {
   const auto start = Clock::now();
   const Dataset dataset((*files)[1]);
   Program program((*files)[0], threads);
-  if (!adapter_in.empty()) load_adapter(adapter_in, program);
-  std::optional<Readout> readout;
-  if (reads_out) readout = begin(program, dataset, train_options, readout_rows);
+  if (!adapter_in.empty()) {
+    load_adapter(adapter_in, program);
+    if (start_with == "auto") start_with = "zero";
+  }
+  const std::optional<Readout> readout = begin(program, dataset, train_options, start_with, readout_rows);
   if (readout && !quiet)
     std::printf("read out %lld rows in %.1f s, rank %lld\n", static_cast<long long>(readout->rows), readout->seconds,
                 static_cast<long long>(readout->rank));
@@ -278,7 +300,8 @@ void replay_command(int argc, char** argv) {
   bool json = false;
   Options options("replay PROGRAM JOURNAL --adapter-out FILE [OPTION...]", "Rebuild an adapter from the journal of its run.");
   options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
-  options.text("adapter-in", "FILE", adapter_in, "the adapter with which the run began [that of the program]");
+  options.text("adapter-in", "FILE", adapter_in,
+               "the adapter with which the run began [what is kept beside the journal, or that of the program]");
   options.whole("until", until, 0, "steps to replay [all]");
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
   options.flag("json", json, "print one JSON object as the last line");
@@ -290,6 +313,7 @@ void replay_command(int argc, char** argv) {
                  {{"PROGRAM", (*files)[0]}, {"JOURNAL", (*files)[1]}, {"--adapter-in", adapter_in}});
 
   Program program((*files)[0], threads);
+  if (adapter_in.empty() && exists(start_path((*files)[1]))) adapter_in = start_path((*files)[1]);
   if (!adapter_in.empty()) load_adapter(adapter_in, program);
   const int64_t steps = replay(program, (*files)[1], until);
   save_adapter(adapter_out, program.description(), program.adapter());

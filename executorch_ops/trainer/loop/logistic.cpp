@@ -239,6 +239,12 @@ Factors factors(std::vector<double> added, int64_t classes, int64_t width) {
   std::stable_sort(sizes.begin(), sizes.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
   while (!sizes.empty() && !(sizes.back().first > 1e-7 * sizes.front().first)) sizes.pop_back();
   Factors made{static_cast<int64_t>(sizes.size()), {}, {}};
+  for (auto& [size, row] : sizes) {
+    const double* direction = at(added, row, width);
+    const double* largest =
+        std::max_element(direction, direction + width, [](double a, double b) { return std::abs(a) < std::abs(b); });
+    size = std::copysign(size, *largest);
+  }
   for (const auto& [size, row] : sizes)
     for (int64_t k = 0; k < width; ++k) made.directions.push_back(static_cast<float>(at(added, row, width)[k] / size));
   for (int64_t c = 0; c < classes; ++c)

@@ -36,7 +36,8 @@ struct Factors {
   std::vector<float> directions, words;  // [rank, width], its rows orthonormal; [classes, rank]
 };
 
-// `added` [classes, width] as the product words * directions, by its singular values.
+// `added` [classes, width] as the product words * directions, by its singular values. The largest value of a direction is
+// positive: so the factors are the same however they were found.
 Factors factors(std::vector<double> added, int64_t classes, int64_t width);
 
 }  // namespace mobizo::trainer
