@@ -25,7 +25,7 @@ void check_rows(const Split& split, const std::vector<int64_t>& rows, int64_t cl
 }
 
 // Rows of like length are forwarded together: little is padded.
-States states_of(Program& program, const Split& split, std::vector<int64_t> rows) {
+States states_of(Program& program, const Split& split, std::vector<int64_t> rows, const std::function<void()>& before_forward) {
   const Description& d = program.description();
   const int64_t positions = d.targets_per_row, width = d.head->shape[1], classes = d.classes(), most = d.evaluation_rows;
   std::stable_sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return split.length(a) < split.length(b); });
@@ -34,6 +34,7 @@ States states_of(Program& program, const Split& split, std::vector<int64_t> rows
     const int64_t count = std::min(most, states.rows - first);
     std::vector<int64_t> batch_rows(rows.begin() + first, rows.begin() + first + count);
     batch_rows.resize(static_cast<size_t>(most), batch_rows.back());
+    before_forward();
     const HeadStates found = program.head_states(make_batch(split, batch_rows, d));
     for (int64_t i = 0; i < count; ++i) {  // a row has one target, which comes first of its positions
       const auto hidden = found.hidden.begin() + i * positions * width,
@@ -51,7 +52,8 @@ States states_of(Program& program, const Split& split, std::vector<int64_t> rows
 
 }  // namespace
 
-Readout read_out(Program& program, const Dataset& dataset, int64_t rows, int64_t validation_rows) {
+Readout read_out(Program& program, const Dataset& dataset, int64_t rows, int64_t validation_rows,
+                 const std::function<void()>& before_forward) {
   const auto started = std::chrono::steady_clock::now();
   const Description& d = program.description();
   if (rows < 1) fail("readout_rows must be at least 1, got ", rows);
@@ -73,7 +75,8 @@ Readout read_out(Program& program, const Dataset& dataset, int64_t rows, int64_t
   check_rows(train, made_of, d.classes());
   check_rows(validation, held_out, d.classes());
 
-  const States seen = states_of(program, train, made_of), unseen = states_of(program, validation, held_out);
+  const States seen = states_of(program, train, made_of, before_forward),
+               unseen = states_of(program, validation, held_out, before_forward);
   const Regression found = regress(seen, unseen, {d.head->scale, d.head->soft_cap});
   Readout result{found.ridge, 0, found.losses, seen.rows, 0};
   if (found.ridge) {

@@ -5,6 +5,7 @@
 #include <loop/run_defaults.h>  // generated
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -25,8 +26,10 @@ struct Readout {
 
 // Forwards each of the first `rows` rows in turn of the training split, and of the first `validation_rows` of the validation
 // split, once, and gives the head the adapter that they ask for. Throws Error, with the program as it was, if it cannot hold a
-// readout or its head has an adapter, a label has no rows, a row has several targets, or a state is not finite.
-Readout read_out(Program& program, const Dataset& dataset, int64_t rows = run_defaults::readout_rows,
-                 int64_t validation_rows = run_defaults::validation_rows);
+// readout or its head has an adapter, a label has no rows, a row has several targets, or a state is not finite. before_forward
+// is called before each forward; what it throws leaves the program as it was, too.
+Readout read_out(
+    Program& program, const Dataset& dataset, int64_t rows = run_defaults::readout_rows,
+    int64_t validation_rows = run_defaults::validation_rows, const std::function<void()>& before_forward = [] {});
 
 }  // namespace mobizo::trainer

@@ -170,7 +170,8 @@ class Run {
     if (validation_ == nullptr || (step % eval_every_ != 0 && !ended)) return;
     if (!result_.evaluations.empty() && result_.evaluations.back().step == step) return;
     apply_pending();
-    const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows);
+    const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows, /*keep_scores=*/false,
+                                           [&] { observer_.before_forward(step); });
     result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
     if (options_.keep == "best" && selection_.keep(evaluation.row_losses)) {
       result_.best_step = step;

@@ -53,12 +53,13 @@ struct EvaluationReport {
   double loss, accuracy, balanced_accuracy;
 };
 
-// Called after each step and each validation, and with a sentence that the user should read. What they throw ends the run: the
-// adapter is then that of the last step that the journal has.
+// Called after each step and each validation, with a sentence that the user should read, and, with the steps made, before each
+// forward of a validation. What they throw ends the run: the adapter is then that of the last step that the journal has.
 struct Observer {
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
   std::function<void(const EvaluationReport&)> on_evaluation = [](const EvaluationReport&) {};
   std::function<void(const std::string&)> on_warning = [](const std::string&) {};
+  std::function<void(int64_t)> before_forward = [](int64_t) {};
 };
 
 struct TrainResult {

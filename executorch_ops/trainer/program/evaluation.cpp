@@ -45,7 +45,8 @@ double balanced_accuracy(const Split& split, const std::vector<RowResult>& resul
 
 }  // namespace
 
-Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool keep_scores) {
+Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool keep_scores,
+                    const std::function<void()>& before_forward) {
   const Description& description = program.description();
   const int64_t classes = description.classes(), most = description.evaluation_rows;
   rows = rows == 0 ? split.rows() : std::min(rows, split.rows());
@@ -60,6 +61,7 @@ Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool kee
     const int64_t count = std::min(most, rows - first);
     std::vector<int64_t> batch_rows(by_length.begin() + first, by_length.begin() + first + count);
     batch_rows.resize(static_cast<size_t>(most), batch_rows.back());
+    before_forward();
     const std::vector<float> logits = program.evaluate(make_batch(split, batch_rows, description));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = batch_rows[static_cast<size_t>(i)], targets = split.targets[static_cast<size_t>(row)];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "program.h"
@@ -18,7 +19,10 @@ struct Evaluation {
   std::vector<float> scores;       // of the last token of each row, [rows, classes]; empty unless asked for
 };
 
-// Scores the first `rows` rows of a split, all of them if it is 0 or more than there are.
-Evaluation evaluate(Program& program, const Split& split, int64_t rows, bool keep_scores = false);
+// Scores the first `rows` rows of a split, all of them if it is 0 or more than there are. before_forward is called before each
+// forward; what it throws ends the evaluation.
+Evaluation evaluate(
+    Program& program, const Split& split, int64_t rows, bool keep_scores = false,
+    const std::function<void()>& before_forward = [] {});
 
 }  // namespace mobizo::trainer
