@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CONSTRAINTS := .ci/constraints.txt
 NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.json
-CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quick coverage bench lint native arm wheel clean

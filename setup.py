@@ -24,7 +24,9 @@ MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
 OLDEST_TORCH = (2, 10)  # the first with every part of the stable ABI that csrc/torch uses
 TORCH_EXTENSION = "mobizo_kernels._C"
 TRAINER_EXTENSION = "mobizo_kernels.executorch._trainer"
-TRAINER_FILES = ("libmobizo_executorch.so", "mobizo_runner", "_built_for")  # beside it
+TRAINER_HEADER = "executorch_ops/trainer/c_interface/mobizo.h"
+# Beside it.
+TRAINER_FILES = ("libmobizo_executorch.so", "libmobizo.so", "mobizo.h", "mobizo_runner", "_built_for")
 WITH_EXECUTORCH = os.environ.get("MOBIZO_EXECUTORCH", "1") != "0"
 REQUIREMENTS = [
     "torch>=2.10",
@@ -104,13 +106,14 @@ class CMakeBuild(build_ext):
 
         build = self.cmake(
             "executorch_ops",
-            ["mobizo_executorch", "_trainer", "mobizo_runner"],
+            ["mobizo_executorch", "_trainer", "mobizo_runner", "mobizo_c"],
             f"-Dexecutorch_DIR={directory / 'share/cmake'}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DMOBIZO_PYTHON_MODULE=ON",
         )
         install(next(build.glob("_trainer*.so")), target)
+        shutil.copy2(ROOT / TRAINER_HEADER, build)
         (build / "_built_for").write_text(version("executorch") + "\n")
         for name in TRAINER_FILES:
             install(build / name, target.parent / name)

@@ -23,6 +23,7 @@ PATTERNS = (
     "_C*.so",
     "executorch/_trainer*.so",
     "executorch/libmobizo_executorch.so",
+    "executorch/libmobizo.so",
     "executorch/mobizo_runner",
 )
 needs_readelf = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
