@@ -16,6 +16,7 @@
 #include "delegated_cases.h"
 #include "journal_cases.h"
 #include "json_cases.h"
+#include "logistic_cases.h"
 #include "safetensors_cases.h"
 #include "tokenizer_cases.h"
 
@@ -202,6 +203,7 @@ int main(int argc, char** argv) {
   trainer::update_rule_cases(report);
   trainer::divergence_cases(report);
   trainer::selection_cases(report);
+  trainer::logistic_cases(report);
   trainer::safetensors_cases(report);
   trainer::tokenizer_cases(report);
   trainer::journal_cases(report);
