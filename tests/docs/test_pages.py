@@ -20,7 +20,7 @@ PAGES = sorted(
     path.relative_to(ROOT)
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
 )
-FOLDERS = ("benchmarks", "csrc", "docs", "executorch_ops", "mobizo_kernels", "tests")
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "executorch_ops", "mobizo_kernels", "tests")
 RUNNABLE = ("README.md", "docs/usage.md")
 WIDTH = 100
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

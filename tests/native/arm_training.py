@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +27,10 @@ from programs import (  # noqa: E402
     tiny_llama,
 )
 
-from mobizo_kernels.journal import replay  # noqa: E402
+from mobizo_kernels.journal import read_journal, replay  # noqa: E402
 from mobizo_kernels.lora import adapter_layers  # noqa: E402
 
-LAYERS, STEPS = 2, 6
+LAYERS, STEPS, C_STEPS = 2, 6, 2
 LOSS_TOLERANCE = 1e-5
 CPUS = ("max,sme=off", "cortex-a76")  # plain max has SME, with which XNNPACK is slow under emulation
 KNOWN_ANSWERS = Path(__file__).parents[1] / "support" / "noise_vectors.json"
@@ -83,6 +85,27 @@ def train_everywhere(machines: list[Machine], program: Path, dataset: Path, fold
     return journals[0]
 
 
+def train_in_c(machines: list[Machine], program: Path, dataset: Path, folder: Path) -> None:
+    """The app of examples/c by libmobizo.so: each trains, and goes on from the journal of the first, which
+    leaves nothing to do but to replay it, to the same file.
+    """
+    losses, digests = [], []
+    for machine in machines:
+        own = folder / f"c-{machine.name}.journal"
+        machine.run("c_example", program, dataset, folder / "own.safetensors", own, C_STEPS)
+        losses.append(read_journal(own)[1].losses)
+        error = (losses[-1] - losses[0]).abs().max().item()
+        if not error <= LOSS_TOLERANCE:
+            sys.exit(f"{machine.name}: in C the losses are {error:.1e} from those of {machines[0].name}")
+        shared, adapter = folder / "shared.journal", folder / "shared.safetensors"
+        shutil.copy(folder / f"c-{machines[0].name}.journal", shared)
+        machine.run("c_example", program, dataset, adapter, shared, C_STEPS)
+        digests.append(hashlib.blake2b(adapter.read_bytes(), digest_size=8).hexdigest())
+        print(f"{machine.name}: the app in C, losses at most {error:.1e} off, adapter {digests[-1]}")
+    if len(set(digests)) != 1:
+        sys.exit("the app in C makes other adapters of one journal")
+
+
 def replay_everywhere(machines: list[Machine], program: Path, journal: Path, folder: Path) -> None:
     """One journal, in torch and on each machine: the same bytes."""
     model = eager_twin(LAYERS)
@@ -122,6 +145,7 @@ def main() -> None:
         program, dataset = make_files(Path(scratch))
         journal = train_everywhere(machines, program, dataset, Path(scratch))
         replay_everywhere(machines, program, journal, Path(scratch))
+        train_in_c(machines, program, dataset, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Cross-builds the native trainer for aarch64 and trains a small Llama under qemu on two ARM CPUs: the losses must be this machine's, and
-# a journal must replay to the same bits on all of them and in torch. Runs the trainer's native tests on each as well. Needs python with
-# this package and ExecuTorch, cmake >= 3.28, ninja, g++, Debian's g++-aarch64-linux-gnu and qemu-user-static.
+# a journal must replay to the same bits on all of them and in torch, by mobizo_runner and by an app in C. Runs the trainer's native tests
+# on each as well. Needs python with this package and ExecuTorch, cmake >= 3.28, ninja, g++, Debian's g++-aarch64-linux-gnu (with gcc) and
+# qemu-user-static.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,7 +10,7 @@ build() {  # build DIRECTORY EXECUTORCH [CMAKE ARGUMENT...]; once configured, ni
   {
     [ -f "$1/build.ninja" ] ||
       cmake -S executorch_ops -B "$1" -G Ninja -DMOBIZO_BUILD_TESTS=ON -Dexecutorch_DIR="$2/share/cmake" "${@:3}" &&
-      cmake --build "$1" --target mobizo_runner trainer_tests
+      cmake --build "$1" --target mobizo_runner trainer_tests c_example
   } >"$1.log" || {
     cat "$1.log" >&2
     exit 1
