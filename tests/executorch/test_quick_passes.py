@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.export import Dim, export
 from torch.fx import GraphModule, traceback
 
 from mobizo_kernels.executorch.quick_passes import quick_passes
+from mobizo_kernels.executorch.unchanged import calls_each_as_it_is
 
 
 class Rewritten(nn.Module):
@@ -93,9 +95,93 @@ def test_a_graph_is_traced_again_where_a_pass_has_changed_it() -> None:
     with quick_passes():  # the graph comes out of a trace
         graph, count = traces(ExportPass(), ExportPass(), Rewriting(), ExportPass(), Rewriting())
         assert (negations(graph), count) == (2, 2)
-        graph, count = traces(ExportPass(), Negating(), ExportPass(), Rewriting())
+        graph, count = traces(ExportPass(), Negating(), ExportPass(), Negating(), Rewriting())
         assert (negations(graph), count) == (7, 1)
     assert traces(ExportPass(), ExportPass())[1] == 2
+
+
+class Altered(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + 1).clone()
+
+
+class Wrapping(ExportPass):
+    """Puts a tensor in the place of an equal number."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        return super().call_operator(op, tuple(torch.tensor(x) if x == 1 else x for x in args), kwargs, meta)
+
+
+class Dropping(ExportPass):
+    """Leaves out an op."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        if op == torch.ops.aten.relu.default:
+            return args[0]
+        return super().call_operator(op, args, kwargs, meta)
+
+
+class Doubling(ExportPass):
+    """Calls an op twice."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        if op == torch.ops.aten.relu.default:
+            args = (super().call_operator(op, args, kwargs, meta),)
+        return super().call_operator(op, args, kwargs, meta)
+
+
+class Remembering(ExportPass):
+    """Lets only the first call of an op be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        assert op not in self.seen
+        self.seen.add(op)
+        return super().call_operator(op, args, kwargs, meta)
+
+
+class Refusing(ExportPass):
+    """Can make nothing of an op."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("made", "unchanged"),
+    [
+        (ExportPass(), True),
+        (Negating(), True),  # there is no relu of the edge dialect
+        (Remembering(), True),
+        (Wrapping(), False),
+        (Dropping(), False),
+        (Doubling(), False),
+        (Refusing(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_pass_would_change(made: ExportPass, unchanged: bool) -> None:
+    graph = export(Altered(), (torch.randn(3),)).run_decompositions({}).graph_module
+    for _ in range(2):  # the pass itself has seen nothing
+        assert calls_each_as_it_is(made, graph) == unchanged
+
+
+def test_a_module_that_is_called_does_what_its_graph_says() -> None:
+    x = torch.tensor([-2.0, 1.0])
+    with quick_passes():
+        module = export(Altered(), (x,)).module()
+        assert isinstance(module, GraphModule)
+        for node in module.graph.nodes:
+            if node.target == torch.ops.aten.relu.default:
+                node.target = torch.ops.aten.neg.default
+        module.recompile()
+        assert module(x).tolist() == [1.0, -2.0]
+        assert copy.deepcopy(module)(x).tolist() == [1.0, -2.0]
+        module.recompile()
+    assert module(x).tolist() == [1.0, -2.0]
 
 
 def test_nothing_is_left_behind() -> None:
