@@ -18,7 +18,7 @@ from mobizo_kernels.parameters import trained_parameters
 
 # Where central differences of LoRA-B correlate well with the slope, by the type of the base ("rounded": any
 # whose linears round their inputs) and whether the adapters act on the last tokens only, which change the
-# loss less: docs/recipe.md.
+# loss less: docs/precision.md.
 _EPS_RANGES = {
     ("float32", False): (1e-4, 3e-2),
     ("float32", True): (1e-4, 1e-1),
