@@ -44,6 +44,7 @@ METHODS = {
     "readout, best layer": replace(OURS, method="best-layer", readout_rows=1280),
     "readout, several layers": replace(OURS, method="layers", readout_rows=1280),
     "readout, ours": replace(OURS, readout_rows=1280),
+    "readout of 480 rows, ours": replace(OURS, readout_rows=480),
     "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
     "readout, centred, one token": replace(ONE_TOKEN, readout_rows=1280, lr=0.1),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),

@@ -33,7 +33,7 @@ from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run does. The defaults are those of `mobizo train`.
+    """What a run does. The defaults are those of `mobizo train --start zero`.
 
     Attributes:
         task: a name in `mobizo_kernels.data.TASKS`.
