@@ -354,6 +354,17 @@ def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], t
     for factor in ("A", "B"):
         np.testing.assert_allclose(inside_head[factor], eager_head[factor], rtol=0.02, atol=2e-3)
 
+    again = tmp_path / "again.pte"  # goes on from what the run in torch ended with
+    shared = ("model", "template", "verbalizer", "max_length", "queries", "batch_size")
+    arguments = [
+        *options({name: task[name] for name in shared}),
+        f"--adapter={tmp_path / 'eager' / 'adapter'}",
+    ]
+    assert run("export", *arguments, f"--out={again}") == 0
+    begun = Trainer(again).evaluate(out / "dataset.safetensors", rows=task["eval_rows"])
+    predictions = json.loads((tmp_path / "eager" / "metrics.json").read_text())["predictions"]
+    assert begun.scores.argmax(axis=1).tolist() == predictions
+
     trainer = Trainer(inside["program"])
     trainer.load_adapter(tmp_path / "journal.start")
     trainer.replay(journal, until=summary["best_step"])
