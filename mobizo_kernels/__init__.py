@@ -18,7 +18,7 @@ from mobizo_kernels._library import cpu_capability
 
 if TYPE_CHECKING:
     from mobizo_kernels import training
-    from mobizo_kernels.lora import load_adapter, save_adapter, unwrap, wrap
+    from mobizo_kernels.lora import load_adapter, save_adapter, to_peft, unwrap, wrap
     from mobizo_kernels.optim import UpdateRule
     from mobizo_kernels.parameters import unwrap_parameters, wrap_parameters
     from mobizo_kernels.zo import Centred, OneSided, TwoSided, ZerothOrder
@@ -35,6 +35,7 @@ __all__ = [
     "load_adapter",
     "ops",
     "save_adapter",
+    "to_peft",
     "training",
     "unwrap",
     "unwrap_parameters",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "lora": ("load_adapter", "save_adapter", "unwrap", "wrap"),
+    "lora": ("load_adapter", "save_adapter", "to_peft", "unwrap", "wrap"),
     "optim": ("UpdateRule",),
     "parameters": ("unwrap_parameters", "wrap_parameters"),
     "zo": ("Centred", "OneSided", "TwoSided", "ZerothOrder"),

@@ -15,6 +15,7 @@ from mobizo_kernels.lora import (
     adapter_fingerprints,
     adapter_layers,
     adapter_of,
+    bare,
     base_dtype,
     is_wrapped,
     model_fingerprint,
@@ -54,6 +55,7 @@ def replay(model: nn.Module, path: PathLike, until: int | None = None) -> int:
             what differs, or if `until` is not within the journal. Earlier versions of the format do not know
             of the adapter.
     """
+    model = bare(model)
     header, records = read_journal(path)
     if not header.of_parameters:
         adapter_of(model)

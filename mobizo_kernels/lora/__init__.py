@@ -1,12 +1,13 @@
 """LoRA adapters whose B is perturbed per group of rows, inside the forward pass."""
 
 from mobizo_kernels.lora.activation import invocation_starts
-from mobizo_kernels.lora.adapter import Adapter, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora.adapter import Adapter, adapter_layers, adapter_of, bare, is_wrapped
 from mobizo_kernels.lora.head import adapt_head, held_head, hold_head, tuned_layers
 from mobizo_kernels.lora.layers import layers_from_first_adapted
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
 from mobizo_kernels.lora.native_adapter import device_from_peft, peft_from_device, save_device_adapter
 from mobizo_kernels.lora.peft_load import load_adapter
+from mobizo_kernels.lora.peft_model import to_peft
 from mobizo_kernels.lora.peft_save import adapter_config, save_adapter
 from mobizo_kernels.lora.rounding import rounds_inputs
 from mobizo_kernels.lora.targets import plain_name
@@ -22,6 +23,7 @@ __all__ = [
     "adapter_fingerprints",
     "adapter_layers",
     "adapter_of",
+    "bare",
     "base_dtype",
     "device_from_peft",
     "held_head",
@@ -36,6 +38,7 @@ __all__ = [
     "rounds_inputs",
     "save_adapter",
     "save_device_adapter",
+    "to_peft",
     "tuned_layers",
     "unwrap",
     "wrap",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from mobizo_kernels.lora.linear import Directions, MPLoRALinear
@@ -19,6 +19,21 @@ PARAMETERS_ATTRIBUTE = "mobizo_parameters"
 
 
 @dataclass
+class PeftHome:
+    """Where an adapter was taken over from, and goes back to.
+
+    Attributes:
+        model: around the wrapped one.
+        name: of the adapter there.
+        layers: PEFT's linears, by their paths in the un-wrapped model.
+    """
+
+    model: PeftModel
+    name: str
+    layers: dict[str, Any]
+
+
+@dataclass
 class Adapter:
     """What `wrap` leaves on a model, as an attribute of it.
 
@@ -28,6 +43,7 @@ class Adapter:
         frozen: the parameters that required a gradient before; `unwrap` lets them require it again.
         hooks: handles of what makes the adapters act from the invocation tokens on.
         vocabulary: tokens that the model had embeddings for, None if it is not one of transformers.
+        home: the PeftModel whose adapter it is, None for one that `wrap` drew.
     """
 
     config: LoraConfig
@@ -35,6 +51,7 @@ class Adapter:
     frozen: list[nn.Parameter]
     hooks: list[Any]
     vocabulary: int | None
+    home: PeftHome | None = None
 
 
 def is_wrapped(model: nn.Module) -> bool:
@@ -54,5 +71,11 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 def adapter_layers(model: nn.Module) -> dict[str, MPLoRALinear]:
     """The adapted linears by their paths in the un-wrapped model; empty if the model is not wrapped."""
-    modules = model.named_modules()
+    modules = bare(model).named_modules()
     return {plain_name(name): module for name, module in modules if isinstance(module, MPLoRALinear)}
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside a PeftModel; any other model as it is."""
+    whole = getattr(model, "_orig_mod", model)
+    return whole.get_base_model() if isinstance(whole, PeftModel) else model

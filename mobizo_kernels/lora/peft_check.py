@@ -140,6 +140,7 @@ def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
         for name, parameter in module._parameters.items()
     }
     vars(made).update(own)
+    vars(made).pop("peft_config", None)  # PEFT would write into it, where there is a PeftModel around
     return made
 
 

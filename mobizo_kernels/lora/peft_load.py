@@ -13,18 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
+from mobizo_kernels.errors import blaming
 from mobizo_kernels.files.safetensors import check_undamaged
 from mobizo_kernels.lora.activation import install_activation
-from mobizo_kernels.lora.adapter import Model, adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora.adapter import Model, adapter_layers, adapter_of, bare, is_wrapped
+from mobizo_kernels.lora.installing import install
 from mobizo_kernels.lora.linear import lora_scaling
 from mobizo_kernels.lora.patterns import check_patterns
 from mobizo_kernels.lora.peft_check import check_no_peft, peft_key
+from mobizo_kernels.lora.peft_model import check_init
 from mobizo_kernels.lora.peft_save import check_saves, parameters_by_key
 from mobizo_kernels.lora.targets import check_options, find_targets, plain_name, rank_and_alpha
-from mobizo_kernels.lora.wrapping import install
-
-# Ways of initialising LoRA that leave the base weights alone; the others only make sense on a changed base.
-_HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
 
 
 def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
@@ -36,7 +35,7 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
     to another model, see :func:`wrap`, is loaded with a warning.
 
     Args:
-        model: the base model of the adapter, wrapped or not.
+        model: the base model of the adapter, wrapped or not, or the PeftModel around a wrapped one.
         directory: holds adapter_config.json and adapter_model.safetensors.
 
     Returns:
@@ -70,9 +69,9 @@ def load_adapter(model: Model, directory: str | os.PathLike[str]) -> Model:
     adapter = adapter_of(model)
     for hook in adapter.hooks:
         hook.remove()
-    adapter.config, adapter.hooks = config, install_activation(model, config, adapter.directions)
+    adapter.config, adapter.hooks = config, install_activation(bare(model), config, adapter.directions)
     try:
-        check_saves(model)
+        check_saves(bare(model))
     except ValueError as reason:
         warnings.warn(
             f"the adapter of {directory} is loaded, but cannot be saved again: {reason}", stacklevel=2
@@ -92,11 +91,8 @@ def _read(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         raise ValueError(f"load_adapter: {directory} cannot be read as a PEFT adapter: {error}") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"load_adapter: expected a LoRA adapter in {directory}, got {config.peft_type}")
-    if config.init_lora_weights not in _HARMLESS_INITS:
-        raise ValueError(
-            f"load_adapter: LoraConfig.init_lora_weights={config.init_lora_weights!r} changes the base "
-            "weights, so the adapter alone does not describe the model"
-        )
+    with blaming("load_adapter"):
+        check_init(config)
     config.init_lora_weights = True
     config.lora_dropout = 0.0
     check_options(config)

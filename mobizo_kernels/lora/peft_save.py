@@ -23,7 +23,7 @@ from torch import nn
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory, sorted_metadata
 from mobizo_kernels.files.safetensors import with_checksum
-from mobizo_kernels.lora.adapter import adapter_layers, adapter_of
+from mobizo_kernels.lora.adapter import adapter_layers, adapter_of, bare
 from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft_key, vocabulary_of
 from mobizo_kernels.lora.targets import Target
 
@@ -43,6 +43,7 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
             :func:`check_saves`.
         OSError: if `directory` is a file or cannot be written.
     """
+    model = bare(model)
     check_saves(model)
     config, tensors = adapter_config(model), adapter_tensors(model)
     with files_of_adapter(directory) as scratch:

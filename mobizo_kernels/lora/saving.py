@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,6 +15,10 @@ from mobizo_kernels.lora.peft_save import save_adapter
 from mobizo_kernels.lora.targets import plain_name
 
 _METHOD = "save_pretrained"
+_PEFT_METHODS = (
+    "add_adapter", "delete_adapter", "disable_adapter", "load_adapter", "merge_adapter", "merge_and_unload",
+    "set_adapter", "unload",
+)  # fmt: skip
 
 
 def install_saving(model: nn.Module) -> None:
@@ -31,10 +36,25 @@ def remove_saving(model: nn.Module) -> None:
             del vars(module)[_METHOD]
 
 
+def install_peft_saving(outer: PeftModel, model: nn.Module) -> None:
+    """Let `save_pretrained` of the PeftModel around a wrapped model write the adapter, and what would look
+    for adapters of PEFT's say what to do.
+    """
+    vars(outer)[_METHOD] = _AdapterSaver(model)
+    for name in _PEFT_METHODS:
+        vars(outer)[name] = _PeftRefusal(name)
+
+
+def remove_peft_saving(outer: PeftModel) -> None:
+    """Give PEFT's own methods back."""
+    for name in (_METHOD, *_PEFT_METHODS):
+        vars(outer).pop(name, None)
+
+
 class _AdapterSaver:
     """What `save_pretrained` is on a wrapped model. An object, so that copies of the model save their own."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def __call__(
@@ -79,6 +99,16 @@ class _Refusal:
             f"{type(self._part).__name__} is part of a wrapped model: save the adapter of the whole with "
             "save_adapter, or call unwrap first"
         )
+
+
+class _PeftRefusal:
+    """What a method of a PeftModel is while its adapter is taken over."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise ValueError(f"{self._name}: the adapter is taken over by mobizo; call to_peft(model) first")
 
 
 def _equal(given: torch.Tensor | None, tensor: torch.Tensor) -> bool:

@@ -8,30 +8,28 @@ import warnings
 from collections import Counter
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mobizo_kernels.lora.activation import install_activation
 from mobizo_kernels.lora.adapter import (
-    ATTRIBUTE,
     PARAMETERS_ATTRIBUTE,
-    Adapter,
     Model,
     adapter_layers,
     adapter_of,
+    bare,
     is_wrapped,
 )
-from mobizo_kernels.lora.linear import Directions, MPLoRALinear, device_of
-from mobizo_kernels.lora.peft_check import check_embeddings, check_no_peft, check_peft_loads, vocabulary_of
-from mobizo_kernels.lora.saving import install_saving, remove_saving
-from mobizo_kernels.lora.targets import Target, check_options, find_targets
-from mobizo_kernels.ops import parameter_stream
+from mobizo_kernels.lora.installing import install, remove
+from mobizo_kernels.lora.linear import MPLoRALinear
+from mobizo_kernels.lora.peft_check import check_embeddings, check_no_peft, check_peft_loads
+from mobizo_kernels.lora.peft_model import take_over
+from mobizo_kernels.lora.targets import check_options, find_targets
 
 _MERGED = "mobizo_merged"
 
 
-def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
+def wrap(model: Model, config: LoraConfig | None = None, *, seed: int = 0) -> Model:
     """Replace the targeted linears of a model by :class:`MPLoRALinear`, in place, and freeze everything else.
 
     Which linears, and with which ranks and alphas, is decided by PEFT's own matching of `target_modules`
@@ -42,9 +40,13 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
     the model computes what it did. Its `save_pretrained` writes the adapter from now on, as that of a
     PeftModel does.
 
+    The active LoRA of a PeftModel is taken over with its configuration and its weights: A is frozen from now
+    on, and `lora_dropout`, which is of first-order training, does not act. The model stays the same object;
+    what PEFT can do with adapters it can do again after :func:`to_peft`.
+
     Args:
-        model: any module with linears; they may be quantised.
-        config: is copied, never changed.
+        model: any module with linears; they may be quantised. Or a PeftModel, without further adapters.
+        config: is copied, never changed. A PeftModel has its own.
         seed: of A. Each linear draws on its own, so its A does not depend on what else is adapted.
 
     Returns:
@@ -54,12 +56,20 @@ def wrap(model: Model, config: LoraConfig, *, seed: int = 0) -> Model:
         ValueError: before the model is touched, if it is wrapped already, holds adapters of PEFT's or
             embeddings that were resized since it was loaded, if an option of `config` cannot be honoured, if
             an entry of `target_modules` matches nothing, or something that is not a linear, or if PEFT would
-            not load the adapter to the same linears, as in some models with fused experts.
+            not load the adapter to the same linears, as in some models with fused experts. Of a PeftModel
+            also if it has several adapters, naming them, or if its LoRA is merged, off, or of another kind.
     """
     if is_wrapped(model):
         raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap(model) first")
     if hasattr(model, PARAMETERS_ATTRIBUTE):
         raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap_parameters(model) first")
+    if isinstance(whole := getattr(model, "_orig_mod", model), PeftModel):
+        if config is not None:
+            raise ValueError("config must be left out for a PeftModel, whose own is taken over")
+        take_over(whole)
+        return model
+    if config is None:
+        raise ValueError(f"config must be a peft.LoraConfig for {type(model).__name__}, got None")
     config = copy.deepcopy(config)
     check_options(config)
     if config.init_lora_weights is not True:
@@ -96,9 +106,12 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
 
     Raises:
         ValueError: before the model is touched, if it is not wrapped, or if `merge` meets a weight that is
-            quantised or tied to that of another module, or an adapter that acts on some tokens only.
+            quantised or tied to that of another module, or an adapter that acts on some tokens only; or if it
+            is that of a PeftModel, which :func:`to_peft` gives back.
     """
     adapter, layers = adapter_of(model), adapter_layers(model)
+    if adapter.home is not None:
+        raise ValueError("unwrap: the adapter was taken over from a PeftModel; call to_peft(model) first")
     if merge:
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         if adapter.config.alora_invocation_tokens is not None:
@@ -108,42 +121,8 @@ def unwrap(model: Model, *, merge: bool = False) -> Model:
         for layer in layers.values():
             _merge(layer)
         setattr(model, _MERGED, True)
-    for name, layer in layers.items():
-        model.set_submodule(name, layer.base_layer)
-    for parameter in adapter.frozen:
-        parameter.requires_grad_(True)
-    for hook in adapter.hooks:
-        hook.remove()
-    remove_saving(model)
-    delattr(model, ATTRIBUTE)
+    remove(bare(model), {name: layer.base_layer for name, layer in layers.items()})
     return model
-
-
-def install(model: nn.Module, config: LoraConfig, targets: list[Target]) -> dict[str, MPLoRALinear]:
-    """Freeze the model and put an adapter, A and B zero, in the place of every target; the layers by path."""
-    directions = Directions(device_of(targets[0].module))
-    layers = {
-        target.name: MPLoRALinear(
-            target.module,
-            target.in_features,
-            target.out_features,
-            rank=target.rank,
-            alpha=target.alpha,
-            rslora=config.use_rslora,
-            stream=parameter_stream(f"{target.name}.weight"),
-            directions=directions,
-        )
-        for target in targets
-    }
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
-    install_saving(model)
-    hooks = install_activation(model, config, directions)
-    setattr(model, ATTRIBUTE, Adapter(config, directions, frozen, hooks, vocabulary_of(model)))
-    return layers
 
 
 def _check_mergeable(name: str, base: nn.Module, uses: Counter[int]) -> None:

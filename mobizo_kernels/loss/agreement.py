@@ -10,17 +10,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mobizo_kernels.conventions import IGNORED
-from mobizo_kernels.lora import adapter_of, is_wrapped, rounds_inputs
+from mobizo_kernels.lora import adapter_of, bare, is_wrapped, rounds_inputs
 from mobizo_kernels.loss.rows import RowReader, Rows
 from mobizo_kernels.parameters import parameter_directions
 
 
 def checked_causal_lm(model: nn.Module) -> PreTrainedModel:
-    """`model`, if it is one whose loss can be computed.
+    """`model`, or that inside a PeftModel, if it is one whose loss can be computed.
 
     Raises:
         ValueError: if it is no causal LM of transformers, or its linears mix the rows of a batch.
     """
+    model = bare(model)
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model must be a causal LM of transformers, got {type(model).__name__}")
     if model.base_model is model or model.get_output_embeddings() is None or model.config.is_encoder_decoder:
@@ -80,6 +81,11 @@ def check_logits(model: PreTrainedModel, reader: RowReader, ours: Callable[[Rows
         if off := difference(got, expected, model):
             if difference(own(ids), expected, model):
                 raise ValueError(f"{name} has other logits for the same tokens each time, also in eval mode")
+            if hasattr(model, "_original_forward"):  # as Accelerator.prepare leaves it
+                raise ValueError(
+                    f"{name} was prepared for mixed precision: make ZerothOrder, and its steps, inside of "
+                    "`with accelerator.autocast():`"
+                )
             raise ValueError(f"{_unknown(name)}: ours are {off}")
         kept = (rows.rows > 0).to(ids.device)
         if off := difference(own(others)[kept], expected[kept], model, 1e-3, 5e-2):

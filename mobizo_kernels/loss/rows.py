@@ -20,6 +20,10 @@ _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "s
 """What transformers' collators may say of packed rows besides `position_ids`."""
 
 
+class NothingLabelled(ValueError):
+    """A batch without a token to predict."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows on the host, and what is to be predicted in them.
@@ -91,7 +95,7 @@ class RowReader:
             labels = labels.masked_fill(~mask.roll(1, dims=1), IGNORED)
         rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         if not len(rows):
-            raise ValueError("batch has no label after a token that is not padding")
+            raise NothingLabelled("batch has no label after a token that is not padding")
         width = int(columns.max()) + 1
         tokens = labels[rows, columns + 1]
         inputs = {name: tensor[:, :width] for name, tensor in inputs.items()}

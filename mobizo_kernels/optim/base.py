@@ -31,6 +31,8 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
     float32 and of the shape of its parameter, whatever the parameter's dtype.
     """
 
+    _updated = False  # since the last call of `step` without arguments
+
     def __init__(self, named_parameters: NamedParameters, **options: Any) -> None:
         super().__init__(named_parameters, options)  # type: ignore[arg-type]  # dicts of groups, too
 
@@ -68,17 +70,31 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
     @torch.no_grad()
     def step(  # type: ignore[override]  # a gradient is an argument here: there is no p.grad to find it in
         self,
-        seeds: torch.Tensor,
-        projected_grads: torch.Tensor,
+        seeds: torch.Tensor | None = None,
+        projected_grads: torch.Tensor | None = None,
         standing: torch.Tensor | None = None,
     ) -> None:
         """Update every parameter along the directions of `seeds`: :meth:`record` and :meth:`apply` in one.
+
+        Without arguments, as training loops call it after `loss.backward()`, there is nothing left to do:
+        :meth:`mobizo_kernels.ZerothOrder.step`, which stands in the place of that, has made the update.
 
         Args:
             seeds: int64 [q].
             projected_grads: float32 [q].
             standing: as for :meth:`record`.
+
+        Raises:
+            RuntimeError: without arguments, if no update was made since the last such call.
         """
+        if seeds is None or projected_grads is None:
+            if not self._updated:
+                raise RuntimeError(
+                    f"{type(self).__name__}.step: no gradient is there to step along, and no update was made "
+                    "since the last call; call ZerothOrder.step(batch) where loss.backward() stood"
+                )
+            self._updated = False
+            return
         self.apply(seeds, self.record(projected_grads, standing=standing))
 
     def record(
@@ -197,7 +213,7 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
 
     def tell_schedulers(self) -> None:
         """Say that a step was made: the schedulers of torch look for this sign of Optimizer.step."""
-        self._opt_called = True
+        self._opt_called = self._updated = True
 
     def _record(
         self, group: dict[str, Any], slopes: torch.Tensor, loss: float, standing: torch.Tensor | None

@@ -67,5 +67,5 @@ def warn_of_eps(model: nn.Module, eps: float) -> None:
         base = _BASES[kind]
         warnings.warn(
             f"eps={eps:g} is outside of {low:g} to {high:g}, where differences of {base} follow the slope",
-            stacklevel=3,
+            stacklevel=4,
         )

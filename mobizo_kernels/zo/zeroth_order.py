@@ -29,9 +29,11 @@ from mobizo_kernels.parameters import (
 )
 from mobizo_kernels.parameters.directions import check_outer
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
+from mobizo_kernels.zo.batches import Batch, Measure, listed_batches, losses_over
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
-from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, checked_losses, shaped
+from mobizo_kernels.zo.models import model_to_tune
+from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, shaped
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
 
 
@@ -76,7 +78,8 @@ class ZerothOrder:
 
     Args:
         model: a causal LM of transformers, wrapped or not. One that torch.compile returned, or whose
-            `compile()` was called, is taken for `compile=True` and the model inside of it.
+            `compile()` was called, is taken for `compile=True` and the model inside of it. The active LoRA of
+            a PeftModel is taken over, see :func:`mobizo_kernels.wrap`.
         estimator: a :class:`TwoSided` (G = 2q groups), :class:`OneSided` (G = q + 1) or :class:`Centred`
             (G = q), or the name "two_sided", "one_sided" or "centred" of one that is made of `queries`, `eps`
             and `normalize`.
@@ -106,6 +109,7 @@ class ZerothOrder:
         weight_decay: decoupled.
 
     Attributes:
+        model: that is tuned: of a PeftModel, the one inside.
         estimator: the :class:`Estimator` of the steps.
         optimizer: the :class:`ZOOptimizer` that updates the parameters; give it to a scheduler of torch.
         run_seed: as given, like the next.
@@ -144,17 +148,33 @@ class ZerothOrder:
         weight_decay: float | None = None,
     ) -> None:
         check_run_seed(run_seed)
-        model, compiled = not_compiled(model)
-        compile = compile or compiled
-        if has_wrapped_parameters(model):
-            check_outer(distribution)
-            check_tuned(model)
         self.run_seed, self.distribution = int(run_seed), distribution
         self.estimator = make_estimator(estimator, queries=queries, eps=eps, normalize=normalize)
         self._rule = make_rule(
             optimizer, lr=lr, momentum=momentum, betas=betas, adam_eps=adam_eps, weight_decay=weight_decay
         )
-        self.optimizer = make_optimizer(tuned_parameters(model), self._rule, distribution)
+        self.steps = 0
+        self.skipped_steps = 0
+        self.journal: JournalWriter | None = None
+        self._graphed: GraphedSteps | None = None
+        with model_to_tune(model) as (self.model, compiled):
+            self._set_up(candidate_tokens, store, compile or compiled, cuda_graph)
+            if journal is not None:
+                self.apply(self.open_journal(journal, resume=resume))
+
+    def _set_up(
+        self,
+        candidate_tokens: Sequence[int] | None,
+        store: StateStore | None,
+        compile: bool,
+        cuda_graph: bool,
+    ) -> None:
+        """Optimizer and loss of the model, as the arguments of the same names say."""
+        model = self.model
+        if has_wrapped_parameters(model):
+            check_outer(self.distribution)
+            check_tuned(model)
+        self.optimizer = make_optimizer(tuned_parameters(model), self._rule, self.distribution)
         if cuda_graph:
             if compile:
                 raise ValueError("cuda_graph=True needs compile=False and a model that is not compiled")
@@ -164,15 +184,8 @@ class ZerothOrder:
                 raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store, compile=compile)
         warn_of_eps(model, self.estimator.eps)
-        self.model = model
-        self.steps = 0
-        self.skipped_steps = 0
-        self.journal: JournalWriter | None = None
-        self._graphed: GraphedSteps | None = None
         if cuda_graph:
-            self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, distribution)
-        if journal is not None:
-            self.apply(self.open_journal(journal, resume=resume))
+            self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, self.distribution)
 
     def open_journal(
         self,
@@ -251,7 +264,7 @@ class ZerothOrder:
     @torch.no_grad()
     def step(
         self,
-        batch: Mapping[str, torch.Tensor],
+        batch: Batch | Sequence[Batch],
         *,
         objective: Objective | None = None,
         shaping: Shaping = "none",
@@ -264,16 +277,20 @@ class ZerothOrder:
 
         Args:
             batch: `input_ids`, `labels` and usually `attention_mask`, each [B, T], see :class:`LabelledLoss`.
+                Or several of them, of any shapes, which make one estimate: that of their rows in one batch,
+                up to rounding, in the memory of the largest.
             objective: what is minimised in place of the cross-entropy: `objective(model, batch, groups)`
                 gives the loss of each group, float [groups], lower being better. It need not have a gradient.
-                Where it is the same for all groups, the gradient is zero.
+                Where it is the same for all groups, the gradient is zero. Of several batches the mean counts,
+                weighted by their rows.
             shaping: "none"; "standardise" or "rank" for the losses by which the directions are weighed, as
                 evolution strategies do. The losses that are reported stay what they are.
 
         Raises:
-            ValueError: if the batch has nothing to predict, an option of :attr:`optimizer` is out of range,
-                the objective gives something else than a loss for each group, or cuda_graph=True comes with
-                one. The step can be tried again.
+            ValueError: if nothing is to be predicted, an option of :attr:`optimizer` is out of range, the
+                objective gives something else than a loss for each group, cuda_graph=True comes with one or
+                with several batches, or `model.compile()` was called after this was made. The step can be
+                tried again.
             JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
             RuntimeError: if compile=True and a layer cannot be compiled. Nothing was updated.
@@ -281,16 +298,18 @@ class ZerothOrder:
         for group in self.optimizer.param_groups:
             self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
         check_shaping(shaping)
+        if not self.loss.compiles and not_compiled(self.model)[1]:
+            raise ValueError("model.compile() must come before ZerothOrder, or compile=True be given to it")
+        batches = listed_batches(batch)
         seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
-        if self._graphed is not None and (objective is not None or shaping != "none"):
-            raise ValueError("objective and shaping need cuda_graph=False")
+        if self._graphed is not None and (objective is not None or shaping != "none" or len(batches) > 1):
+            raise ValueError("objective, shaping and several batches need cuda_graph=False")
         if self._graphed is None:
-            losses, projected_grads, record = self._made(
-                batch, seeds, objective or self._cross_entropy, shaping
-            )
+            measure = losses_over(self.loss, batches, objective)
+            losses, projected_grads, record = self._made(measure, seeds, shaping)
             loss, applied = record.loss, record.applied
         else:
-            losses, projected_grads, applied = self._graphed(batch, seeds)
+            losses, projected_grads, applied = self._graphed(batches[0], seeds)
             loss = self.estimator.loss(losses)
         if not applied:
             projected_grads = torch.full_like(projected_grads, float("nan"))
@@ -347,19 +366,14 @@ class ZerothOrder:
         """Whether one forward sees all groups."""
         return is_wrapped(self.model) or has_wrapped_parameters(self.model)
 
-    def _cross_entropy(
-        self, model: nn.Module, batch: Mapping[str, torch.Tensor], groups: int
-    ) -> torch.Tensor:
-        return self.loss(batch, groups)
-
     def _made(
-        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective, shaping: str
+        self, measure: Measure, seeds: torch.Tensor, shaping: str
     ) -> tuple[torch.Tensor, torch.Tensor, StepRecord]:
         """The losses [G] and projected gradients [q] of a step, and its record, which is applied."""
         if self._batched:
-            losses, standing = self._batched_losses(batch, seeds, objective), None
+            losses, standing = self._batched_losses(measure, seeds), None
         else:
-            losses, standing = self._sequential_losses(batch, seeds, objective)
+            losses, standing = self._sequential_losses(measure, seeds)
         weighed = losses if shaping == "none" else shaped(losses, shaping)
         projected_grads = self.estimator.projected_gradients(weighed)
         record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
@@ -368,19 +382,15 @@ class ZerothOrder:
         self.optimizer.apply(seeds, record)
         return losses, projected_grads, record
 
-    def _batched_losses(
-        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective
-    ) -> torch.Tensor:
-        """losses [G] of a wrapped model, from one forward."""
+    def _batched_losses(self, measure: Measure, seeds: torch.Tensor) -> torch.Tensor:
+        """losses [G] of a wrapped model, from one forward of each batch."""
         estimator = self.estimator
         adapted = is_wrapped(self.model)
         directions = adapter_of(self.model).directions if adapted else parameter_directions(self.model)
         with directions.use(estimator.seeds(seeds), estimator.coeffs(), self.distribution):
-            return checked_losses(objective(self.model, batch, estimator.groups), estimator.groups)
+            return measure(estimator.groups)
 
-    def _sequential_losses(
-        self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor, objective: Objective
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sequential_losses(self, measure: Measure, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """losses [G] from G forwards, and what of each direction is still on the parameters, float32 [q]."""
         losses, standing = _zeros(self.estimator.groups), _zeros(len(seeds))
         coeffs, plan = self.estimator.coeffs(), self.estimator.plan()
@@ -393,7 +403,7 @@ class ZerothOrder:
                 if change.any():
                     self.optimizer.perturb(seeds[change != 0], change[change != 0])
                 standing = wanted
-                losses[group] = checked_losses(objective(self.model, batch, 1), 1)
+                losses[group] = measure(1)
         except BaseException:
             self._take_off(seeds, standing)
             raise

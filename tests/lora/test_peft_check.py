@@ -220,7 +220,8 @@ def test_adapters_of_peft_are_not_lost(kind: str, tmp_path: Path, rng: torch.Gen
     save_adapter(trained(tiny.llama(), rng), tmp_path)
     model = peft_models()[kind]
     message = "holds an adapter of PEFT .*: it would not be saved, so merge or unload it first"
-    with pytest.raises(ValueError, match=message):
+    own = "config must be left out for a PeftModel"  # it brings its own: tests/lora/test_peft_model.py
+    with pytest.raises(ValueError, match=own if isinstance(model, PeftModel) else message):
         wrap(model, config())
     with pytest.raises(ValueError, match=message):
         load_adapter(model, tmp_path)
