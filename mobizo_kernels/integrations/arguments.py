@@ -94,6 +94,8 @@ def check_trainer(trainer: type, mixin: type, given: Mapping[str, Any]) -> None:
         allowed = expected if isinstance(expected, tuple) else (expected,)
         if value not in allowed and not (value is None and expected == 0):
             raise ValueError(f"{name} must be {allowed[-1]}, got {value}: {why}")
+    if hasattr(given.get("model"), "_orig_mod"):
+        raise ValueError("model must be what torch.compile was given: torch_compile=True compiles its layers")
     for name in ("deepspeed", "fsdp"):
         if getattr(args, name, None):
             raise ValueError(f"{name} must be left out: several processes are not supported yet")

@@ -13,7 +13,7 @@ import torch
 from helpers import assert_same_bits
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.integrations.transformers import ZOConfig, ZOTrainer
@@ -236,6 +236,19 @@ def test_bfloat16_base(tmp_path: Path, rng: torch.Generator) -> None:
     assert all(bool(layer.lora_b.any()) for layer in adapter_layers(model).values())
 
 
+def test_it_compiles(tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobizo_kernels.loss.compiled.BACKEND", "eager")
+    run = trainer(a_model(), config(tmp_path, max_steps=1, torch_compile=True), rows(rng))
+    run.train()
+    assert run.zo is not None and run.zo.loss.compiles and run.zo.steps == 1
+
+
+def test_arguments_from_a_command_line(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--queries", "3", "--normalize", "false", "--use_cpu"]
+    (args,) = HfArgumentParser(ZOConfig).parse_args_into_dataclasses(words)
+    assert (args.queries, args.normalize, args.learning_rate) == (3, False, 2e-2)
+
+
 def test_an_objective(tmp_path: Path, rng: torch.Generator) -> None:
     def objective(model: nn.Module, batch: Mapping[str, torch.Tensor], groups: int) -> torch.Tensor:
         return torch.full((groups,), float(len(batch["input_ids"])))
@@ -311,6 +324,7 @@ def test_what_a_step_would_leave_out(tmp_path: Path) -> None:
         (lambda: Own(model, args), "Own.compute_loss must go: a step does not call it"),
         (lambda: ZOTrainer(model, args, optimizers=(sgd, None)), "optimizers must be left out"),
         (lambda: ZOTrainer(model, args, compute_loss_func=max), "compute_loss_func must be left out"),
+        (lambda: ZOTrainer(torch.compile(model), args), "model must be .*: torch_compile=True compiles"),
         (lambda: ZOTrainer(model), "args must be a ZOConfig, or have ZOArguments mixed in, got NoneType"),
         (
             lambda: ZOTrainer(model, TrainingArguments(str(tmp_path / "out"), use_cpu=True)),
