@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mobizo_kernels import __version__
 from mobizo_kernels.cli.adapter import convert_adapter
 from mobizo_kernels.cli.demo import ENGINES, PLANS, demo
 from mobizo_kernels.cli.environment import environment
@@ -45,11 +46,26 @@ from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
 
 app = typer.Typer(
-    help="Fine-tune language models with forward passes only.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"mobizo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+    ] = False,
+) -> None:
+    """Fine-tune language models with forward passes only."""
 
 
 @app.command("train")

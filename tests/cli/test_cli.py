@@ -170,6 +170,11 @@ def test_missing_adapter(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "holds no adapter_config.json" in capsys.readouterr().err
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"mobizo {mobizo_kernels.__version__}\n"
+
+
 def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("env", "--json") == 0
     found = json.loads(capsys.readouterr().out)
