@@ -69,7 +69,7 @@ class ZOTrainerMixin(_Trainer):
         """As of Trainer. Overridden to let the journal go, and to give a PeftModel its adapter back, however
         the run ends.
         """
-        self._checkpoint = None
+        self._checkpoint, self._gives_back = None, False
         try:
             return super().train(*args, **kwargs)
         finally:

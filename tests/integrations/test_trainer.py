@@ -258,6 +258,15 @@ def test_an_objective(tmp_path: Path, rng: torch.Generator) -> None:
     assert [entry["loss"] for entry in run.state.log_history if "loss" in entry] == [2.0] * 4
 
 
+def test_a_peft_model_that_the_caller_wrapped_stays_so(tmp_path: Path, rng: torch.Generator) -> None:
+    data, model, other = rows(rng), mobizo.wrap(a_model()), a_model()
+    args = config(tmp_path, save_strategy="steps", save_steps=2, save_only_model=True)
+    trainer(model, args, data).train()
+    assert is_wrapped(model) and (tmp_path / "checkpoint-4/adapter_model.safetensors").is_file()
+    trainer(other, config(tmp_path), data).train()
+    assert_equal(mobizo.to_peft(model), other)
+
+
 def test_an_error_gives_the_adapter_back(tmp_path: Path, rng: torch.Generator) -> None:
     data = [{**row, "labels": [-100] * len(row["labels"])} for row in rows(rng)]
     model = a_model()
