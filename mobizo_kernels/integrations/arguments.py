@@ -43,7 +43,7 @@ class ZOArguments:
     optimizer: str = field(default="sgd", metadata={"help": "sgd, adam or sign."})
     momentum: float = field(default=0.0, metadata={"help": "Of sgd, in [0, 1)."})
     normalize: bool = field(default=True, metadata={"help": "Divide by the spread of a step's losses."})
-    learning_rate: float = field(default=2e-2, metadata={"help": "What a step goes along a direction."})
+    learning_rate: float = field(default=5e-2, metadata={"help": "What a step goes along a direction."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "0: there is no gradient to clip."})
 
     def __post_init__(self) -> None:

@@ -246,7 +246,7 @@ def test_it_compiles(tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.M
 def test_arguments_from_a_command_line(tmp_path: Path) -> None:
     words = ["--output_dir", str(tmp_path), "--queries", "3", "--normalize", "false", "--use_cpu"]
     (args,) = HfArgumentParser(ZOConfig).parse_args_into_dataclasses(words)
-    assert (args.queries, args.normalize, args.learning_rate) == (3, False, 2e-2)
+    assert (args.queries, args.normalize, args.learning_rate) == (3, False, 5e-2)
 
 
 def test_an_objective(tmp_path: Path, rng: torch.Generator) -> None:
