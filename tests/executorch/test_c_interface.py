@@ -9,17 +9,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import c_interface as c
-import executorch
 import numpy as np
 import pytest
 import torch
+from c_process import LIBRARIES, PACKAGE, apart
 from crash import run_to_end
 from programs import other_program, tiny_dataset, tiny_program
 from tokenizers_of_kinds import saved
@@ -27,28 +25,20 @@ from tokenizers_of_kinds import saved
 import mobizo_kernels
 from mobizo_kernels.data import read_dataset
 from mobizo_kernels.executorch import StepReport, Trainer, Validation, _trainer
-from mobizo_kernels.executorch._library import _RUNTIME
 from mobizo_kernels.training.readout import numbers_in_turn
 
-PACKAGE = Path(mobizo_kernels.__file__).parent / "executorch"
-LIBRARIES = Path(next(iter(executorch.__path__)), "lib")
 VERSION = re.escape(mobizo_kernels.__version__)
-FILES = c.Files([str(LIBRARIES / f"{name}.so") for name in _RUNTIME], str(PACKAGE / "libmobizo.so"))
 EXAMPLE = Path(__file__).parents[2] / "examples/c/train.c"
 SETTINGS: dict[str, Any] = {"steps": 6, "lr": 0.01, "eps": 0.01, "lr_schedule": "cosine", "run_seed": -3}
-Found = TypeVar("Found")
 
 
-def apart(function: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
-    """What a function of c_interface returns in a process that has none of the package's libraries. A crash
-    of it is an error here.
-    """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, FILES, *map(text, arguments), **options).result()
-
-
-def text(argument: Any) -> Any:
-    return str(argument) if isinstance(argument, Path) else argument
+def in_turn(folder: Path, rng: torch.Generator) -> Path:
+    """A data set that says which rows to read out."""
+    drawn = rng.get_state()
+    plain = read_dataset(tiny_dataset(folder / "plain.safetensors", rng))
+    rng.set_state(drawn)
+    turn = tuple(numbers_in_turn(plain.train, 3))
+    return tiny_dataset(folder / "in_turn.safetensors", rng, in_turn=turn)
 
 
 def flat(trainer: Trainer) -> list[float]:
@@ -72,7 +62,7 @@ def test_a_run_is_that_of_python_and_of_the_command_line(
     trainer.save_adapter(adapters["python"])
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     files = [f"--adapter-out={adapters['runner']}", f"--journal={journals['runner']}"]
-    run_to_end(["train", program, dataset, *files, *options])
+    run_to_end(["train", program, dataset, "--start=zero", *files, *options])
 
     assert len({path.read_bytes() for path in adapters.values()}) == 1
     assert len({path.read_bytes() for path in journals.values()}) == 1
@@ -120,6 +110,26 @@ def stop_after(steps: int) -> Callable[[StepReport], None]:
             raise StopIteration
 
     return on_step
+
+
+def test_forwards_are_cancelled(program: Path, dataset: Path) -> None:
+    """Between two of them."""
+    scores, training, again = apart(c.cancelled_forwards, program, dataset)
+    assert scores == "CANCELLED: cancelled before the last row was scored"
+    assert re.fullmatch(r"CANCELLED: cancelled after \d+ steps?", training)
+    assert again == "OK"
+
+
+def test_a_lost_journal_ends_the_run(program: Path, dataset: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "keep": "last", "eval_every": 0}
+    run, values = apart(c.lost_journal, program, dataset, tmp_path / "journal", **settings)["lost"]
+    assert run.end.startswith("JOURNAL_LOST: ") and "journal was removed" in run.end
+    made = run.result["steps"]
+    assert (len(run.steps), run.result["stopped"], 3 <= made < 6) == (made, 1, True)
+    trainer = Trainer(program)
+    with pytest.raises(StopIteration):
+        trainer.train(dataset, **settings, on_step=stop_after(made))
+    assert values == flat(trainer)
 
 
 def test_a_cancelled_run_goes_on(program: Path, dataset: Path, tmp_path: Path) -> None:
@@ -172,11 +182,7 @@ def test_scores_and_adapters(program: Path, dataset: Path, trainer: Trainer, tmp
 
 
 def test_readout_is_that_of_python(program: Path, rng: torch.Generator, tmp_path: Path) -> None:
-    drawn = rng.get_state()
-    plain = read_dataset(tiny_dataset(tmp_path / "plain.safetensors", rng))
-    in_turn = tuple(numbers_in_turn(plain.train, 3))
-    rng.set_state(drawn)
-    dataset = tiny_dataset(tmp_path / "in_turn.safetensors", rng, in_turn=in_turn)
+    dataset = in_turn(tmp_path, rng)
     trainer, adapter = Trainer(program), tmp_path / "c.safetensors"
     expected = trainer.read_out(dataset, rows=10)
     trainer.save_adapter(tmp_path / "python.safetensors")

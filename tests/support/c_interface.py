@@ -5,6 +5,7 @@ that has libmobizo.so: the tests run the functions below in a process of their o
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
@@ -223,6 +224,40 @@ def cancelled_runs(files: Files, program: str, dataset: str, **options: Any) -> 
     opened.call("cancel")  # of nothing
     ended("to the end", opened)
     return runs
+
+
+def cancelled_forwards(files: Files, program: str, dataset: str) -> list[str]:
+    """How scoring and a training end that another thread cancels all the time."""
+    opened, told, over = Program(Library(files), program), list[str](), threading.Event()
+
+    def cancel() -> None:
+        while not over.is_set():
+            opened.call("cancel")
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        path, all_rows = dataset.encode(), c_int64(0)
+        while not told or told[0] == "OK":  # two forwards may be over before the other thread runs
+            told[:] = [opened.failure("evaluate", path, b"test", all_rows, None, None, None)]
+        told.append(opened.failure("train", path, None, None, None))
+    finally:
+        over.set()
+        thread.join()
+    told.append(opened.failure("evaluate", path, b"test", all_rows, None, None, None))
+    return told
+
+
+def lost_journal(files: Files, program: str, dataset: str, journal: str, **options: Any) -> Ended:
+    """A run whose journal is removed after step 3."""
+    opened = Program(Library(files), program)
+
+    def remove(step: int) -> int:
+        if step == 2:
+            os.remove(journal)
+        return 0
+
+    return {"lost": (opened.train(dataset, on_step=remove, journal=journal, **options), opened.values())}
 
 
 def calls_in_a_callback(files: Files, program: str, dataset: str) -> list[str]:

@@ -74,6 +74,15 @@ void check_size(uint64_t size, const char* name) {
     fail(name, ".size must be at least ", kFirstSize<T>, ", got ", size, ": set it to the sizeof of the struct");
 }
 
+// Gives a struct of the caller, of `size` bytes, its defaults: zeros for members that this version does not know.
+template <typename T>
+void initialize(T* caller, uint64_t size, const T& defaults) {
+  check_size<T>(size, "options");
+  std::memset(given(caller, "options"), 0, static_cast<size_t>(size));
+  std::memcpy(caller, &defaults, static_cast<size_t>(std::min<uint64_t>(size, sizeof(T))));
+  caller->size = size;
+}
+
 // A struct that the caller fills: its members on top of `value`. Those of a later version, which this one does not know, must
 // be zeros.
 template <typename T>

@@ -155,13 +155,7 @@ using namespace mobizo::trainer;
 using namespace mobizo::trainer::c_interface;
 
 mobizo_status mobizo_train_options_init(mobizo_train_options* options, uint64_t size) {
-  return guarded([&] {
-    check_size<mobizo_train_options>(size, "options");
-    std::memset(given(options, "options"), 0, size);
-    options->size = size;
-    fill(options, defaults());
-    options->size = size;
-  });
+  return guarded([&] { initialize(options, size, defaults()); });
 }
 
 mobizo_status mobizo_train(mobizo_program* program, const char* dataset, const mobizo_train_options* options,
