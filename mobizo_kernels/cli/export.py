@@ -12,15 +12,16 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import ExportSettings, as_json, update_rule
 from mobizo_kernels.cli.targets import lora_config
-from mobizo_kernels.data import PromptEncoder, parse_verbalizer
+from mobizo_kernels.data import ChatEncoder, PromptEncoder, parse_verbalizer, tokenizer_definition
 from mobizo_kernels.errors import InputError, blame_input
+from mobizo_kernels.files.file import written_whole
 from mobizo_kernels.lora import MPLoRALinear, hold_head, load_adapter, wrap
 from mobizo_kernels.lora.head import is_readout
 from mobizo_kernels.models import check_max_length, load_model, load_tokenizer
@@ -38,12 +39,18 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     executorch = native()
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"out: {str(settings.out)!r} exists; name another file, or add --overwrite")
-    check_output_file(settings.out)
-    check_distinct({"out": [settings.out]}, {"model": settings.model, "adapter": settings.adapter})
+    outputs = {"out": [settings.out]}
+    if settings.tokenizer is not None:
+        outputs["tokenizer"] = [settings.tokenizer]
+    for (path,) in outputs.values():
+        check_output_file(path)
+    check_distinct(outputs, {"model": settings.model, "adapter": settings.adapter})
     started = perf_counter()
-    verbalizer = parse_verbalizer(settings.verbalizer)
     tokenizer = load_tokenizer(settings.model)
-    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    if settings.tokenizer is not None:
+        _require_definition(tokenizer)
+    encoder = _encoder(settings, tokenizer)
+    labelled = isinstance(encoder, PromptEncoder)
     model = adapted_model(settings, encoder)
     check_max_length(model.config, settings.max_length)
     with blame_input("export"), _progress(), directory_for(settings.out):
@@ -63,10 +70,14 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             quantization=settings.quantization,
             lowering=settings.lowering,
             dynamic_length=not settings.static_length,
-            candidate_tokens=encoder.candidate_tokens,
+            targets_per_row=1 if labelled else settings.answer_tokens,
+            candidate_tokens=encoder.candidate_tokens if isinstance(encoder, PromptEncoder) else None,
             tokenizer=tokenizer,
-            prompt=encoder,
+            prompt=encoder if isinstance(encoder, PromptEncoder) else None,
         )
+    if settings.tokenizer is not None:
+        with blame_input("tokenizer"), written_whole(settings.tokenizer) as scratch:
+            scratch.write_text(tokenizer_definition(tokenizer), encoding="utf-8")
     return {
         "program": str(settings.out),
         "bytes": settings.out.stat().st_size,
@@ -78,6 +89,18 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     }
 
 
+def _encoder(settings: ExportSettings, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder | ChatEncoder:
+    if settings.free_answers:
+        return ChatEncoder(tokenizer, settings.max_length)
+    verbalizer = parse_verbalizer(settings.verbalizer)
+    return PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+
+
+def _require_definition(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise InputError(f"tokenizer: that of the model, {type(tokenizer).__name__}, is no tokenizer.json")
+
+
 def native() -> ModuleType:
     """mobizo_kernels.executorch. Raises InputError if there is no ExecuTorch that fits."""
     try:
@@ -87,7 +110,7 @@ def native() -> ModuleType:
     return mobizo_kernels.executorch
 
 
-def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTrainedModel:
+def adapted_model(settings: ExportSettings, encoder: PromptEncoder | ChatEncoder) -> PreTrainedModel:
     """The model in float32, with the adapter that `settings` ask for, a readout in it held. Raises InputError
     as `export`.
     """
@@ -95,7 +118,7 @@ def adapted_model(settings: ExportSettings, encoder: PromptEncoder) -> PreTraine
     if settings.adapter is not None:
         with blame_input("adapter"):
             load_adapter(model, settings.adapter)
-        head, words = model.get_output_embeddings(), encoder.candidate_tokens
+        head, words = model.get_output_embeddings(), getattr(encoder, "candidate_tokens", None)
         if isinstance(head, MPLoRALinear) and words is not None and is_readout(head, words):
             hold_head(model)
         return model

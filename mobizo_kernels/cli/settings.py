@@ -108,7 +108,7 @@ class QuestionSettings:
     def _refused(self) -> str:
         if self.takes_free_answers:
             return "have no --template and no --verbalizer"
-        return "mobizo train and mobizo eval take in torch"
+        return "are for conversations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +208,20 @@ class StepSettings:
 class ExportSettings(StepSettings, QuestionSettings):
     """What `mobizo export` can be told."""
 
+    takes_free_answers: ClassVar[bool] = True
+
     out: Annotated[Path, _run(help="FILE.pte for the program.")]
     overwrite: Annotated[bool, _run("--overwrite", help="Replace FILE.pte.")] = False
     adapter: Annotated[
         Path | None,
         _tune(help="PEFT directory to begin with; --rank, --alpha, --targets and --layers are then its own."),
+    ] = None
+    answer_tokens: Annotated[
+        int, _task(min=1, help="Most tokens of a free answer, with the one that ends it.")
+    ] = 64
+    tokenizer: Annotated[
+        Path | None,
+        _run(help="FILE.json for the tokenizer, which mobizo_runner needs to take texts."),
     ] = None
     static_length: Annotated[
         bool, _engine("--static-length", help="Always pad to --max-length, for runtimes of fixed shapes.")
@@ -287,8 +296,13 @@ class TrainSettings(StepSettings, TaskSettings):
 class TokenizeSettings(PromptSettings):
     """What `mobizo tokenize` can be told."""
 
+    takes_free_answers: ClassVar[bool] = True
+
     out: Annotated[Path, _run(help="FILE.safetensors for the data set; one that is there is replaced.")]
     steps: Annotated[int, _run(min=1, help="Steps to lay out batches for; more start again.")] = RUN.steps
+    answers: Annotated[
+        Answers, _task(help="Of a conversation with free answers: all of them, or the last one.")
+    ] = "all"
     batch_size: Annotated[int, _run(min=1, help="Rows in each step.")] = StepSettings.batch_size
     seed: Annotated[int, _run(help="Of the batches.")] = RUN.run_seed
     validation_rows: Annotated[int, _run(min=1, help="Most rows of the validation split to use.")] = (

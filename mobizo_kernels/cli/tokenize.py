@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_texts, tuning_rows
@@ -11,7 +12,10 @@ from mobizo_kernels.cli.results import check_output_file
 from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
+    ChatEncoder,
+    EncodedExample,
     TokenizedDataset,
+    load_conversations,
     tokenizer_fingerprint,
     training_order,
     write_dataset,
@@ -25,6 +29,8 @@ _MOST_ROWS = 2**26  # of the order of training: four bytes each in the file
 
 def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     """All splits, encoded. Raises InputError if something the user gave does not exist or does not fit."""
+    if settings.free_answers:
+        return _conversations(settings)
     splits, verbalizer = load_texts(settings)
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
     encoder = CachingEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
@@ -32,17 +38,11 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
     train, validation, test = map(encoder.encode, (rows.train, rows.validation, rows.test))
     if config is not None:
         check_rows(config, [example.input_ids for example in (*train, *validation, *test)])
-    batches = training_order(train, settings.batch_size, settings.seed)
-    if settings.steps > (most := _MOST_ROWS // settings.batch_size):
-        raise InputError(
-            f"steps: a data set file holds the batches of {most} steps of {settings.batch_size} rows, "
-            f"got {settings.steps}"
-        )
     return TokenizedDataset(
         train=train,
         validation=validation,
         test=test,
-        order=list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps))),
+        order=_order(train, settings),
         labels=encoder.labels,
         candidate_tokens=encoder.candidate_tokens,
         tokenizer=tokenizer_fingerprint(tokenizer),
@@ -50,6 +50,44 @@ def tokenized(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
         source=settings.data,
         in_turn=tuple(numbers_in_turn(train, settings.seed)),
     )
+
+
+def _conversations(settings: TokenizeSettings | TrainSettings) -> TokenizedDataset:
+    """`tokenized` where answers are free."""
+    splits = load_conversations(settings.data)
+    config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+    encoder = ChatEncoder(tokenizer, settings.max_length)
+    train, validation, test = (
+        encoder.encode(rows, settings.answers)
+        for rows in (
+            splits.train[: settings.train_rows],
+            splits.validation[: settings.validation_rows],
+            splits.test[: settings.eval_rows],
+        )
+    )
+    if config is not None:
+        check_rows(config, [example.input_ids for example in (*train, *validation, *test)])
+    return TokenizedDataset(
+        train=train,
+        validation=validation,
+        test=test,
+        order=_order(train, settings),
+        labels=(),
+        candidate_tokens=None,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        source=settings.data,
+    )
+
+
+def _order(train: Sequence[EncodedExample], settings: TokenizeSettings | TrainSettings) -> list[int]:
+    """The rows of all batches that the settings ask for."""
+    batches = training_order(train, settings.batch_size, settings.seed)
+    if settings.steps > (most := _MOST_ROWS // settings.batch_size):
+        raise InputError(
+            f"steps: a data set file holds the batches of {most} steps of {settings.batch_size} rows, "
+            f"got {settings.steps}"
+        )
+    return list(itertools.chain.from_iterable(itertools.islice(batches, settings.steps)))
 
 
 def tokenize(settings: TokenizeSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mobizo_kernels.data.tokenized import (
     read_dataset,
     write_dataset,
 )
-from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_fingerprint
+from mobizo_kernels.data.tokenizer_fingerprint import tokenizer_definition, tokenizer_fingerprint
 
 __all__ = [
     "ANSWER_TASKS",
@@ -47,6 +47,7 @@ __all__ = [
     "read_dataset",
     "split_conversations",
     "template_columns",
+    "tokenizer_definition",
     "tokenizer_fingerprint",
     "training_batches",
     "training_order",

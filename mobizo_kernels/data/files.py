@@ -1,4 +1,7 @@
-"""Labelled texts in a file of the user's own, read strictly: what could be meant otherwise is refused."""
+"""Labelled texts in a file of the user's own, read strictly: what could be meant otherwise is refused.
+
+executorch_ops/trainer/text/{text_file,csv,rows}.cpp are the native twins: the same files, the same sentences.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,7 @@ def _jsonl_rows(text: str, path: Path, wanted: Sequence[str]) -> Rows:
             continue
         with blame_line(path, number):
             try:
-                row = strict_json.loads(line.rstrip("\n"))
+                row = strict_json.loads_as_native(line.rstrip("\n").encode())
             except ValueError as error:
                 raise ValueError(f"is not JSON ({first_line(error)})") from error
             if not isinstance(row, dict):

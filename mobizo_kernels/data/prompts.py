@@ -2,7 +2,8 @@
 
 Following the prompt-based classification of MeZO (arXiv 2305.17333) and MobiZO (arXiv 2409.15520): a
 template puts the text in a sentence, a verbalizer names one word for each label, and the model's scores of
-these words at the end of the prompt are the scores of the labels.
+these words at the end of the prompt are the scores of the labels. executorch_ops/trainer/text/prompt.cpp is
+the native twin: the same tokens.
 """
 
 from __future__ import annotations
@@ -198,15 +199,26 @@ class PromptEncoder:
     def _likely_end(self, text: str, columns: Mapping[str, str], tokens: int) -> int:
         """Where `text` would have to end if the tokens before its end did not depend on what follows."""
         too_many = tokens + 1 - self.max_length
-        if not self._tokenizer.is_fast:  # only these tell which characters a token is of
+        offsets = self._offsets(self._fill(text, columns))
+        if offsets is None:
             return len(text) - round(too_many / tokens * len(text))
         first = len(_filled(self._before_text, columns))
-        offsets = self._tokenizer(self._fill(text, columns), return_offsets_mapping=True).offset_mapping
         starts = [start - first for start, end in offsets if first <= start < end <= first + len(text)]
         if too_many > len(starts):
             return 0
         dropped = starts[-too_many]  # the first token to drop may begin with a space, which costs nothing
         return dropped + len(text[dropped:]) - len(text[dropped:].lstrip())
+
+    def _offsets(self, prompt: str) -> list[tuple[int, int]] | None:
+        """Where each token of the prompt begins and ends, in characters.
+
+        None if the tokenizer does not tell, or changes characters: a device finds them by adding up tokens.
+        """
+        if not self._tokenizer.is_fast:
+            return None
+        backend: tokenizers.Tokenizer = self._tokenizer.backend_tokenizer
+        encoding = backend.encode(prompt, add_special_tokens=False)
+        return encoding.offsets if backend.decode(encoding.ids) == prompt else None
 
     def _fill(self, text: str, columns: Mapping[str, str]) -> str:
         return _filled(self._parts, {**columns, _TEXT: text})

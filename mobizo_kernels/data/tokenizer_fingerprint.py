@@ -15,12 +15,19 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     That is the definition of a fast tokenizer without its padding and truncation, which come and go with each
     call, and the vocabulary and merges of any other. Saving and loading keeps the fingerprint.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
     definition: dict[str, Any]
-    if backend is not None:
-        definition = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        definition = json.loads(tokenizer_definition(tokenizer))
     else:
         merges = sorted(getattr(tokenizer, "bpe_ranks", {}).items(), key=lambda item: item[1])
         definition = {"vocab": tokenizer.get_vocab(), "merges": [list(pair) for pair, _ in merges]}
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """tokenizer.json of a fast tokenizer, without padding and truncation. On a device that file has the same
+    fingerprint: executorch_ops/trainer/text/tokenizer_file.cpp.
+    """
+    definition = {**json.loads(tokenizer.backend_tokenizer.to_str()), "padding": None, "truncation": None}
+    return json.dumps(definition, ensure_ascii=False)

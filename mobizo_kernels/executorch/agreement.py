@@ -46,7 +46,7 @@ class Agreement:
         adapter = adapter_of(loss.model)
         self._groups, self._tail_length = groups, tail_length
         self._invocation = adapter.config.alora_invocation_tokens
-        self._rows = self._random_rows(rows, min(max_length, _LENGTH), loss)
+        self._rows = self._random_rows(rows, min(max_length, _LENGTH + (tail_length or 0)), loss)
         self._longest = self._random_rows(1, max_length, loss)
         with adapter.directions.use(*self._directions(), distribution):
             batch = collate([EncodedExample(row, -1, 1) for row in self._rows], 0)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mobizo_kernels.errors import blaming
+from mobizo_kernels.errors import blaming, refuse_half_characters
 
 _MOST_LEVELS = 64
 _KINDS = {
@@ -51,7 +51,7 @@ def loads_as_native(content: bytes) -> Any:
         if level > _MOST_LEVELS:
             raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
         if isinstance(item, str):
-            item.encode()  # not for half a pair of surrogates
+            refuse_half_characters(item)
         elif type(item) is int and not -(2**63) <= item < 2**63:
             raise ValueError(f"expected whole numbers of 64 bits, got {item}")
         elif isinstance(item, dict):

@@ -161,14 +161,6 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["export", "tokenize"])
-def test_files_for_a_device_have_labels(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(name, "--data=asdiv", f"--out={tmp_path / 'out.safetensors'}") == 2
-    assert "free text, which mobizo train and mobizo eval take in torch" in capsys.readouterr().err
-
-
 REWARD = """
 def short(prompt, answers, reference):
     assert prompt.startswith("<|start|>user") and reference

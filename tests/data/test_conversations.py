@@ -36,7 +36,7 @@ def test_rows_are_read_with_their_lines(tmp_path: Path) -> None:
         ({"prompt": "a", "response": " \n"}, "has an empty 'response'"),
         ({"prompt": "", "response": "b"}, "has an empty 'prompt'"),
         ({"prompt": "a", "response": 5}, "has a number for 'response', expected a string"),
-        ({"prompt": "a", "response": "\ud800"}, "has half a character"),
+        ({"prompt": "a", "response": "\ud800"}, "is not JSON .has half a character"),
         ({"messages": []}, r"has no list of messages, but '\[\]'"),
         ({"messages": "hello"}, "has no list of messages"),
         ({"messages": [{"role": "user"}]}, "has in message 1 not 'role' and 'content', but 'role'"),

@@ -155,7 +155,7 @@ DEEP = '{"text": "a", "label": 1}\n' + "[" * 100_000
         ("jsonl", '{"text": "a", "label": {}}\n', "line 1 has an object for 'label', expected a string or"),
         ("jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", r"a number of 5000 digits is too long"),
         ("jsonl", DEEP, r"line 2 is not JSON \(nested too deeply\)"),
-        ("jsonl", LONE, r"line 2 has half a character \(a lone surrogate\): 'half \\ud83d'"),
+        ("jsonl", LONE, r"line 2 is not JSON \(has half a character \(a lone surrogate\): 'half \\ud83d'"),
         ("txt", "text", "expected FILE.csv or FILE.jsonl or the name of a task, got"),
         ("csv.gz", "text", "expected FILE.csv or FILE.jsonl or the name of a task, got"),
         ("tsv", "text\tlabel", "expected FILE.csv or FILE.jsonl or the name of a task, got"),

@@ -18,6 +18,7 @@
 #include "json_cases.h"
 #include "logistic_cases.h"
 #include "safetensors_cases.h"
+#include "text_cases.h"
 #include "tokenizer_cases.h"
 
 namespace mobizo::trainer {
@@ -206,6 +207,9 @@ int main(int argc, char** argv) {
   trainer::logistic_cases(report);
   trainer::safetensors_cases(report);
   trainer::tokenizer_cases(report);
+  trainer::csv_cases(report);
+  trainer::chat_cases(report);
+  trainer::python_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);
   trainer::host_adapter_cases(report, argv[1]);

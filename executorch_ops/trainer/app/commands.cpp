@@ -14,6 +14,7 @@
 #include "../program/adapter.h"
 #include "../program/file_info.h"
 #include "options.h"
+#include "text_input.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -157,9 +158,12 @@ void train_command(int argc, char** argv) {
   std::string adapter_in, adapter_out, log, start_with = "auto";
   int64_t threads = 0, print_every = 10, readout_rows = run_defaults::readout_rows;
   bool quiet = false, json = false;
-  Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]", "Tune the adapter of a program on a data set.");
+  TextInput texts;
+  Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]",
+                  "Tune the adapter of a program on a data set or, with --tokenizer, on texts: FILE.csv or FILE.jsonl.");
   options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
   options.text("adapter-in", "FILE", adapter_in, "the adapter to begin with [that of the program]");
+  texts.declare(options);
   options.choice(
       "start", "auto|zero|readout", start_with,
       "what the steps go on from: that adapter, or with a logistic regression on the last hidden states as well; auto "
@@ -190,15 +194,27 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
-  check_distinct({{"--journal", train_options.journal},
-                  {"the start of --journal", start_path(train_options.journal)},
-                  {"--adapter-out", adapter_out},
-                  {"--log", log}},
-                 {{"PROGRAM", (*files)[0]}, {"DATASET", (*files)[1]}, {"--adapter-in", adapter_in}});
+  check_distinct(
+      {{"--journal", train_options.journal},
+       {"the start of --journal", start_path(train_options.journal)},
+       {"--adapter-out", adapter_out},
+       {"--log", log}},
+      {{"PROGRAM", (*files)[0]}, {"DATASET", (*files)[1]}, {"--adapter-in", adapter_in}, {"--tokenizer", texts.tokenizer()}});
+  texts.check((*files)[1]);
 
   const auto start = Clock::now();
-  const Dataset dataset((*files)[1]);
+  std::optional<Dataset> data;
+  if (!texts.given()) data.emplace((*files)[1]);
   Program program((*files)[0], threads);
+  if (texts.given()) {
+    texts.options().batch_size = program.description().batch_size;
+    texts.options().steps = train_options.steps;
+    texts.options().seed = train_options.run_seed;
+    texts.options().validation_rows = train_options.validation_rows;  // a run of the data set has the same journal
+    texts.options().eval_rows = kTestRows;
+    data.emplace(texts.dataset((*files)[1], program.description()));
+  }
+  const Dataset& dataset = *data;
   if (!adapter_in.empty()) {
     load_adapter(adapter_in, program);
     if (start_with == "auto") start_with = "zero";
@@ -237,19 +253,27 @@ void evaluate_command(int argc, char** argv) {
   std::string split = "test", adapter;
   int64_t rows = 0, threads = 0;
   bool json = false;
-  Options options("evaluate PROGRAM DATASET [OPTION...]", "Score the rows of a split.");
+  TextInput texts;
+  Options options("evaluate PROGRAM DATASET [OPTION...]",
+                  "Score the rows of a split of a data set or, with --tokenizer, of texts: FILE.csv or FILE.jsonl.");
   options.choice("split", "train|validation|test", split, "the rows to score");
   options.whole("rows", rows, 0, "most rows to score, 0 for all");
   options.text("adapter", "FILE", adapter, "the adapter to score [that of the program]");
+  texts.declare(options);
   options.whole("threads", threads, 0, "CPU threads, 0 for ExecuTorch's choice");
   options.flag("json", json, "print one JSON object as the last line");
   const auto files = options.parse(argc, argv, 2);
   if (!files) return;
 
+  texts.check((*files)[1]);
+
   const auto start = Clock::now();
-  const Dataset dataset((*files)[1]);
-  const Split& chosen = dataset.split(split);
+  std::optional<Dataset> data;
+  if (!texts.given()) data.emplace((*files)[1]);
   Program program((*files)[0], threads);
+  if (texts.given()) data.emplace(texts.dataset((*files)[1], program.description()));
+  const Dataset& dataset = *data;
+  const Split& chosen = dataset.split(split);
   dataset.check(program.description());
   if (!adapter.empty()) load_adapter(adapter, program);
   const Evaluation evaluation = evaluate(program, chosen, rows);

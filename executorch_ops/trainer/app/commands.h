@@ -7,6 +7,7 @@ void train_command(int argc, char** argv);
 void evaluate_command(int argc, char** argv);
 void replay_command(int argc, char** argv);
 void info_command(int argc, char** argv);
+void tokenize_command(int argc, char** argv);
 void tokens_command(int argc, char** argv);
 
 }  // namespace mobizo::trainer

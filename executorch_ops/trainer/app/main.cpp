@@ -17,10 +17,11 @@ constexpr struct {
   void (*run)(int, char**);
   const char* about;
 } kCommands[] = {
-    {"train", mobizo::trainer::train_command, "tune the adapter of a program on a data set"},
+    {"train", mobizo::trainer::train_command, "tune the adapter of a program on a data set, or on texts"},
     {"evaluate", mobizo::trainer::evaluate_command, "score the rows of a split"},
     {"replay", mobizo::trainer::replay_command, "rebuild an adapter from the journal of its run"},
     {"info", mobizo::trainer::info_command, "print what a file says of itself"},
+    {"tokenize", mobizo::trainer::tokenize_command, "write texts as a data set of a program"},
     {"tokens", mobizo::trainer::tokens_command, "print the ids of a text, or the text of ids"},
 };
 

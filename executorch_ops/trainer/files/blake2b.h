@@ -1,4 +1,4 @@
-// BLAKE2b (RFC 7693) without a key, with a digest of 16 bytes: the fingerprints of docs/formats.md.
+// BLAKE2b (RFC 7693) with a digest of 16 bytes: the fingerprints of docs/formats.md and, with a key, the splits of texts.
 #pragma once
 
 #include <array>
@@ -6,12 +6,19 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 namespace mobizo::trainer {
 
 class Blake2b {
  public:
-  Blake2b() : state_(kInitial) { state_[0] ^= 0x01010000 ^ kDigestBytes; }
+  // key: at most 64 bytes.
+  explicit Blake2b(std::string_view key = {}) : state_(kInitial) {
+    state_[0] ^= 0x01010000 ^ key.size() << 8 ^ kDigestBytes;
+    if (key.empty()) return;
+    std::memcpy(block_.data(), key.data(), key.size());
+    filled_ = kBlockBytes;
+  }
 
   void update(const void* data, size_t size) {
     const auto* bytes = static_cast<const uint8_t*>(data);
@@ -25,13 +32,19 @@ class Blake2b {
     }
   }
 
+  // Ends it: 16 bytes.
+  std::array<uint8_t, 16> bytes() {
+    if (filled_ < kBlockBytes) std::memset(&block_[filled_], 0, kBlockBytes - filled_);
+    compress(true);
+    std::array<uint8_t, kDigestBytes> digest{};
+    for (size_t i = 0; i < kDigestBytes; ++i) digest[i] = static_cast<uint8_t>(state_[i / 8] >> 8 * (i % 8));
+    return digest;
+  }
+
   // Ends it: 32 hexadecimal digits.
   std::string hex() {
-    std::memset(&block_[filled_], 0, kBlockBytes - filled_);
-    compress(true);
     std::string text;
-    for (size_t i = 0; i < kDigestBytes; ++i) {
-      const auto byte = static_cast<uint8_t>(state_[i / 8] >> 8 * (i % 8));
+    for (const uint8_t byte : bytes()) {
       text += "0123456789abcdef"[byte >> 4];
       text += "0123456789abcdef"[byte & 15];
     }

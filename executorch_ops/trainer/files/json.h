@@ -33,6 +33,8 @@ class Json {
     return Array(values.begin(), values.end());
   }
 
+  enum class Kind { kNull, kBoolean, kWhole, kNumber, kString, kArray, kObject };
+  Kind kind() const { return static_cast<Kind>(value_.index()); }
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
   bool as_bool() const;

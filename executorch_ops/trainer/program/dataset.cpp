@@ -12,7 +12,6 @@
 namespace mobizo::trainer {
 namespace {
 
-constexpr const char* kFormat = "mobizo-dataset-1";
 constexpr const char* kSplits[] = {"train", "validation", "test"};
 
 std::string file_checksum(const std::string& path) {
@@ -89,44 +88,50 @@ void check_fit(const Split& split, int64_t row, const Description& description) 
 
 }  // namespace
 
-Dataset::Dataset(const std::string& path) : path_(path), checksum_(file_checksum(path)) {
+Dataset::Dataset(const std::string& path) : path_(path) {
+  content_.checksum = file_checksum(path);
   const SafetensorsFile file(path);
   blaming(path, [&] {
-    if (file.metadata("format") != kFormat)
-      fail("expected a data set of format ", kFormat, ", got '", file.metadata("format"), "'");
-    tokenizer_ = file.metadata("tokenizer");
+    if (file.metadata("format") != kDatasetFormat)
+      fail("expected a data set of format ", kDatasetFormat, ", got '", file.metadata("format"), "'");
+    content_.tokenizer = file.metadata("tokenizer");
     blaming("labels", [&] {
       const Json labels = parse_json(file.metadata("labels"));
-      for (const Json& label : labels.as_array()) labels_.push_back(label.as_string());
+      for (const Json& label : labels.as_array()) content_.labels.push_back(label.as_string());
     });
     blaming("candidate_tokens", [&] {
       const Json tokens = parse_json(file.metadata("candidate_tokens"));
-      if (!tokens.is_null()) candidate_tokens_ = tokens.as_ints();
+      if (!tokens.is_null()) content_.candidate_tokens = tokens.as_ints();
     });
-    for (const char* name : kSplits) splits_[name] = read_split(file, name);
-    order_ = read_column<int32_t>(file, "train.order");
-    if (file.has("train.in_turn")) in_turn_ = read_column<int32_t>(file, "train.in_turn");
+    for (const char* name : kSplits) content_.splits[name] = read_split(file, name);
+    content_.order = read_column<int32_t>(file, "train.order");
+    if (file.has("train.in_turn")) content_.in_turn = read_column<int32_t>(file, "train.in_turn");
     check_content();
   });
 }
 
+Dataset::Dataset(std::string path, DatasetContent content) : path_(std::move(path)), content_(std::move(content)) {
+  blaming(path_, [&] { check_content(); });
+}
+
 // What docs/formats.md asks of a data set, whatever the program. mobizo_kernels/data/tokenized.py asks the same.
 void Dataset::check_content() const {
-  if (candidate_tokens_) {
-    const std::set<int64_t> different(candidate_tokens_->begin(), candidate_tokens_->end());
-    if (different.size() < 2 || different.size() != candidate_tokens_->size() || different.size() != labels_.size())
+  if (content_.candidate_tokens) {
+    const std::set<int64_t> different(content_.candidate_tokens->begin(), content_.candidate_tokens->end());
+    if (different.size() < 2 || different.size() != content_.candidate_tokens->size() ||
+        different.size() != content_.labels.size())
       fail("candidate_tokens must be a different token for each of at least two labels, got ",
-           Json::list(*candidate_tokens_).dump(), " for ", labels_.size(), " labels");
+           Json::list(*content_.candidate_tokens).dump(), " for ", content_.labels.size(), " labels");
   }
-  if (order_.empty()) fail("train.order must name at least one row");
-  const int64_t rows = splits_.at("train").rows();
-  for (const int64_t row : order_)
+  if (content_.order.empty()) fail("train.order must name at least one row");
+  const int64_t rows = content_.splits.at("train").rows();
+  for (const int64_t row : content_.order)
     if (row < 0 || row >= rows) fail("train.order must name rows from 0 to ", rows - 1, ", got ", row);
   std::set<int64_t> different;
-  for (const int64_t row : in_turn_)
+  for (const int64_t row : content_.in_turn)
     if (row < 0 || row >= rows || !different.insert(row).second)
       fail("train.in_turn must name different rows from 0 to ", rows - 1, ", got ", row);
-  for (const auto& [name, split] : splits_)
+  for (const auto& [name, split] : content_.splits)
     for (int64_t row = 0; row < split.rows(); ++row)
       blaming(message("row ", row, " of ", name), [&, &split = split] { check_row(split, row); });
 }
@@ -135,10 +140,10 @@ void Dataset::check_row(const Split& split, int64_t row) const {
   const int64_t targets = split.targets[static_cast<size_t>(row)], label = split.labels[static_cast<size_t>(row)];
   for (int64_t i = 0; i < split.length(row); ++i)
     if (split.token(row, i) < 0) fail("token ids must be from 0, got ", split.token(row, i));
-  if (label < -1 || label >= static_cast<int64_t>(labels_.size()))
-    fail("its label must be -1 or below ", labels_.size(), ", got ", label);
-  if (!candidate_tokens_) return;
-  const std::vector<int64_t>& candidates = *candidate_tokens_;
+  if (label < -1 || label >= static_cast<int64_t>(content_.labels.size()))
+    fail("its label must be -1 or below ", content_.labels.size(), ", got ", label);
+  if (!content_.candidate_tokens) return;
+  const std::vector<int64_t>& candidates = *content_.candidate_tokens;
   for (int64_t i = -targets; i < 0; ++i)
     if (std::find(candidates.begin(), candidates.end(), split.token(row, i)) == candidates.end())
       fail("token ", split.token(row, i), " is to be predicted and is not a candidate");
@@ -147,30 +152,41 @@ void Dataset::check_row(const Split& split, int64_t row) const {
 }
 
 const Split& Dataset::split(const std::string& name) const {
-  const auto found = splits_.find(name);
-  if (found == splits_.end() || found->second.rows() == 0) fail(path_, ": the data set has no rows for ", name);
+  const auto found = content_.splits.find(name);
+  if (found == content_.splits.end() || found->second.rows() == 0) fail(path_, ": the data set has no rows for ", name);
   return found->second;
 }
 
 std::vector<int64_t> Dataset::training_rows(int64_t step, int64_t batch_size) const {
   const uint64_t first = static_cast<uint64_t>(step) * static_cast<uint64_t>(batch_size);
   std::vector<int64_t> rows;
-  for (uint64_t i = 0; i < static_cast<uint64_t>(batch_size); ++i) rows.push_back(order_[(first + i) % order_.size()]);
+  for (uint64_t i = 0; i < static_cast<uint64_t>(batch_size); ++i)
+    rows.push_back(content_.order[(first + i) % content_.order.size()]);
   return rows;
 }
 
 void Dataset::check(const Description& description) const {
   blaming(path_, [&] {
-    if (description.tokenizer && *description.tokenizer != tokenizer_)
-      fail("the data set is of another tokenizer: the program expects ", *description.tokenizer, ", got '", tokenizer_, "'");
-    if (description.candidate_tokens && description.candidate_tokens != candidate_tokens_) {
-      const std::string got = candidate_tokens_ ? Json::list(*candidate_tokens_).dump() : "none";
+    if (description.tokenizer && *description.tokenizer != content_.tokenizer)
+      fail("the data set is of another tokenizer: the program expects ", *description.tokenizer, ", got '", content_.tokenizer,
+           "'");
+    if (description.candidate_tokens && description.candidate_tokens != content_.candidate_tokens) {
+      const std::string got = content_.candidate_tokens ? Json::list(*content_.candidate_tokens).dump() : "none";
       fail("candidate_tokens must be those of the program, ", Json::list(*description.candidate_tokens).dump(), ", got ", got);
     }
-    for (const auto& [name, split] : splits_)
+    for (const auto& [name, split] : content_.splits)
       for (int64_t row = 0; row < split.rows(); ++row)
         blaming(message("row ", row, " of ", name), [&, &split = split] { check_fit(split, row, description); });
   });
+}
+
+void check_fit(const std::vector<int64_t>& tokens, int64_t targets, const Description& description) {
+  Split split;
+  split.tokens.assign(tokens.begin(), tokens.end());
+  split.offsets = {0, static_cast<int64_t>(tokens.size())};
+  split.targets = {static_cast<int32_t>(targets)};
+  split.labels = {-1};
+  check_fit(split, 0, description);
 }
 
 Batch make_batch(const Split& split, const std::vector<int64_t>& rows, const Description& description) {

@@ -35,22 +35,38 @@ struct Batch {
 };
 constexpr int64_t kNoTarget = -100;
 
+constexpr const char* kDatasetFormat = "mobizo-dataset-1";
+
+// What a data set holds.
+struct DatasetContent {
+  std::string tokenizer, checksum;
+  std::vector<std::string> labels;
+  std::optional<std::vector<int64_t>> candidate_tokens;  // none if the answers are free text
+  std::map<std::string, Split> splits;                   // train, validation and test
+  std::vector<int32_t> order, in_turn;
+};
+
+// Throws Error unless a row of these tokens, the last `targets` of them its answer, fits the program.
+void check_fit(const std::vector<int64_t>& tokens, int64_t targets, const Description& description);
+
 class Dataset {
  public:
   // Throws Error, naming the tensor or the row, unless the file is a data set whose parts agree.
   explicit Dataset(const std::string& path);
+  // One that was made of the texts in the file `path`. Throws Error unless its parts agree.
+  Dataset(std::string path, DatasetContent content);
 
   const std::string& path() const { return path_; }
-  const std::string& tokenizer() const { return tokenizer_; }
-  const std::vector<std::string>& labels() const { return labels_; }
+  const std::string& tokenizer() const { return content_.tokenizer; }
+  const std::vector<std::string>& labels() const { return content_.labels; }
   // crc32 of the file, 8 hexadecimal digits.
-  const std::string& checksum() const { return checksum_; }
-  const std::map<std::string, Split>& splits() const { return splits_; }
+  const std::string& checksum() const { return content_.checksum; }
+  const std::map<std::string, Split>& splits() const { return content_.splits; }
   // Throws Error unless the split is there and has a row.
   const Split& split(const std::string& name) const;
-  const std::vector<int32_t>& order() const { return order_; }
+  const std::vector<int32_t>& order() const { return content_.order; }
   // Rows of the training split by chance, one of each label in turn; empty if the file does not say.
-  const std::vector<int32_t>& in_turn() const { return in_turn_; }
+  const std::vector<int32_t>& in_turn() const { return content_.in_turn; }
   // The rows of the training split that step `step` takes.
   std::vector<int64_t> training_rows(int64_t step, int64_t batch_size) const;
   // Throws Error, naming the row, unless every row fits the program.
@@ -60,11 +76,8 @@ class Dataset {
   void check_content() const;
   void check_row(const Split& split, int64_t row) const;
 
-  std::string path_, tokenizer_, checksum_;
-  std::vector<std::string> labels_;
-  std::optional<std::vector<int64_t>> candidate_tokens_;
-  std::map<std::string, Split> splits_;
-  std::vector<int32_t> order_, in_turn_;
+  std::string path_;
+  DatasetContent content_;
 };
 
 Batch make_batch(const Split& split, const std::vector<int64_t>& rows, const Description& description);
