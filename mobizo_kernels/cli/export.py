@@ -72,6 +72,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             dynamic_length=not settings.static_length,
             targets_per_row=1 if labelled else settings.answer_tokens,
             candidate_tokens=encoder.candidate_tokens if isinstance(encoder, PromptEncoder) else None,
+            context=settings.context,
             tokenizer=tokenizer,
             prompt=encoder if isinstance(encoder, PromptEncoder) else None,
         )

@@ -226,6 +226,14 @@ class ExportSettings(StepSettings, QuestionSettings):
     static_length: Annotated[
         bool, _engine("--static-length", help="Always pad to --max-length, for runtimes of fixed shapes.")
     ] = False
+    context: Annotated[
+        int | None,
+        _engine(
+            min=4,
+            help="Let the program write, too: most tokens of a prompt and its answer.",
+            show_default="a program that does not write",
+        ),
+    ] = None
     seed: Annotated[int, _run(help="Of LoRA-A.")] = 0
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.executorch._library import load_ops
 from mobizo_kernels.executorch.description import Description
-from mobizo_kernels.executorch.reports import EvaluationResult, Readout, StepReport, TrainResult, Validation
+from mobizo_kernels.executorch.reports import (
+    EvaluationResult,
+    GenerationResult,
+    Readout,
+    StepReport,
+    TrainResult,
+    Validation,
+)
 from mobizo_kernels.executorch.trainer import Trainer, read_description
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Description",
     "EvaluationResult",
+    "GenerationResult",
     "Readout",
     "StepReport",
     "TrainResult",

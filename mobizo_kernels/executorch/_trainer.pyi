@@ -41,6 +41,9 @@ def regress(
     NDArray[np.float32],
     NDArray[np.float32],
 ]: ...
+def choose(
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, seed: int, n: int
+) -> int: ...
 
 class Trainer:
     def __init__(self, program: Path, threads: int = 0) -> None: ...
@@ -93,6 +96,17 @@ class Trainer:
         update_lr: float = 0.0,
         update_decay: float = 1.0,
     ) -> float: ...
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int,
+        on_token: Callable[[int], object] | None,
+    ) -> dict[str, Any]: ...
     def replay(self, journal: Path, until: int | None = None) -> int: ...
     def adapter(self) -> dict[str, NDArray[np.float32]]: ...
     def save_adapter(self, path: Path) -> None: ...

@@ -11,11 +11,15 @@ from mobizo_kernels.lora import adapter_of, invocation_starts
 from mobizo_kernels.loss import LabelledLoss
 
 _LENGTH = 12  # most tokens of a row of a step
-_TOLERANCE = 1e-4
-_ROUNDED_TOLERANCE = 3e-2
-_DEEPER = 4  # times the tolerance of losses: that of logits after many tokens
+DEEPER = 4
+"""Times the tolerance of losses: that of logits after many tokens."""
 
 Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def tolerance(rounded: bool) -> float:
+    """How far losses may be off; `rounded`: the inputs of linears are, to 8 bits."""
+    return 3e-2 if rounded else 1e-4
 
 
 class Agreement:
@@ -62,7 +66,7 @@ class Agreement:
                 to a neighbour, and the more groups there are the further the loss of one of them is off: they
                 are taken together.
         """
-        tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
+        most = tolerance(rounded)
         longest = _arguments(self._longest, self._invocation, self._tail_length)
         try:
             arguments = _arguments(self._rows, self._invocation, self._tail_length)
@@ -72,11 +76,11 @@ class Agreement:
             raise cannot_be_exported(graph.model, error) from error
         off = (losses - self._losses).abs() / (1 + self._losses.abs())
         worst = (off.square().mean().sqrt() if rounded else off.max()).item()
-        if not worst <= tolerance:
+        if not worst <= most:
             raise cannot_be_exported(graph.model, f"its losses are off by {worst:.1e}")
         # Taken together: in a deep model of few bits single logits are off by far more.
         off = (logits - self._logits).norm() / self._logits.norm()
-        if not off.item() <= _DEEPER * tolerance:
+        if not off.item() <= DEEPER * most:
             length = len(self._longest[0]) - 1
             raise cannot_be_exported(graph.model, f"its logits after {length} tokens are off by {off:.1e}")
 

@@ -50,6 +50,8 @@ class DelegatedLinear(nn.Module):
         lora_b, *signs = self.factors
         out, rank = lora_b.shape
         shrunk = F.linear(x, self.scaled_a)
+        if self.directions.active is not None:
+            shrunk = shrunk * self.directions.active
         # bmm, not matmul: the copies that broadcasting makes would stay outside and cut the graph.
         change = torch.bmm(shrunk.reshape(1, -1, rank), lora_b.t()[None])
         if signs:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mobizo_kernels
-from mobizo_kernels.data import PromptEncoder, tokenizer_fingerprint
+from mobizo_kernels.data import ChatEncoder, PromptEncoder, tokenizer_fingerprint
 from mobizo_kernels.errors import InputError, first_line
 from mobizo_kernels.executorch.chat_pieces import take_apart
 from mobizo_kernels.executorch.description import (
@@ -22,6 +22,7 @@ from mobizo_kernels.executorch.description import (
     ModelDescription,
     parse_description,
 )
+from mobizo_kernels.executorch.description_generation import GenerationDescription
 from mobizo_kernels.executorch.description_texts import PromptDescription, TextsDescription
 from mobizo_kernels.lora import (
     MPLoRALinear,
@@ -56,6 +57,7 @@ def describe(
     candidate_tokens: Sequence[int] | None,
     lowering: str,
     prompt: PromptEncoder | None,
+    context: int | None,
 ) -> Description:
     """The description of a program that is made of a wrapped model, as a reader of the program finds it.
 
@@ -115,6 +117,7 @@ def describe(
         lowering=lowering,
         head=None if candidate_tokens is None else describe_head(model),
         texts=None if tokenizer is None else describe_texts(tokenizer, prompt),
+        generation=None if context is None else _describe_generation(model, tokenizer, context, max_length),
     )
     return parse_description(made.text)
 
@@ -159,6 +162,24 @@ def describe_texts(tokenizer: PreTrainedTokenizerBase, prompt: PromptEncoder | N
         return TextsDescription(prompt=None, chat=chat, no_chat=no_chat)
     described = PromptDescription(template=prompt.template, labels=prompt.labels, words=prompt.words)
     return TextsDescription(prompt=described, chat=chat, no_chat=no_chat)
+
+
+def _describe_generation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, context: int, max_length: int
+) -> GenerationDescription:
+    """With the tokens that end a text, and those that end a turn."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    stop = {*(ends if isinstance(ends, list) else [ends])}
+    if tokenizer is not None:
+        stop.add(tokenizer.eos_token_id)
+        if getattr(tokenizer, "chat_template", None):
+            stop |= ChatEncoder(tokenizer).end_tokens
+    vocabulary = model.config.get_text_config().vocab_size
+    return GenerationDescription(
+        context=context,
+        chunk=min(context, max_length),
+        stop_tokens=tuple(sorted(token for token in stop if token is not None and 0 <= token < vocabulary)),
+    )
 
 
 def _config_of_the_tuned(model: PreTrainedModel) -> dict[str, Any]:

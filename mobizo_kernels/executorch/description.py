@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from mobizo_kernels.errors import blaming
+from mobizo_kernels.executorch.description_generation import GenerationDescription, read_generation
 from mobizo_kernels.executorch.description_readers import (
     Reader,
     boolean,
@@ -158,6 +159,7 @@ class Description:
         head: the LM head, if a readout can be made with the program; then what is added to its rows of the
             candidate tokens is the last input of `train_step` and `evaluate`.
         texts: how texts become its rows; None of a program that takes tokens alone.
+        generation: of a program with the methods `prefill` and `decode`, else None.
 
     Raises:
         ValueError: naming the field, if one is out of range or contradicts the rest.
@@ -187,6 +189,7 @@ class Description:
     lowering: str = "custom-op"
     head: HeadDescription | None = None
     texts: TextsDescription | None = None
+    generation: GenerationDescription | None = None
 
     def __post_init__(self) -> None:
         require_lowering(self.lowering, self.distribution)
@@ -217,6 +220,9 @@ class Description:
             self._check_head(self.head)
         if self.texts is not None:
             self._check_texts(self.texts)
+        if self.generation is not None:
+            with blaming("generation"):
+                self.generation.check_tokens(self.vocabulary)
 
     def _check_texts(self, texts: TextsDescription) -> None:
         if self.tokenizer is None:
@@ -263,7 +269,7 @@ class Description:
             }
         else:
             del values["lowering"]
-        for name in ("head", "texts"):
+        for name in _OPTIONAL:
             if values[name] is None:
                 del values[name]
         return json.dumps(values, allow_nan=False)
@@ -359,6 +365,7 @@ _OPTIONAL: dict[str, Reader] = {
         },
     ),
     "texts": read_texts,
+    "generation": read_generation,
 }
 
 _inputs = list_of(object_of(MethodInput, {"name": text, "dtype": text, "shape": list_of(whole)}))

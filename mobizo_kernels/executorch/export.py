@@ -24,6 +24,8 @@ from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_d
 from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
+from mobizo_kernels.executorch.writing import Writer
+from mobizo_kernels.executorch.writing_agreement import WritingAgreement
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_gelus, replace_norms
 from mobizo_kernels.lora import MPLoRALinear, adapter_of, held_head, is_wrapped, wrap
 from mobizo_kernels.lora.head import is_readout
@@ -52,6 +54,7 @@ def export_training_program(
     targets_per_row: int = 1,
     candidate_tokens: Sequence[int] | None = None,
     tail_length: int | None = None,
+    context: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     prompt: PromptEncoder | None = None,
     seed: int = 0,
@@ -100,6 +103,8 @@ def export_training_program(
         candidate_tokens: restrict the softmax to these, as the loss on label words does.
         tail_length: n, most tokens of a row's input from its invocation tokens on; by default these and all
             targets but the last. For Activated LoRA only.
+        context: let the program write, too, and give it room for so many tokens of a prompt and its answer.
+            A readout is for labels and has no part in it.
         tokenizer: its fingerprint goes into the program, which then refuses data of any other, and so does
             its chat template in pieces, by which the program takes conversations as text.
         prompt: by which the program takes labelled texts, of this tokenizer and these candidate tokens.
@@ -141,6 +146,8 @@ def export_training_program(
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ValueError(f"max_length must be at most the model's {positions} positions, got {max_length}")
+    if context is not None:
+        _check_context(context, positions)
     invocation = adapter_of(model).config.alora_invocation_tokens
     tail_length = _tail_length(tail_length, invocation, targets_per_row)
     min_length = MIN_LENGTH + (tail_length or 0)
@@ -163,7 +170,9 @@ def export_training_program(
         candidate_tokens=candidate_tokens,
         lowering=lowering,
         prompt=prompt,
+        context=context,
     )
+    longest = (max_length, "max_length") if context is None or context <= max_length else (context, "context")
     with torch.no_grad(), usual_defaults(), ExitStack() as forms:
         loss = LabelledLoss(model, candidate_tokens=candidate_tokens)
         replace_experts(model)
@@ -176,10 +185,13 @@ def export_training_program(
             max_length=max_length,
             tail_length=tail_length,
         )
-        attention = GroupedAttention(model, max_length)
+        writing = None if context is None else WritingAgreement(loss, context, min(context, max_length))
+        attention = GroupedAttention(model, *longest)
         if invocation is not None and not attention.applies:
             raise cannot_be_exported(model, "alora_invocation_tokens need attention of a known kind")
-        hold_frequencies(model, max_length)
+        if context is not None and not attention.applies:
+            raise cannot_be_exported(model, "context needs attention of a known kind")
+        hold_frequencies(model, *longest)
         forms.enter_context(attention.installed(model))
         forms.enter_context(product_rotation(model))
         replace_norms(model)
@@ -194,13 +206,17 @@ def export_training_program(
             tail_length=tail_length,
             readout=description.head is not None,
         )
-        agreement.check(graph, rounded=quantization not in ("none", "int8"))
+        rounded = quantization not in ("none", "int8")
+        agreement.check(graph, rounded=rounded)
+        if context is not None and writing is not None:
+            graph.writer = Writer(graph, context, quantization)
+            writing.check(graph, rounded=rounded)
         try:
             methods = trace(graph, description)
             lowered = lower(methods, {DESCRIPTION: description.text}, whole=description.delegated)
         except Exception as error:  # whatever torch.export and ExecuTorch make of a decoder
             raise cannot_be_exported(model, error) from error
-    write(lowered, Path(path), whole=description.delegated)
+    write(lowered, Path(path), whole=description.delegated, writes=context is not None)
     return description
 
 
@@ -262,6 +278,13 @@ def _tail_length(wanted: int | None, invocation: Sequence[int] | None, targets_p
             f"tail_length must be at least {len(invocation)}, the invocation tokens, got {wanted}"
         )
     return wanted
+
+
+def _check_context(context: int, positions: int | None) -> None:
+    if context <= MIN_LENGTH:
+        raise ValueError(f"context must be above {MIN_LENGTH}, got {context}")
+    if positions is not None and context > positions:
+        raise ValueError(f"context must be at most the model's {positions} positions, got {context}")
 
 
 def _check_writable(path: Path) -> None:

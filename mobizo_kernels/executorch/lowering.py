@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from mobizo_kernels.executorch.checksum import append_checksum
 from mobizo_kernels.executorch.delegated import DelegatedEvaluate, DelegatedGraph, DelegatedTrainStep
 from mobizo_kernels.executorch.description import Description
+from mobizo_kernels.executorch.description_generation import LEAST_CHUNK
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.program import (
     Evaluate,
@@ -34,9 +35,10 @@ from mobizo_kernels.executorch.program import (
     UpdateAndTrainStep,
 )
 from mobizo_kernels.executorch.quick_passes import quick_passes
+from mobizo_kernels.executorch.writing import WRITING, Decode, Prefill
 from mobizo_kernels.files.file import written_whole
 
-MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
+MIN_LENGTH = LEAST_CHUNK  # torch.export takes shorter sequences for special cases
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedP
         methods = _stock_methods(graph, train, evaluate, time)
     else:
         methods = _methods(graph, description.queries, train, evaluate, time)
+    methods |= _writing_methods(graph, description)
     programs = {}
     for name, (method, arguments, shapes) in methods.items():
         _log.info("tracing %s", name)
@@ -124,6 +127,34 @@ def _stock_methods(
     }
 
 
+def _writing_methods(graph: TrainingGraph, description: Description) -> dict[str, Traced]:
+    """Those of a program that writes."""
+    if description.generation is None:
+        return {}
+    chunk, context = description.generation.chunk, description.generation.context
+
+    def tokens(count: int) -> tuple[torch.Tensor, ...]:
+        return torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], torch.arange(context - 1)
+
+    def rest(count: int) -> list[torch.Tensor]:
+        active = [] if graph.tail_length is None else [torch.ones(1, count, 1)]
+        lora_b = [x.lora_b.clone() for x in graph.linears] if isinstance(graph, DelegatedGraph) else []
+        return [*active, *lora_b]
+
+    time, seen = Dim("length", min=MIN_LENGTH, max=chunk), {0: Dim("seen", min=MIN_LENGTH, max=context)}
+    many, one, index = rest(chunk - 1), rest(1), torch.zeros(1, 1, dtype=torch.int64)
+    varying = [tuple({1: time} if x.dim() == 3 else None for x in many)] if many else []
+    fixed = [(None,) * len(one)] if one else []
+    return {
+        "prefill": (
+            Prefill(graph),
+            (*tokens(chunk - 1), index, *many),
+            ({1: time}, {1: time}, seen, None, *varying),
+        ),
+        "decode": (Decode(graph), (*tokens(1), *one), (None, None, seen, *fixed)),
+    }
+
+
 def _tokens(description: Description, rows: int) -> tuple[torch.Tensor, ...]:
     """An example of input_ids, attention_mask and target_positions of so many rows."""
     # One at a bound would be taken for a fixed length.
@@ -152,7 +183,7 @@ def lower(
         whole: nothing of ours cuts the decoder, and what is small beside it stays with ExecuTorch's ops.
     """
     _log.info("lowering")
-    delegated = {"train_step", "evaluate"}
+    delegated = {"train_step", "evaluate", *WRITING}
     partitioner = LevelPartitioner(whole=whole)
     return to_edge_transform_and_lower(
         programs,
@@ -164,21 +195,21 @@ def lower(
 
 
 @quick_passes()
-def write(lowered: EdgeProgramManager, path: Path, *, whole: bool = False) -> None:
+def write(lowered: EdgeProgramManager, path: Path, *, whole: bool = False, writes: bool = False) -> None:
     """Plan the memory, with LoRA-B at the same place in every method; write the .pte whole or not at all.
 
     LoRA-B and what the optimizer keeps of it begin with the values that they were traced with. In a program
-    without such buffers, `whole`, inputs are read where the caller has them.
+    without such buffers, `whole`, inputs are read where the caller has them. One that `writes` has its
+    key-value cache at the same place, and changes it in place.
     """
-    program = lowered.to_executorch(
-        ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
-        if whole
-        else ExecutorchBackendConfig(
-            passes=[InitializedMutableBufferPass(["lora_b", "momentum_buffer", "exp_avg"])],
-            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
-            emit_mutable_buffer_names=True,
-        )
-    )
+    config = ExecutorchBackendConfig(run_reinplace_pass=writes, emit_mutable_buffer_names=not whole or writes)
+    if whole:
+        plan = MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=writes)
+    else:
+        plan = MemoryPlanningPass(share_mutable_buffers=True)
+        config.passes = [InitializedMutableBufferPass(["lora_b", "momentum_buffer", "exp_avg"])]
+    config.memory_planning_pass = plan
+    program = lowered.to_executorch(config)
     with written_whole(path) as scratch:
         with scratch.open("wb") as file:
             program.write_to_file(file)

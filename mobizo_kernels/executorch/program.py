@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from mobizo_kernels.lora import MPLoRALinear, adapter_of, held_head, is_wrapped,
 from mobizo_kernels.loss import IGNORED
 from mobizo_kernels.loss.label_head import after_head
 from mobizo_kernels.optim import UpdateRule
+
+if TYPE_CHECKING:
+    from mobizo_kernels.executorch.writing import Writer
 
 _LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
 
@@ -32,6 +35,8 @@ class TracedDirections:
         self.seeds = torch.zeros(1, dtype=torch.int64)
         self.coeffs = torch.zeros(1)
         self.acting = True  # else the adapters are passed by
+        # float32 [1, T, 1], 1 at tokens where they act and 0 elsewhere; None for everywhere.
+        self.active: torch.Tensor | None = None
 
     def use(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
         """seeds int64 [G] and coeffs float32 [G] of the forward that follows."""
@@ -61,9 +66,10 @@ class TracedLinear(nn.Module):
         d = self.directions
         if not d.acting:
             return self.base_layer(x)
+        adapted = x if d.active is None else x * d.active
         return ops.mp_lora(
-            self.base_layer(x), x, self.lora_a, self.lora_b, d.seeds, d.coeffs, self.scaling, self.stream,
-            d.distribution,
+            self.base_layer(x), adapted, self.lora_a, self.lora_b, d.seeds, d.coeffs, self.scaling,
+            self.stream, d.distribution,
         )  # fmt: skip
 
     @property
@@ -159,6 +165,7 @@ class TrainingGraph(nn.Module):
         self.first_head = first_head(model, candidate_tokens or ())
         self.readout = readout
         self.added: torch.Tensor | None = None  # to the head's rows, while a method is traced
+        self.writer: Writer | None = None  # of a graph whose methods write, too
 
     def linear_of(self, layer: MPLoRALinear) -> Any:
         """What stands for an adapted linear in the graph, with `lora_a` and `lora_b`."""
@@ -207,15 +214,15 @@ class TrainingGraph(nn.Module):
         tokens, seen = (attention_mask.cumsum(dim=1) - 1).clamp(min=0), attention_mask != 0
         if self.tail_length is None:
             mask = self.attention.start(seen) if self.attention.applies else _causal(seen)
-            states = self._decode(input_ids, tokens, mask, groups)
+            states = self.decoded(input_ids, tokens, mask, groups)
         else:
             before = input_ids.shape[1] - self.tail_length
             self.directions.acting = False
             mask = self.attention.start(seen[:, :before])
-            self._decode(input_ids[:, :before], tokens[:, :before], mask, 1)
+            self.decoded(input_ids[:, :before], tokens[:, :before], mask, 1)
             self.directions.acting = True
             mask = self.attention.go_on(seen[:, before:])
-            states = self._decode(input_ids[:, before:], tokens[:, before:], mask, groups)
+            states = self.decoded(input_ids[:, before:], tokens[:, before:], mask, groups)
             positions = (positions - before).clamp(min=0)
         return self.gathered(states, positions.repeat(groups, 1))
 
@@ -223,7 +230,7 @@ class TrainingGraph(nn.Module):
         """states [rows, T, H] at positions int64 [rows, K] -> [rows, K, H]."""
         return states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[-1]))
 
-    def _decode(
+    def decoded(
         self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, groups: int
     ) -> torch.Tensor:
         """The decoder over int64 [B, T] tokens at their int64 [B, T] positions -> [G * B, T, H]."""

@@ -47,33 +47,46 @@ def quantize(model: PreTrainedModel, kind: str, *, head: bool = True) -> None:
         lm_head, head = lm_head.base_layer, head or held_head(model) is None
     if lm_head.weight is embedding.weight:
         lm_head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-    int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    dynamic = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-    int4 = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4,  # type: ignore[attr-defined]
-        weight_granularity=PerGroup(INT4_GROUP),
-    )
     for name, module in list(model.named_modules()):
         if not isinstance(module, (nn.Linear, Conv1D)) or (module is lm_head and not head):
             continue
-        linear = as_linear(module)
-        if kind == "int8-dynamic":
-            quantize_(linear, dynamic)
-        elif kind == "int4" and linear.in_features % INT4_GROUP == 0:
-            quantize_(linear, int4)
-        else:
-            if kind == "int4":
-                _log.warning("%s has %d inputs, no multiple of 32: 8 bits", name, linear.in_features)
-            if linear.bias is not None and type(linear).forward is nn.Linear.forward:
-                linear = SeparateLinear(linear)
-            quantize_(linear, int8)
-        model.set_submodule(name, linear)
+        if kind == "int4" and as_linear(module).in_features % INT4_GROUP:
+            _log.warning("%s has %d inputs, no multiple of 32: 8 bits", name, as_linear(module).in_features)
+        model.set_submodule(name, quantize_linear(module, kind))
     model.set_input_embeddings(Int8Embedding(embedding))
     whole = [name for name, parameter in model.named_parameters() if parameter.dim() > 2]
     if whole:
         raise ValueError(
             f"quantization must be none for {type(model).__name__}: {whole[0]} is not the weight of a linear"
         )
+
+
+def quantize_linear(module: nn.Linear | Conv1D, kind: str) -> nn.Linear:
+    """What stands for a linear in a model that is quantised so, see :func:`quantize`; not for "none".
+
+    Args:
+        module: in float32; it may be changed.
+        kind: as of `quantize`.
+    """
+    linear = as_linear(module)
+    if kind == "int8-dynamic":
+        quantize_(
+            linear,
+            Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0)),
+        )
+    elif kind == "int4" and linear.in_features % INT4_GROUP == 0:
+        quantize_(
+            linear,
+            Int8DynamicActivationIntxWeightConfig(
+                weight_dtype=torch.int4,  # type: ignore[attr-defined]
+                weight_granularity=PerGroup(INT4_GROUP),
+            ),
+        )
+    else:
+        if linear.bias is not None and type(linear).forward is nn.Linear.forward:
+            linear = SeparateLinear(linear)
+        quantize_(linear, IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0)))
+    return linear
 
 
 def as_linear(module: nn.Linear | Conv1D) -> nn.Linear:

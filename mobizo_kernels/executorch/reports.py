@@ -109,3 +109,25 @@ class EvaluationResult:
     balanced_accuracy: float
     labels: NDArray[np.int32]
     scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What a program wrote.
+
+    Attributes:
+        tokens: of the answer, the one that ends it included.
+        ended: why it ends: "stop", by one of the program's stop tokens; "length", as many as asked for;
+            "context", no room for more.
+        reused: tokens of the prompt that were in the key-value cache.
+        prefilled: the others.
+        prefill_seconds: until the first token of the answer was known.
+        decode_seconds: for those behind it.
+    """
+
+    tokens: tuple[int, ...]
+    ended: str
+    reused: int
+    prefilled: int
+    prefill_seconds: float
+    decode_seconds: float

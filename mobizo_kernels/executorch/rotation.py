@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 
-def hold_frequencies(model: PreTrainedModel, max_length: int) -> None:
+def hold_frequencies(model: PreTrainedModel, max_length: int, name: str = "max_length") -> None:
     """Let rotary embeddings whose frequencies depend on the length of the input keep those of short ones.
 
     A graph has one set of them: transformers recomputes them (dynamic NTK), or takes others (LongRoPE, arXiv
@@ -22,6 +22,7 @@ def hold_frequencies(model: PreTrainedModel, max_length: int) -> None:
     Args:
         model: a decoder of transformers, changed in place.
         max_length: the longest sequence.
+        name: of that length, in errors.
 
     Raises:
         ValueError: if the frequencies change up to that length.
@@ -35,7 +36,7 @@ def hold_frequencies(model: PreTrainedModel, max_length: int) -> None:
             limit = _limit(module, layer, kind)
             if max_length > limit:
                 raise ValueError(
-                    f"max_length must be at most {limit}, got {max_length}: beyond, the rotary embedding of "
+                    f"{name} must be at most {limit}, got {max_length}: beyond, the rotary embedding of "
                     f"{type(model).__name__} ({kind}) changes with the length"
                 )
             prefix = "" if layer is None else f"{layer}_"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from mobizo_kernels.conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
-from mobizo_kernels.executorch.reports import EvaluationResult, Readout, StepReport, TrainResult, Validation
+from mobizo_kernels.executorch.reports import (
+    EvaluationResult,
+    GenerationResult,
+    Readout,
+    StepReport,
+    TrainResult,
+    Validation,
+)
 from mobizo_kernels.run_defaults import RUN
 
 if TYPE_CHECKING:
@@ -281,6 +288,49 @@ class Trainer:
     ) -> float:
         """The program's method: the update alone, arguments as for :meth:`train_step`; its L2 norm."""
         return self._native.update(update_seeds, update_coeffs, update_lr, update_decay)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_token: Callable[[int], object] | None = None,
+    ) -> GenerationResult:
+        """What the model writes behind a prompt, with the adapter that the trainer has now.
+
+        What a prompt has in common with the text that was last prompted and written is not computed again,
+        unless the adapter has changed: a conversation that goes on costs its new turns.
+
+        With invocation tokens (Activated LoRA) the adapters act from their last occurrence in the prompt on,
+        and nowhere without one, as in PEFT. A readout has no part in what is written.
+
+        Args:
+            prompt: tokens.
+            max_new_tokens: most tokens of the answer, the one that ends it included.
+            temperature: divides the logits; 0 takes the likeliest token, whatever the rest says.
+            top_k: sample from so many of the likeliest tokens; 0 for all.
+            top_p: then from the fewest of the likeliest tokens that have this share of the probability.
+            seed: of the random numbers: any 64-bit integer.
+            on_token: called with each token as it is chosen; what it raises ends the call.
+
+        Raises:
+            ValueError: if the program was exported without a context, if the prompt is empty, longer than the
+                context or has a token outside of the vocabulary, or if another argument is out of range.
+        """
+        found = self._native.generate(
+            list(prompt),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_token=on_token,
+        )
+        return GenerationResult(**{**found, "tokens": tuple(found["tokens"])})
 
     def _check_scaling(self, config: Mapping[str, Any], path: Path) -> None:
         """Raise ValueError unless a PEFT configuration scales its adapter as the program does."""

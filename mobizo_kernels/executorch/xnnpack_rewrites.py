@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _ATTENTION = "mobizo_grouped"
-_UNKNOWN = ("s_aux", "head_mask", "position_bias")  # options of transformers' attention that change its value
+UNKNOWN = ("s_aux", "head_mask", "position_bias")  # options of transformers' attention that change its value
 BLOCKED = torch.finfo(torch.float32).min / 2  # twice it is still finite: a row that sees nothing is no NaN
 
 
@@ -87,19 +87,20 @@ class GroupedAttention:
     Args:
         model: a decoder of transformers.
         max_length: the longest sequence.
+        name: of that length, in errors.
 
     Raises:
         ValueError: if the model does not let every token see all before it over that length.
     """
 
-    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_length: int, name: str = "max_length") -> None:
         text = model.config.get_text_config()
         kinds = getattr(text, "layer_types", None) or ["sliding"]
         windowed = any("sliding" in kind or "chunked" in kind for kind in kinds)
-        for name in ("sliding_window", "attention_chunk_size"):
-            window = getattr(text, name, None) or 0  # Qwen2-MoE writes 0 where it has none
+        for kind in ("sliding_window", "attention_chunk_size"):
+            window = getattr(text, kind, None) or 0  # Qwen2-MoE writes 0 where it has none
             if windowed and 0 < window < max_length:
-                raise ValueError(f"max_length must be at most the model's {name}, {window}, got {max_length}")
+                raise ValueError(f"{name} must be at most the model's {kind}, {window}, got {max_length}")
         self.applies = model._can_set_attn_implementation() and not getattr(text, "alibi", False)
         self._seen = self._before = torch.empty(0)
         self._masks: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -149,7 +150,7 @@ class GroupedAttention:
         Raises:
             ValueError: if the model asks for something else than softmax attention.
         """
-        if unknown := [name for name in _UNKNOWN if options.get(name) is not None]:
+        if unknown := [name for name in UNKNOWN if options.get(name) is not None]:
             raise ValueError(f"attention with {unknown[0]} is not known here")
         # While a graph is traced, modules are others from call to call: their layers tell them apart.
         layer = int(module.layer_idx)  # type: ignore[arg-type]
@@ -209,6 +210,11 @@ class GroupedAttention:
         before = torch.zeros(len(own), self._before.shape[1])
         seen = torch.cat([self._before, self._seen.repeat(1, copies)], dim=1)
         return torch.cat([before, own], dim=1)[None], _over_heads(seen, groups)
+
+    @property
+    def kept(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values [rows * groups, T, D] of the last forward of whole sequences, by their layers."""
+        return self._kept
 
     @contextmanager
     def installed(self, model: PreTrainedModel) -> Iterator[None]:

@@ -106,6 +106,11 @@ def head(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda description: description["head"].update(values)
 
 
+def generation(**values: Any) -> Callable[[dict[str, Any]], None]:
+    whole = {"context": 9, "chunk": 3, "stop_tokens": [2], **values}
+    return entries(generation={name: value for name, value in whole.items() if value != "absent"})
+
+
 def twice(description: dict[str, Any]) -> None:
     first, second = description["adapter"]["parameters"]
     second["name"] = first["name"]
@@ -176,6 +181,17 @@ HUGE = 2**31 - 1
         (head(target_modules=[5]), "description: head: target_modules: expected a string, got a whole"),
         (head(target_modules=None), "description: head: target_modules: expected a list, got null"),
         (head(bias=1), "description: head: 'bias' is unknown"),
+        (entries(generation=None), "description: generation: expected an object, got null"),
+        (generation(chunk=2), "description: generation: chunk: expected at least 3, got 2"),
+        (generation(chunk=10), "description: generation: chunk must be at most 9, the context, got 10"),
+        (generation(context=2**31), "description: generation: context: expected at most 2147483647, got"),
+        (generation(context=9.5), "description: generation: context: expected a whole number, got a num"),
+        (generation(stop_tokens=[61]), "description: generation: stop_tokens must be from 0 to 60, got 61"),
+        (generation(stop_tokens=[-1]), "description: generation: stop_tokens must be from 0 to 60, got -1"),
+        (generation(stop_tokens="</s>"), "description: generation: stop_tokens: expected a list, got a str"),
+        (generation(stop_tokens="absent"), "description: generation: 'stop_tokens' is missing"),
+        (generation(more=1), "description: generation: 'more' is unknown"),
+        (generation(), "method prefill"),
         (lambda description: description.pop("head"), "method train_step must have 8 inputs and 2 outputs"),
         (entries(optimizer=ADAM), "method train_step must have 7 inputs and 1 outputs, got 9 and 2"),
         (parameter(lora_b=[16, 4]), r"method get_adapter: output 2 must be Float of shape \(16, 4\)"),

@@ -22,7 +22,7 @@ import tiny
 import torch
 from helpers import assert_same_bits
 from numpy.typing import NDArray
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, TokenizedDataset, write_dataset
@@ -51,8 +51,8 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
 
     Args:
         tmp_path_factory: pytest's fixture.
-        options: of `export_training_program`; `layers`, 1 by default, is of the model, and `adapter` a
-            dictionary for `lora_config`.
+        options: of `export_training_program`; `layers`, 1 by default, is of the model, `kind` one of
+            `MODELS` if it is no Llama, and `adapter` a dictionary for `lora_config`.
     """
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -63,7 +63,8 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             program.parent.mkdir(exist_ok=True)
-            model = tiny_llama(options.pop("layers", 1))
+            layers = options.pop("layers", 1)
+            model = MODELS[options.pop("kind")](layers) if "kind" in options else tiny_llama(layers)
             targets = lora_config(**options.pop("adapter", {}))
             export_quietly(model, program, **{"targets": targets, **DEFAULTS, **options})
     return program
@@ -117,6 +118,19 @@ def entries(**values: Any) -> Callable[[dict[str, Any]], None]:
 
 def tiny_llama(layers: int) -> Any:
     return tiny.causal_lm(LlamaConfig(**{**tiny.SIZES, "num_hidden_layers": layers}, num_key_value_heads=2))
+
+
+def _sizes(layers: int, **options: Any) -> dict[str, Any]:
+    return {**tiny.SIZES, "num_hidden_layers": layers, "num_key_value_heads": 2, **options}
+
+
+# By the number of their layers: heads of queries share keys and values in all.
+MODELS: dict[str, Callable[[int], Any]] = {
+    "llama": tiny_llama,
+    "tied": lambda layers: tiny.causal_lm(LlamaConfig(**_sizes(layers, tie_word_embeddings=True))),
+    "qwen2": lambda layers: tiny.causal_lm(Qwen2Config(**_sizes(layers))),  # with biases
+    "qwen3": lambda layers: tiny.causal_lm(Qwen3Config(**_sizes(layers, head_dim=12))),
+}
 
 
 def eager_twin(layers: int = 1, **adapter: Any) -> Any:

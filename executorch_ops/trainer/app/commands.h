@@ -9,5 +9,7 @@ void replay_command(int argc, char** argv);
 void info_command(int argc, char** argv);
 void tokenize_command(int argc, char** argv);
 void tokens_command(int argc, char** argv);
+void generate_command(int argc, char** argv);
+void chat_command(int argc, char** argv);
 
 }  // namespace mobizo::trainer

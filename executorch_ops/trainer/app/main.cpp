@@ -22,6 +22,8 @@ constexpr struct {
     {"replay", mobizo::trainer::replay_command, "rebuild an adapter from the journal of its run"},
     {"info", mobizo::trainer::info_command, "print what a file says of itself"},
     {"tokenize", mobizo::trainer::tokenize_command, "write texts as a data set of a program"},
+    {"generate", mobizo::trainer::generate_command, "let a program answer prompts"},
+    {"chat", mobizo::trainer::chat_command, "talk with a program, line by line"},
     {"tokens", mobizo::trainer::tokens_command, "print the ids of a text, or the text of ids"},
 };
 

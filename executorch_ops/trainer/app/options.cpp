@@ -73,7 +73,7 @@ void Options::seed(const char* name, int64_t& target, const std::string& help) {
                       }});
 }
 
-std::optional<std::vector<std::string>> Options::parse(int argc, char** argv, size_t files) const {
+std::optional<std::vector<std::string>> Options::parse(int argc, char** argv, size_t files, bool more) const {
   constexpr int kFirst = 256;  // beyond every character
   std::vector<option> table;
   for (const Option& o : options_)
@@ -93,7 +93,9 @@ std::optional<std::vector<std::string>> Options::parse(int argc, char** argv, si
     options_[static_cast<size_t>(found - kFirst)].set(optarg == nullptr ? "" : optarg);
   }
   std::vector<std::string> rest(argv + optind, argv + argc);
-  if (rest.size() != files) fail("expected ", files, " files, got ", rest.size(), "; usage: mobizo_runner ", usage_);
+  if (more && rest.size() < files)
+    fail("expected at least ", files, " arguments, got ", rest.size(), "; usage: mobizo_runner ", usage_);
+  if (!more && rest.size() != files) fail("expected ", files, " files, got ", rest.size(), "; usage: mobizo_runner ", usage_);
   return rest;
 }
 

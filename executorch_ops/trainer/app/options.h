@@ -24,8 +24,9 @@ class Options {
   // any 64-bit integer, signed or unsigned
   void seed(const char* name, int64_t& target, const std::string& help);
 
-  // Fills the targets and returns the `files` other arguments; nothing if --help was given, after printing it. Throws Error.
-  std::optional<std::vector<std::string>> parse(int argc, char** argv, size_t files) const;
+  // Fills the targets and returns the `files` other arguments, and with `more` those behind them; nothing if --help was given,
+  // after printing it. Throws Error.
+  std::optional<std::vector<std::string>> parse(int argc, char** argv, size_t files, bool more = false) const;
 
  private:
   struct Option {

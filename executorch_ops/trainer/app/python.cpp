@@ -10,6 +10,7 @@
 
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "../loop/generator.h"
 #include "../loop/logistic.h"
 #include "../loop/readout.h"
 #include "../loop/trainer.h"
@@ -141,6 +142,19 @@ class Trainer {
     return working([&] { return trainer::replay(program_, journal.string(), until); });
   }
 
+  py::dict generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const py::object& on_token) {
+    if (!generator_) generator_.emplace(program_);
+    const OnToken tell = [&](int64_t token) {
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!on_token.is_none()) on_token(token);
+      return true;
+    };
+    const Generated g = working([&] { return generator_->generate(prompt, options, tell); });
+    return py::dict("tokens"_a = g.tokens, "ended"_a = g.ended, "reused"_a = g.reused, "prefilled"_a = g.prefilled,
+                    "prefill_seconds"_a = g.prefill_seconds, "decode_seconds"_a = g.decode_seconds);
+  }
+
   py::dict adapter() {
     const Adapter adapter = working([&] { return program_.adapter(); });
     py::dict tensors;
@@ -200,6 +214,7 @@ class Trainer {
   }
 
   Program program_;
+  std::optional<Generator> generator_;  // of the first text that is written
   std::atomic<bool> busy_{false};
 };
 
@@ -246,6 +261,11 @@ PYBIND11_MODULE(_trainer, module) {
                                      to_array(made.words, {seen.classes, made.rank}),
                                      to_array(made.directions, {made.rank, seen.width}));
              });
+  module.def("choose",  // for tests
+             [](const py::array& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t n) {
+               const Sampling sampling{temperature, top_k, top_p, seed};
+               return choose(to_vector<float>("logits", logits, {logits.size()}), sampling, uniform_of(seed, n));
+             });
   py::class_<Trainer>(module, "Trainer")
       .def(py::init<const Path&, int64_t>(), "program"_a, "threads"_a = 0)
       .def("description", &Trainer::description)
@@ -281,6 +301,13 @@ PYBIND11_MODULE(_trainer, module) {
            "update_decay"_a = 1.0f)
       .def("evaluate_batch", &Trainer::evaluate_batch, "input_ids"_a, "attention_mask"_a, "target_positions"_a)
       .def("update", &Trainer::update, "update_seeds"_a, "update_coeffs"_a, "update_lr"_a = 0.0f, "update_decay"_a = 1.0f)
+      .def(
+          "generate",
+          [](Trainer& trainer, const std::vector<int64_t>& prompt, int64_t max_new_tokens, double temperature, int64_t top_k,
+             double top_p, int64_t seed, const py::object& on_token) {
+            return trainer.generate(prompt, {max_new_tokens, {temperature, top_k, top_p, seed}}, on_token);
+          },
+          "prompt"_a, py::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "seed"_a, "on_token"_a)
       .def("replay", &Trainer::replay, "journal"_a, "until"_a = py::none())
       .def("adapter", &Trainer::adapter)
       .def("save_adapter", &Trainer::save_adapter, "path"_a)

@@ -82,6 +82,22 @@ void check_texts(const TextsDescription& texts, const Description& d) {
     fail("texts: prompt: expected ", candidates, " words, one for each of candidate_tokens, got ", texts.prompt->words.size());
 }
 
+GenerationDescription parse_generation(const Json& json) {
+  Members members(json);
+  GenerationDescription generation{members.size("context", kLeastChunk), members.size("chunk", kLeastChunk),
+                                   members.get("stop_tokens", [](const Json& value) { return value.as_ints(); })};
+  members.end();
+  if (generation.chunk > generation.context)
+    fail("chunk must be at most ", generation.context, ", the context, got ", generation.chunk);
+  return generation;
+}
+
+void check_generation(const GenerationDescription& generation, const Description& d) {
+  for (const int64_t token : generation.stop_tokens)
+    if (token < 0 || token >= d.vocabulary)
+      fail("generation: stop_tokens must be from 0 to ", d.vocabulary - 1, ", got ", token);
+}
+
 void check_delegated(const Json& value) {
   const std::string lowering = value.as_string();
   if (lowering != "delegated") fail("expected delegated in a program of format ", kDelegatedFormat, ", got '", lowering, "'");
@@ -111,6 +127,7 @@ void check(const Description& d) {
     if (!names.insert(parameter.name).second) fail("the adapter has two parameters called ", parameter.name);
   if (d.head) check_head(*d.head, d);
   if (d.texts) check_texts(*d.texts, d);
+  if (d.generation) check_generation(*d.generation, d);
 }
 
 }  // namespace
@@ -155,6 +172,7 @@ Description parse_description(const std::string& text) {
   d.adapter = members.get("adapter", parse_adapter);
   if (json.find("head") != nullptr) d.head = members.get("head", parse_head);
   if (json.find("texts") != nullptr) d.texts = members.get("texts", parse_texts);
+  if (json.find("generation") != nullptr) d.generation = members.get("generation", parse_generation);
   if (d.delegated) {
     members.get("lowering", check_delegated);
     members.get("inputs", [](const Json&) {});  // looked at once the rest is known to be sound

@@ -13,6 +13,9 @@
 
 namespace mobizo::trainer {
 
+// Of what prefill takes: fewer tokens at once go through decode one by one.
+constexpr int64_t kLeastChunk = 3;
+
 struct ModelDescription {
   std::string name, architecture, fingerprint;
 };
@@ -40,6 +43,12 @@ struct HeadDescription {
   Json target_modules;         // PEFT's with the head among them
 };
 
+// Of a program that writes: it has the methods prefill and decode.
+struct GenerationDescription {
+  int64_t context, chunk;            // most tokens of a prompt and its answer, and of one call of prefill
+  std::vector<int64_t> stop_tokens;  // each ends an answer
+};
+
 struct Description {
   std::string text;  // the JSON itself
   ModelDescription model;
@@ -63,6 +72,7 @@ struct Description {
   std::optional<HeadDescription> head;
   // How texts become its rows; none of a program that takes tokens alone.
   std::optional<TextsDescription> texts;
+  std::optional<GenerationDescription> generation;
 
   // C, columns of the logits.
   int64_t classes() const { return candidate_tokens ? static_cast<int64_t>(candidate_tokens->size()) : vocabulary; }

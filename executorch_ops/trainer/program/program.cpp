@@ -4,6 +4,7 @@
 #include <executorch/extension/tensor/tensor.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iterator>
 #include <new>
 #include <utility>
@@ -169,6 +170,7 @@ TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& se
   const auto queries = static_cast<size_t>(d.queries);
   const Update none{std::vector<int64_t>(queries), std::vector<float>(queries)};
   float norm = 0;
+  if (plain && update) ++changes_;
   if (plain) {
     const Update& given = update ? *update : none;
     arguments.add("update_seeds", given.seeds, {d.queries}).add("update_coeffs", given.coeffs, {d.queries});
@@ -221,7 +223,40 @@ std::vector<std::vector<float>> Program::run_evaluate(const Batch& batch) {
   return outputs;
 }
 
+std::vector<float> Program::next_logits(const std::vector<int64_t>& tokens, const std::vector<float>& active, int64_t before) {
+  const Description& d = description_;
+  if (!d.generation) fail(path_, ": the program cannot write: it was exported without a context");
+  const auto given = static_cast<int64_t>(tokens.size());
+  if (given < 1 || given > d.generation->chunk || before < 0 || before + given > d.generation->context)
+    fail(path_, ": from 1 to ", d.generation->chunk, " tokens must go behind ", before, " within the context of ",
+         d.generation->context, ", got ", given);
+  // decode attends to at least kLeastChunk tokens. The first ones go through prefill, with more behind them, which they do not
+  // see.
+  const bool one = given == 1 && before + 1 >= kLeastChunk;
+  const int64_t length = one ? 1 : std::max(given, kLeastChunk);
+  std::vector<int64_t> ids(tokens), positions, seen;
+  std::vector<float> acting(active);
+  ids.resize(static_cast<size_t>(length));
+  acting.resize(static_cast<size_t>(length));
+  for (int64_t i = 0; i < length; ++i) positions.push_back(before + i);
+  for (int64_t i = 0; i < before + length; ++i) seen.push_back(i);
+  const std::vector<int64_t> target{given - 1};
+  Arguments arguments;
+  arguments.add("input_ids", ids, {1, length}).add("positions", positions, {1, length});
+  arguments.add("key_positions", seen, {before + length});
+  if (!one) arguments.add("target_positions", target, {1, 1});
+  if (d.invocation_tokens) arguments.add("active", acting, {1, length, 1});
+  if (host_ != nullptr)
+    for (size_t i = 0; i < host_->lora_b().size(); ++i)
+      arguments.add(d.adapter.parameters[i].name.c_str(), host_->lora_b()[i], d.adapter.parameters[i].lora_b);
+  auto outputs = methods_->run(path_, one ? "decode" : "prefill", arguments);
+  if (static_cast<int64_t>(outputs[0].size()) != d.vocabulary)
+    fail(path_, ": the logits must be ", d.vocabulary, ", got ", outputs[0].size());
+  return std::move(outputs[0]);
+}
+
 float Program::update(const Update& update) {
+  ++changes_;
   if (host_ != nullptr) return host_->update(update);
   const int64_t queries = description_.queries;
   Arguments arguments;
@@ -261,6 +296,7 @@ Adapter Program::exported() {
 void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {
   const auto& parameters = description_.adapter.parameters;
   if (lora_b.size() != parameters.size()) fail("the adapter must have ", parameters.size(), " LoRA-B, got ", lora_b.size());
+  ++changes_;
   if (host_ != nullptr) return host_->set_lora_b(lora_b);
   Arguments arguments;
   for (size_t i = 0; i < lora_b.size(); ++i) arguments.add(parameters[i].name.c_str(), lora_b[i], parameters[i].lora_b);

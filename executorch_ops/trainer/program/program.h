@@ -64,6 +64,12 @@ class Program {
   std::vector<float> evaluate(const Batch& batch);
   // The same of a batch for evaluate(), but before the head. Throws Error if the description has no head.
   HeadStates head_states(const Batch& batch);
+  // The logits [vocabulary] that follow the last of some tokens, which go behind the first `before` ones in the key-value
+  // cache: up to `chunk` tokens, or one. `active`, one for each, says where the adapters act if there are invocation tokens,
+  // else it is not read. Throws Error if the description has no generation.
+  std::vector<float> next_logits(const std::vector<int64_t>& tokens, const std::vector<float>& active, int64_t before);
+  // How often the adapter was changed: what the cache holds is then that of another model.
+  int64_t changes() const { return changes_; }
   // The update of B by the program's rule; the L2 norm of the change, weight decay apart.
   float update(const Update& update);
   Adapter adapter();
@@ -87,6 +93,7 @@ class Program {
   Description description_;
   std::unique_ptr<HostAdapter> host_;  // of a delegated program; else the adapter lies in buffers of the methods
   std::optional<HeadAdapter> head_;
+  int64_t changes_ = 0;
   std::vector<float> head_rows_;  // what it adds to the rows of the candidates, [classes, in]
 };
 

@@ -31,9 +31,23 @@ std::vector<TensorType> types_of(const std::vector<MethodInput>& inputs) {
   return types;
 }
 
-}  // namespace
+// Of a program that writes.
+void add_writing(std::vector<Signature>& signatures, const Description& d) {
+  if (!d.generation) return;
+  const auto ints = [](std::vector<int64_t> shape) { return TensorType{ScalarType::Long, std::move(shape)}; };
+  for (const auto& [name, length] : {std::pair{"prefill", d.generation->chunk}, std::pair{"decode", int64_t{1}}}) {
+    Signature method{name, {ints({1, length}), ints({1, length}), ints({d.generation->context})}, {}};
+    if (length > 1) method.inputs.push_back(ints({1, 1}));
+    if (d.invocation_tokens) method.inputs.push_back({ScalarType::Float, {1, length, 1}});
+    if (d.delegated)
+      for (const AdapterParameter& parameter : d.adapter.parameters)
+        method.inputs.push_back({ScalarType::Float, parameter.lora_b});
+    method.outputs = {{ScalarType::Float, {1, d.vocabulary}}};
+    signatures.push_back(std::move(method));
+  }
+}
 
-std::vector<Signature> signatures(const Description& d) {
+std::vector<Signature> training_signatures(const Description& d) {
   const auto ints = [](std::vector<int64_t> shape) { return TensorType{ScalarType::Long, std::move(shape)}; };
   const auto floats = [](std::vector<int64_t> shape) { return TensorType{ScalarType::Float, std::move(shape)}; };
   const auto batch = [&](int64_t rows) {
@@ -70,6 +84,14 @@ std::vector<Signature> signatures(const Description& d) {
   Signature update{"update", directions, {floats({1})}};
   update.inputs.insert(update.inputs.end(), size_t{rule.takes_rate()} + size_t{rule.weight_decay > 0}, floats({1}));
   return {step, evaluate, update, get, set};
+}
+
+}  // namespace
+
+std::vector<Signature> signatures(const Description& description) {
+  std::vector<Signature> found = training_signatures(description);
+  add_writing(found, description);
+  return found;
 }
 
 void check_signature(const Signature& signature, const executorch::runtime::MethodMeta& meta, const std::string& where) {

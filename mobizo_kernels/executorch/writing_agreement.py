@@ -1,0 +1,76 @@
+"""The check of the methods that write, before anything is lowered: theirs are the logits of the model."""
+
+from __future__ import annotations
+
+import torch
+
+from mobizo_kernels.executorch.agreement import DEEPER, tolerance
+from mobizo_kernels.executorch.architecture import cannot_be_exported
+from mobizo_kernels.executorch.delegated import DelegatedGraph
+from mobizo_kernels.executorch.program import TrainingGraph
+from mobizo_kernels.executorch.writing import Decode, Prefill
+from mobizo_kernels.lora import adapter_of, held_head
+from mobizo_kernels.loss import LabelledLoss
+
+_DECODED = 2  # tokens that go through `decode`
+_AFTER = 4  # tokens from the invocation on that go through `prefill`
+
+
+class WritingAgreement:
+    """A random text as long as the context, and the logits that the model itself has at its end.
+
+    Args:
+        loss: of the wrapped model; its values are computed at once.
+        context: N.
+        chunk: most tokens that go through `prefill` at once.
+    """
+
+    def __init__(self, loss: LabelledLoss, context: int, chunk: int) -> None:
+        model = loss.model
+        self._chunk = chunk
+        rng = torch.Generator().manual_seed(0)
+        self._tokens = torch.randint(model.config.get_text_config().vocab_size, (context,), generator=rng)
+        self._start = 0
+        if invocation := adapter_of(model).config.alora_invocation_tokens:
+            self._start = max(0, context - _DECODED - _AFTER - len(invocation))
+            there = self._tokens[self._start : self._start + len(invocation)]
+            there.copy_(torch.tensor(invocation)[: len(there)])
+        states = model.base_model(input_ids=self._tokens[None], use_cache=False).last_hidden_state
+        head, held = model.get_output_embeddings(), held_head(model)
+        if held is not None:
+            head = held.base_layer
+        self._logits = loss.head.finished(head(states[:, -_DECODED - 1 :]))[0]
+
+    def check(self, graph: TrainingGraph, *, rounded: bool) -> None:
+        """Raise ValueError unless a graph that writes has the same logits, up to their rounding.
+
+        Args:
+            graph: of the program.
+            rounded: the inputs of linears are rounded to 8 bits.
+        """
+        count = len(self._tokens) - _DECODED
+        try:
+            for start in range(0, count, self._chunk):
+                end = min(start + self._chunk, count)
+                last = self._run(graph, start, end)
+            found = [last, *(self._run(graph, i, i + 1) for i in range(count, count + _DECODED))]
+        except Exception as error:  # whatever a decoder of another build makes of the forms
+            raise cannot_be_exported(graph.model, error) from error
+        off = (torch.cat(found) - self._logits).norm() / self._logits.norm()
+        if not off.item() <= DEEPER * tolerance(rounded):
+            count = len(self._tokens)
+            reason = f"its logits after {count} tokens with a key-value cache are off by {off:.1e}"
+            raise cannot_be_exported(graph.model, reason)
+
+    def _run(self, graph: TrainingGraph, start: int, end: int) -> torch.Tensor:
+        """The logits [1, V] that follow the tokens from `start` to `end`."""
+        positions = torch.arange(start, end)
+        rest: list[torch.Tensor] = []
+        if graph.tail_length is not None:
+            rest.append((positions >= self._start).float()[None, :, None])
+        if isinstance(graph, DelegatedGraph):
+            rest += [linear.lora_b for linear in graph.linears]
+        batch = (self._tokens[None, start:end], positions[None], torch.arange(end))
+        if end - start == 1:
+            return Decode(graph)(*batch, *rest)
+        return Prefill(graph)(*batch, torch.tensor([[end - start - 1]]), *rest)
