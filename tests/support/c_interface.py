@@ -47,6 +47,12 @@ TrainResult = struct("mobizo_train_result", **dict.fromkeys(COUNTS, "i"), **SCOR
 Readout = struct("mobizo_readout", rank="i", rows="i", ridge="d", loss="d", loss_before="d", seconds="d")
 Evaluation = struct("mobizo_evaluation", rows="i", classes="i", **SCORES)
 
+TOKENIZE = {
+    "text_column": "s", "label_column": "s", "answers": "s", "steps": "i", "seed": "i", "train_rows": "i",
+    "validation_rows": "i", "test_rows": "i", "max_length": "i",
+}  # fmt: skip
+TokenizeOptions = struct("mobizo_tokenize_options", **TOKENIZE)
+
 
 def as_dict(found: ctypes.Structure) -> Found:
     return {name: getattr(found, name) for name, *_ in found._fields_ if name != "size"}
@@ -105,9 +111,9 @@ class Library:
         self.c.mobizo_free(text)
         return found
 
-    def options(self, **changes: Any) -> Any:
-        options = TrainOptions()
-        self.call("train_options_init", byref(options), c_uint64(ctypes.sizeof(options)))
+    def options(self, kind: str = "train", **changes: Any) -> Any:
+        options = {"train": TrainOptions, "tokenize": TokenizeOptions}[kind]()
+        self.call(f"{kind}_options_init", byref(options), c_uint64(ctypes.sizeof(options)))
         for name, value in changes.items():
             setattr(options, name, value.encode() if isinstance(value, str) else value)
         return options
@@ -319,6 +325,23 @@ def read_out(files: Files, program: str, dataset: str, rows: int, adapter: str) 
     return as_dict(found)
 
 
+def tokenized(
+    files: Files, program: str, texts: str, tokenizer: str, datasets: Sequence[tuple[str, Found]]
+) -> list[str]:
+    """How data sets come out, each with its options, and the warnings."""
+    library, told = Library(files), list[str]()
+    opened = Program(library, program)
+    callbacks = Callbacks(
+        ctypes.sizeof(Callbacks), None, OnStep(), OnEvaluation(),
+        OnWarning(lambda sentence, user: told.append(sentence.decode())),
+    )  # fmt: skip
+    for dataset, changes in datasets:
+        paths = (path.encode() for path in (texts, tokenizer, dataset))
+        options = library.options("tokenize", **changes)
+        told.append(opened.failure("tokenize", *paths, byref(options), byref(callbacks)))
+    return told
+
+
 def tokens(files: Files, tokenizer: str, text: str) -> Found:
     library, handle = Library(files), c_void_p()
     library.call("tokenizer_open", tokenizer.encode(), byref(handle))
@@ -408,5 +431,7 @@ def refusals(files: Files, program: str, dataset: str, folder: str) -> dict[str,
 
 def structs(files: Files) -> dict[str, int]:
     """The sizes that ctypes gives the structs of mobizo.h."""
-    kinds = (TrainOptions, Step, Validation, Callbacks, TrainResult, Readout, Evaluation)
+    kinds = (
+        TrainOptions, Step, Validation, Callbacks, TrainResult, Readout, Evaluation, TokenizeOptions,
+    )  # fmt: skip
     return {kind.__name__: ctypes.sizeof(kind) for kind in kinds}

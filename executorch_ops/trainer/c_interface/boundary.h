@@ -66,6 +66,8 @@ template <>
 inline constexpr uint64_t kFirstSize<mobizo_readout> = 56;
 template <>
 inline constexpr uint64_t kFirstSize<mobizo_evaluation> = 48;
+template <>
+inline constexpr uint64_t kFirstSize<mobizo_tokenize_options> = 80;
 
 template <typename T>
 void check_size(uint64_t size, const char* name) {

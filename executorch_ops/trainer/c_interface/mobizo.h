@@ -190,6 +190,31 @@ MOBIZO_API mobizo_status mobizo_read_out(mobizo_program* program, const char* da
  * which that run began. *steps, which may be NULL, is how many there were. */
 MOBIZO_API mobizo_status mobizo_replay(mobizo_program* program, const char* journal, int64_t until, int64_t* steps);
 
+/* ---- data sets ----------------------------------------------------------------------------------------------------------- */
+
+/* Fill it with mobizo_tokenize_options_init(), then change what should differ. */
+typedef struct mobizo_tokenize_options {
+  uint64_t size;           /* sizeof(mobizo_tokenize_options) */
+  const char* text_column; /* of labelled texts, and so the next */
+  const char* label_column;
+  const char* answers; /* of a conversation, "all" or "last" */
+  int64_t steps;       /* to lay out batches for; more start again */
+  int64_t seed;        /* of the batches */
+  int64_t train_rows;  /* most rows of each split; 0 for all */
+  int64_t validation_rows;
+  int64_t test_rows;
+  int64_t max_length; /* most tokens of a row, 0 for that of the program */
+} mobizo_tokenize_options;
+
+/* Sets all members to their defaults. size: sizeof *options. */
+MOBIZO_API mobizo_status mobizo_tokenize_options_init(mobizo_tokenize_options* options, uint64_t size);
+
+/* Writes a data set for the program, whole or not at all, of the texts in a file .csv or .jsonl (docs/data.md), by the
+ * tokenizer.json that the program was exported with. options may be NULL. Of the callbacks, which may be NULL, on_warning is
+ * told what is odd about the texts. */
+MOBIZO_API mobizo_status mobizo_tokenize(mobizo_program* program, const char* texts, const char* tokenizer, const char* dataset,
+                                         const mobizo_tokenize_options* options, const mobizo_callbacks* callbacks);
+
 /* ---- scoring ------------------------------------------------------------------------------------------------------------- */
 
 typedef struct mobizo_evaluation {
