@@ -28,7 +28,7 @@ BELOW = {
     "zo": "optim lora parameters loss journal",
     "training": "optim lora loss generation journal data zo",
     "executorch": "files ops optim models lora data loss journal zo training",
-    "integrations": "optim lora parameters loss journal zo training",
+    "integrations": "ops optim lora parameters loss journal zo training",
     "cli": "files ops optim models lora data loss generation journal zo training executorch",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from mobizo_kernels.ops.checks import require_distribution
 from mobizo_kernels.zo import Estimator, make_estimator, make_rule
 
 
@@ -50,6 +51,7 @@ class ZOArguments:
         super().__post_init__()  # type: ignore[misc]  # of the arguments that these are mixed into
         self.make_estimator()
         make_rule(**self.rule_arguments())
+        require_distribution(self.distribution)
 
     def make_estimator(self) -> Estimator:
         """The estimator of the steps. Raises ValueError if an argument is out of range."""
@@ -83,6 +85,8 @@ def check_trainer(trainer: type, mixin: type, given: Mapping[str, Any]) -> None:
     if not isinstance(args, ZOArguments):
         raise ValueError(f"args must be a ZOConfig, or have ZOArguments mixed in, got {type(args).__name__}")
     for name, expected, why in (
+        ("optim", TrainingArguments.optim, "optimizer=... names one of ours"),
+        ("optim_target_modules", None, "what is tuned is what requires a gradient"),
         ("max_grad_norm", 0, "there is no gradient to clip; normalize=True bounds a step"),
         ("fp16", False, "no loss is scaled; load the model in float16, or set bf16=True"),
         ("label_smoothing_factor", 0, "the loss is the cross-entropy, or an objective"),

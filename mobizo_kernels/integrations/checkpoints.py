@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from mobizo_kernels.journal import read_journal
 from mobizo_kernels.journal.file import JournalFile
-from mobizo_kernels.lora import adapter_fingerprints, load_adapter, tuned_layers
+from mobizo_kernels.lora import adapter_fingerprints, adapter_layers, load_adapter, tuned_layers
 from mobizo_kernels.zo import ZerothOrder
 
 JOURNAL = "run.journal"
@@ -51,24 +53,58 @@ def resume_journal(zo: ZerothOrder, checkpoint: Path, directory: Path) -> None:
         raise FileNotFoundError(f"resume_from_checkpoint: {checkpoint} holds no {JOURNAL}")
     header, _ = read_journal(source)
     tuned: list[torch.Tensor] = [layer.lora_b for layer in tuned_layers(zo.model).values()]
+    whole: list[torch.Tensor] = []
+    for layer in adapter_layers(zo.model).values():
+        whole += layer.lora_a, layer.lora_b
+    given = [tensor.clone() for tensor in whole]
     here = [tensor.clone() for tensor in tuned]
-    load_adapter(zo.model, checkpoint)  # LoRA-A, which PEFT draws anew in every process
-    saved = [tensor.clone() for tensor in tuned]
-    for start in (here, [torch.zeros_like(tensor) for tensor in tuned]):
-        _set(tuned, start)
-        if adapter_fingerprints(zo.model)[1] == header.lora_b:
-            break
-    else:
-        raise ValueError(
-            f"resume_from_checkpoint: the run of {checkpoint} began with a LoRA-B that is neither zero nor "
-            "that of the model; load what it began with first"
-        )
-    if source.resolve() != (directory / JOURNAL).resolve():
-        _make_way(directory / JOURNAL)
-        shutil.copyfile(source, directory / JOURNAL)
-    zo.apply(zo.open_journal(directory / JOURNAL, resume=True))
-    if not all(torch.equal(made, kept) for made, kept in zip(tuned, saved, strict=True)):
-        raise ValueError(f"resume_from_checkpoint: the adapter of {checkpoint} is not what its journal gives")
+    try:
+        load_adapter(zo.model, checkpoint)  # LoRA-A, which PEFT draws anew in every process
+        saved = [tensor.clone() for tensor in tuned]
+        for start in (here, [torch.zeros_like(tensor) for tensor in tuned]):
+            _set(tuned, start)
+            if adapter_fingerprints(zo.model)[1] == header.lora_b:
+                break
+        else:
+            raise ValueError(
+                f"resume_from_checkpoint: the run of {checkpoint} began with a LoRA-B that is neither zero "
+                "nor that of the model; load what it began with first"
+            )
+        with _replaced(directory / JOURNAL, source.read_bytes()):
+            zo.apply(zo.open_journal(directory / JOURNAL, resume=True))
+            if not all(torch.equal(made, kept) for made, kept in zip(tuned, saved, strict=True)):
+                assert zo.journal is not None
+                zo.journal.close()
+                raise ValueError(
+                    f"resume_from_checkpoint: the adapter of {checkpoint} is not what its journal gives"
+                )
+    except BaseException:
+        _set(whole, given)
+        raise
+
+
+@contextmanager
+def _replaced(path: Path, content: bytes) -> Iterator[None]:
+    """`content` at `path`, and what was there again if the block raises.
+
+    Raises:
+        BlockingIOError: if a run that still goes on holds what is there.
+        OSError: if the file cannot be written.
+    """
+    aside = path.with_name(f"{path.name}.aside")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        JournalFile.open(path).close()
+        path.replace(aside)
+    try:
+        path.write_bytes(content)
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        if aside.exists():
+            aside.replace(path)
+        raise
+    aside.unlink(missing_ok=True)
 
 
 def _make_way(path: Path) -> None:

@@ -73,10 +73,12 @@ class ZOTrainerMixin(_Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.zo is not None and self.zo.journal is not None:
-                self.zo.journal.close()
-            if self._gives_back and is_wrapped(self.model):
-                to_peft(self.model)
+            try:
+                if self.zo is not None and self.zo.journal is not None:
+                    self.zo.journal.close()
+            finally:  # also where the disk fails
+                if self._gives_back and is_wrapped(self.model):
+                    to_peft(self.model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make :attr:`zo` and give its optimizer to Trainer, whose schedule drives the learning rate. Each

@@ -6,6 +6,7 @@ import ctypes
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -94,12 +95,16 @@ class UpdateRule:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
+        for name in ("lr", "momentum", "eps", "weight_decay"):
+            check_number(name, getattr(self, name))
         if not 0 <= self.lr <= torch.finfo(torch.float32).max:
             raise ValueError(f"lr must be at least 0 and finite in float32, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.momentum and self.name != "sgd":
             raise ValueError(f"momentum must be 0 with optimizer {self.name!r}, got {self.momentum}")
+        for beta in self.betas:
+            check_number("betas", beta)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -172,6 +177,12 @@ class UpdateRule:
     def decay(self, lr: float) -> float:
         """What an update multiplies the parameters by."""
         return 1.0 - lr * self.weight_decay
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError, naming the argument, for what is no number, such as a text of a settings file."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def is_positive_float32(value: float) -> bool:

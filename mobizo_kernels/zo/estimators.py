@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from mobizo_kernels.optim.update_rule import is_positive_float32
+from mobizo_kernels.optim.update_rule import check_number, is_positive_float32
 
 EstimatorName = Literal["two_sided", "one_sided", "centred"]
 
@@ -49,6 +49,9 @@ class Estimator(ABC):
         if self.queries < 1:
             raise ValueError(f"queries must be at least 1, got {self.queries}")
         object.__setattr__(self, "queries", int(self.queries))  # also of numpy, which JSON does not know
+        check_number("eps", self.eps)
+        if self.normalize not in (True, False):  # a text would count as true
+            raise ValueError(f"normalize must be True or False, got {self.normalize!r}")
         if not is_positive_float32(self.eps):
             raise ValueError(f"eps must be positive and finite in float32, got {self.eps}")
         object.__setattr__(self, "eps", float(self.eps))

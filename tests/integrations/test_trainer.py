@@ -302,6 +302,28 @@ def test_resuming_what_is_not_that_run(tmp_path: Path, rng: torch.Generator) -> 
     refused("began with a LoRA-B that is neither zero nor that of the model")
 
 
+@pytest.mark.parametrize("damage", ["settings", "adapter"])
+def test_a_refused_resume_changes_nothing(damage: str, tmp_path: Path, rng: torch.Generator) -> None:
+    data, options = rows(rng), {"save_strategy": "steps", "save_steps": 2}
+    trainer(a_model(), config(tmp_path, **options), data).train()
+    journal, checkpoint = tmp_path / "run.journal", tmp_path / "checkpoint-2"
+    content = journal.read_bytes()
+    model = a_model(seed=5)
+    mobizo.ZerothOrder(model).step(collator("left")(data[:2]))
+    mobizo.to_peft(model)
+    before = tensors(model)
+    if damage == "adapter":
+        (checkpoint / "run.journal").write_bytes(content)
+    others = {"queries": 3} if damage == "settings" else {}
+    with pytest.raises(ValueError, match="queries is 2 there|is not what its journal gives"):
+        run = trainer(model, config(tmp_path, **{**options, **others}), data)
+        run.train(resume_from_checkpoint=str(checkpoint))
+    assert journal.read_bytes() == content and not is_wrapped(model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "run.journal"]
+    for name, tensor in tensors(model).items():
+        assert_same_bits(tensor, before[name])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -312,6 +334,12 @@ def test_resuming_what_is_not_that_run(tmp_path: Path, rng: torch.Generator) -> 
         ({"max_grad_norm": 1.0}, "max_grad_norm must be 0, got 1.0: there is no gradient to clip"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0, got 0.1"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha must be None, got 5"),
+        ({"optim": "adafactor"}, "optim must be .*, got .*: optimizer=... names one of ours"),
+        ({"distribution": "normal"}, "distribution must be one of gaussian, .* got 'normal'"),
+        ({"normalize": "no"}, "normalize must be True or False, got 'no'"),
+        ({"eps": "1e-2"}, "eps must be a number, got '1e-2'"),  # as YAML reads it
+        ({"learning_rate": "1e-2"}, "lr must be a number, got '1e-2'"),
+        ({"momentum": "0.9"}, "momentum must be a number, got '0.9'"),
     ],
 )
 def test_arguments_that_mean_nothing(options: dict[str, Any], words: str, tmp_path: Path) -> None:
