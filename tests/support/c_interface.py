@@ -52,6 +52,18 @@ TOKENIZE = {
     "validation_rows": "i", "test_rows": "i", "max_length": "i",
 }  # fmt: skip
 TokenizeOptions = struct("mobizo_tokenize_options", **TOKENIZE)
+GENERATE = {"max_new_tokens": "i", "temperature": "d", "top_k": "i", "top_p": "d", "seed": "i"}
+GenerateOptions = struct("mobizo_generate_options", **GENERATE)
+WRITTEN = ("tokens", "ended", "reused", "prefilled")
+Generated = struct("mobizo_generated", **dict.fromkeys(WRITTEN, "i"), prefill_seconds="d", decode_seconds="d")
+OnToken = ctypes.CFUNCTYPE(c_int32, c_int64, c_char_p, c_void_p)
+ENDED = ("stop", "length", "context", "caller")
+
+
+class Message(ctypes.Structure):
+    """mobizo_message."""
+
+    _fields_ = (("role", c_char_p), ("content", c_char_p))
 
 
 def as_dict(found: ctypes.Structure) -> Found:
@@ -112,7 +124,7 @@ class Library:
         return found
 
     def options(self, kind: str = "train", **changes: Any) -> Any:
-        options = {"train": TrainOptions, "tokenize": TokenizeOptions}[kind]()
+        options = {"train": TrainOptions, "tokenize": TokenizeOptions, "generate": GenerateOptions}[kind]()
         self.call(f"{kind}_options_init", byref(options), c_uint64(ctypes.sizeof(options)))
         for name, value in changes.items():
             setattr(options, name, value.encode() if isinstance(value, str) else value)
@@ -191,6 +203,26 @@ class Program:
         self.library.c.mobizo_free(scores)
         self.library.c.mobizo_free(labels)
         return as_dict(found), *numbers
+
+    def generate(
+        self, prompt: Sequence[int], tokenizer: Any = None, stop_after: int = 0, **options: Any
+    ) -> Found:
+        """What it writes; the callback ends it after so many tokens."""
+        told, tokens = list[tuple[int, str]](), POINTER(c_int64)()
+        generated = Generated(size=ctypes.sizeof(Generated))
+
+        def on_token(token: int, text: bytes, user: int) -> int:
+            told.append((token, text.decode()))
+            return int(len(told) == stop_after)
+
+        self.call(
+            "generate", tokenizer, (c_int64 * len(prompt))(*prompt), c_int64(len(prompt)),
+            byref(self.library.options("generate", **options)), OnToken(on_token), None, byref(generated),
+            byref(tokens),
+        )  # fmt: skip
+        found = {**as_dict(generated), "tokens": tokens[: generated.tokens], "told": told}
+        self.library.c.mobizo_free(tokens)
+        return {**found, "ended": ENDED[found["ended"]]}
 
 
 # ---- what the tests run in a process of its own ---
@@ -342,6 +374,48 @@ def tokenized(
     return told
 
 
+def written(files: Files, program: str, adapter: str, calls: Sequence[Found]) -> list[Found]:
+    """What calls of generate give, one after the other, by an adapter."""
+    opened = Program(Library(files), program)
+    opened.call("adapter_load", adapter.encode())
+    return [opened.generate(**call) for call in calls]
+
+
+def answered(
+    files: Files, program: str, path: str, messages: Sequence[tuple[str, str]], **options: Any
+) -> Found:
+    """A conversation in tokens, and its answer with texts."""
+    library, tokenizer, ids, count = Library(files), c_void_p(), POINTER(c_int64)(), c_int64()
+    opened = Program(library, program)
+    library.call("tokenizer_open", path.encode(), byref(tokenizer))
+    said = (Message * len(messages))(*((role.encode(), content.encode()) for role, content in messages))
+    opened.call("chat_encode", tokenizer, said, c_int64(len(messages)), byref(ids), byref(count))
+    prompt = ids[: count.value]
+    library.c.mobizo_free(ids)
+    return {"prompt": prompt, **opened.generate(prompt, tokenizer, **options)}
+
+
+def unwritten(files: Files, program: str, other: str) -> list[str]:
+    """What is said where nothing can be written."""
+    library, prompt, tokenizer = Library(files), (c_int64 * 2)(3, 4), c_void_p()
+    opened = Program(library, program)
+    library.call("tokenizer_open", other.encode(), byref(tokenizer))
+    said = [
+        opened.failure("generate", *arguments, None, None, None, None)
+        for arguments in (
+            (None, prompt, c_int64(2), None),
+            (None, prompt, c_int64(0), None),
+            (None, None, c_int64(2), None),
+            (None, prompt, c_int64(2), byref(library.options("generate", temperature=-1.0))),
+            (tokenizer, prompt, c_int64(2), None),
+        )
+    ]
+    said.append(
+        opened.failure("chat_encode", tokenizer, None, c_int64(1), byref(c_void_p()), byref(c_int64()))
+    )
+    return said
+
+
 def tokens(files: Files, tokenizer: str, text: str) -> Found:
     library, handle = Library(files), c_void_p()
     library.call("tokenizer_open", tokenizer.encode(), byref(handle))
@@ -433,5 +507,6 @@ def structs(files: Files) -> dict[str, int]:
     """The sizes that ctypes gives the structs of mobizo.h."""
     kinds = (
         TrainOptions, Step, Validation, Callbacks, TrainResult, Readout, Evaluation, TokenizeOptions,
+        GenerateOptions, Generated,
     )  # fmt: skip
     return {kind.__name__: ctypes.sizeof(kind) for kind in kinds}

@@ -68,6 +68,10 @@ template <>
 inline constexpr uint64_t kFirstSize<mobizo_evaluation> = 48;
 template <>
 inline constexpr uint64_t kFirstSize<mobizo_tokenize_options> = 80;
+template <>
+inline constexpr uint64_t kFirstSize<mobizo_generate_options> = 48;
+template <>
+inline constexpr uint64_t kFirstSize<mobizo_generated> = 56;
 
 template <typename T>
 void check_size(uint64_t size, const char* name) {

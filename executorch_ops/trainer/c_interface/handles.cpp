@@ -20,8 +20,8 @@ Registry<mobizo_program, OpenProgram>& programs() {
   return *registry;
 }
 
-Registry<mobizo_tokenizer, const Tokenizer>& tokenizers() {
-  static auto* registry = new Registry<mobizo_tokenizer, const Tokenizer>("tokenizer");
+Registry<mobizo_tokenizer, const TokenizerFile>& tokenizers() {
+  static auto* registry = new Registry<mobizo_tokenizer, const TokenizerFile>("tokenizer");
   return *registry;
 }
 
@@ -60,10 +60,9 @@ mobizo_status mobizo_cancel(mobizo_program* program) {
 }
 
 mobizo_status mobizo_tokenizer_open(const char* path, mobizo_tokenizer** tokenizer) {
-  using mobizo::trainer::Tokenizer;
   return guarded([&] {
     *given(tokenizer, "tokenizer") = nullptr;
-    *tokenizer = tokenizers().add(std::make_shared<const Tokenizer>(Tokenizer::load(given(path, "path"))));
+    *tokenizer = tokenizers().add(std::make_shared<const mobizo::trainer::TokenizerFile>(given(path, "path")));
   });
 }
 

@@ -7,9 +7,11 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
+#include "../loop/generator.h"
 #include "../program/program.h"
-#include "../tokenizer/tokenizer.h"
+#include "../text/tokenizer_file.h"
 #include "boundary.h"
 
 namespace mobizo::trainer::c_interface {
@@ -69,12 +71,13 @@ struct OpenProgram {
   OpenProgram(const std::string& path, int64_t threads) : program(path, threads) {}
 
   Program program;
-  std::atomic<bool> busy{false};  // becomes true under the lock of the registry alone
+  std::optional<Generator> generator;  // of the first text that is written
+  std::atomic<bool> busy{false};       // becomes true under the lock of the registry alone
   std::atomic<bool> cancelled{false};
 };
 
 Registry<mobizo_program, OpenProgram>& programs();
-Registry<mobizo_tokenizer, const Tokenizer>& tokenizers();
+Registry<mobizo_tokenizer, const TokenizerFile>& tokenizers();
 
 // A call's use of a program, which no other call has meanwhile: throws Busy if one has.
 class ProgramUse {
@@ -85,6 +88,9 @@ class ProgramUse {
   ProgramUse& operator=(const ProgramUse&) = delete;
 
   Program& program() const { return open_->program; }
+  // Throws Error if the program cannot write.
+  Generator& generator() const { return open_->generator ? *open_->generator : open_->generator.emplace(open_->program); }
+  bool cancelled() const { return open_->cancelled; }
   // Throws Cancelled, `where` at its end, if mobizo_cancel() was called.
   void check_cancelled(const std::string& where) const;
 

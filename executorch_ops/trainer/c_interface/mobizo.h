@@ -272,6 +272,63 @@ MOBIZO_API mobizo_status mobizo_tokenizer_size(mobizo_tokenizer* tokenizer, int6
 /* The id of a token as the vocabulary writes it, -1 if there is none. */
 MOBIZO_API mobizo_status mobizo_tokenizer_id(mobizo_tokenizer* tokenizer, const char* token, int64_t* id);
 
+/* ---- writing ------------------------------------------------------------------------------------------------------------- */
+
+/* "system" at the beginning or not at all, then "user" and "assistant" in turn. */
+typedef struct mobizo_message {
+  const char* role;
+  const char* content;
+} mobizo_message;
+
+/* The tokens of a conversation that ends with a user's message, and of the beginning of an answer, by the chat template that
+ * the program carries. tokenizer: that of the program. *ids is allocated, *id_count of them. */
+MOBIZO_API mobizo_status mobizo_chat_encode(mobizo_program* program, mobizo_tokenizer* tokenizer,
+                                            const mobizo_message* messages, int64_t count, int64_t** ids, int64_t* id_count);
+
+/* Fill it with mobizo_generate_options_init(), then change what should differ. */
+typedef struct mobizo_generate_options {
+  uint64_t size;          /* sizeof(mobizo_generate_options) */
+  int64_t max_new_tokens; /* most tokens of an answer, the one that ends it included */
+  double temperature;     /* divides the logits; 0 takes the likeliest token, whatever the rest says */
+  int64_t top_k;          /* sample from so many of the likeliest tokens; 0 for all */
+  double top_p;           /* then from the fewest of the likeliest that have this share of the probability */
+  int64_t seed;           /* of the random numbers */
+} mobizo_generate_options;
+
+/* Sets all members to their defaults. size: sizeof *options. */
+MOBIZO_API mobizo_status mobizo_generate_options_init(mobizo_generate_options* options, uint64_t size);
+
+/* What ended an answer. */
+enum {
+  MOBIZO_ENDED_STOP = 0,    /* its last token is one that ends an answer */
+  MOBIZO_ENDED_LENGTH = 1,  /* it has max_new_tokens */
+  MOBIZO_ENDED_CONTEXT = 2, /* the program has no room for more */
+  MOBIZO_ENDED_CALLER = 3   /* the callback or mobizo_cancel() */
+};
+
+typedef struct mobizo_generated {
+  uint64_t size;          /* sizeof(mobizo_generated), set by the caller */
+  int64_t tokens;         /* written */
+  int64_t ended;          /* MOBIZO_ENDED_... */
+  int64_t reused;         /* tokens of the prompt that were in the cache */
+  int64_t prefilled;      /* and those that were not */
+  double prefill_seconds; /* until the first token */
+  double decode_seconds;  /* for the others */
+} mobizo_generated;
+
+/* Told of each token as it is chosen, and of the text that it completes, whole characters, "" for none or without a tokenizer;
+ * at the end perhaps of token -1 with the text that was held back. Returns 0 to go on, anything else to end the answer.
+ * Otherwise as mobizo_callbacks. */
+typedef int32_t (*mobizo_on_token)(int64_t token, const char* text, void* user);
+
+/* Writes what follows `count` tokens of a prompt, by the adapter as it is now. What a prompt has in common with the text before
+ * it is not computed again. tokenizer: that of the program, for the texts that on_token is told of, or NULL; on_token and
+ * generated may be NULL, too, and so may tokens, whose array is allocated. MOBIZO_INVALID if the program was exported without a
+ * context. */
+MOBIZO_API mobizo_status mobizo_generate(mobizo_program* program, mobizo_tokenizer* tokenizer, const int64_t* prompt,
+                                         int64_t count, const mobizo_generate_options* options, mobizo_on_token on_token,
+                                         void* user, mobizo_generated* generated, int64_t** tokens);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,5 +1,3 @@
-#include "../tokenizer/tokenizer.h"
-
 #include "handles.h"
 
 using namespace mobizo::trainer::c_interface;
@@ -11,7 +9,7 @@ mobizo_status mobizo_tokenizer_encode(mobizo_tokenizer* tokenizer, const char* t
     given(ids, "ids");
     given(count, "count");
     if (length > 0) given(text, "text");
-    const std::vector<int64_t> found = open->encode({text, static_cast<size_t>(length)}, add_special != 0);
+    const std::vector<int64_t> found = open->tokenizer().encode({text, static_cast<size_t>(length)}, add_special != 0);
     *ids = allocated(found);
     *count = static_cast<int64_t>(found.size());
   });
@@ -24,7 +22,7 @@ mobizo_status mobizo_tokenizer_decode(mobizo_tokenizer* tokenizer, const int64_t
     given(text, "text");
     if (count < 0) mobizo::trainer::fail("count must be at least 0, got ", count);
     if (count > 0) given(ids, "ids");
-    const std::string found = open->decode({ids, ids + count}, skip_special != 0);
+    const std::string found = open->tokenizer().decode({ids, ids + count}, skip_special != 0);
     *text = allocated(found);
     if (length != nullptr) *length = found.size();
   });
@@ -33,13 +31,13 @@ mobizo_status mobizo_tokenizer_decode(mobizo_tokenizer* tokenizer, const int64_t
 mobizo_status mobizo_tokenizer_size(mobizo_tokenizer* tokenizer, int64_t* tokens) {
   return guarded([&] {
     const auto open = tokenizers().find(tokenizer);
-    *given(tokens, "tokens") = open->vocabulary_size();
+    *given(tokens, "tokens") = open->tokenizer().vocabulary_size();
   });
 }
 
 mobizo_status mobizo_tokenizer_id(mobizo_tokenizer* tokenizer, const char* token, int64_t* id) {
   return guarded([&] {
     const auto open = tokenizers().find(tokenizer);
-    *given(id, "id") = open->id(given(token, "token")).value_or(-1);
+    *given(id, "id") = open->tokenizer().id(given(token, "token")).value_or(-1);
   });
 }

@@ -1,0 +1,96 @@
+"""Writing through mobizo.h: the tokens of the Python face, their texts, and conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import c_interface as c
+import numpy as np
+import pytest
+from c_process import apart
+from tiny_texts import TEMPLATE, WORDS, save_chat_model
+from tokenizers_of_kinds import saved
+from transformers import AutoTokenizer
+
+from mobizo_kernels.cli import main
+from mobizo_kernels.data import ChatEncoder
+from mobizo_kernels.executorch import Trainer, _trainer
+
+CONTEXT = 96
+MESSAGES = [("system", "Be short."), ("user", "The film is dull, part 3. How?")]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model with a chat template, and a program that writes."""
+    model = save_chat_model(tmp_path_factory.mktemp("chat") / "model")
+    program = model.parent / "program.pte"
+    options = {
+        "model": model, "out": program, "context": CONTEXT, "max-length": 18, "queries": 1, "batch-size": 1,
+        "targets": "v_proj", "template": TEMPLATE, "verbalizer": json.dumps(WORDS),
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main.run(["export", *(f"--{name}={value}" for name, value in options.items())])
+    assert not ended.value.code
+    return model, program
+
+
+def moved(program: Path) -> Trainer:
+    """With an adapter that is not zero."""
+    trainer = Trainer(program)
+    trainer.update(np.arange(1), np.float32([0.5]))
+    return trainer
+
+
+def test_tokens_are_those_of_python(chat_model: tuple[Path, Path], tmp_path: Path) -> None:
+    _, program = chat_model
+    trainer, adapter = moved(program), tmp_path / "adapter.safetensors"
+    trainer.save_adapter(adapter)
+    calls: list[dict[str, Any]] = [
+        {"prompt": [3, 4, 5], "max_new_tokens": 7},
+        {
+            "prompt": [3, 4, 5, 6],
+            "max_new_tokens": 5,
+            "temperature": 0.8,
+            "top_k": 9,
+            "top_p": 0.9,
+            "seed": -4,
+        },
+        {"prompt": [9] * (CONTEXT - 2)},
+        {"prompt": [3, 4, 5], "max_new_tokens": 7, "stop_after": 2},
+    ]
+    expected = [
+        trainer.generate(**{key: value for key, value in call.items() if key != "stop_after"})
+        for call in calls
+    ]
+    for call, found, wanted in zip(calls, apart(c.written, program, adapter, calls), expected, strict=True):
+        stopped = call.get("stop_after")
+        assert found["tokens"] == list(wanted.tokens)[:stopped]
+        assert found["ended"] == ("caller" if stopped else wanted.ended)
+        assert (found["reused"], found["prefilled"]) == (wanted.reused, wanted.prefilled)
+        assert found["told"] == [(token, "") for token in found["tokens"]]
+
+
+def test_an_answer_comes_as_text(chat_model: tuple[Path, Path]) -> None:
+    model, program = chat_model
+    path = model / "tokenizer.json"
+    found = apart(c.answered, program, path, MESSAGES, max_new_tokens=12)
+    assert found["prompt"] == ChatEncoder(AutoTokenizer.from_pretrained(model)).prompt(MESSAGES)
+    assert found["tokens"] == list(Trainer(program).generate(found["prompt"], max_new_tokens=12).tokens)
+    text = "".join(part for _, part in found["told"])
+    assert text == _trainer.NativeTokenizer(path).decode(found["tokens"])
+    assert [token for token, _ in found["told"] if token >= 0] == found["tokens"]
+
+
+def test_what_is_refused(chat_model: tuple[Path, Path], program: Path, tmp_path: Path) -> None:
+    _, other = saved("llama2", tmp_path)
+    alone, count, prompt, options, tokenizer, chat = apart(c.unwritten, chat_model[1], other)
+    assert alone == "OK"
+    assert count == "INVALID: count must be at least 1, got 0"
+    assert prompt == "INVALID: prompt must not be NULL"
+    assert options.startswith("INVALID: temperature must be")
+    for refused in (tokenizer, chat):
+        assert "not the tokenizer of the program, whose fingerprint is" in refused
+    assert apart(c.unwritten, program, other)[0].startswith("INVALID: ")  # exported without a context
