@@ -69,11 +69,11 @@ def begin(
         weights = kept / PEFT_WEIGHTS
         try:
             read_safetensors(weights)  # for its checks
+            _recall(model, load_file(weights))
         except (ValueError, OSError) as error:
             raise InputError(
                 f"journal: the start {str(weights)!r} cannot be read ({first_line(error)})"
             ) from error
-        _recall(model, load_file(weights))
 
     def read_out() -> Readout:
         return readout(
@@ -123,8 +123,10 @@ def _begin(
             return _summary(None, score_test())
         if goes_on and settings.start != "readout":
             return {}
-        for path in adapter_files(kept):  # of an earlier run, which this one would go on from
-            path.unlink(missing_ok=True)
+        if not goes_on:
+            with blame_input("journal"):
+                for path in adapter_files(kept):  # of an earlier run, which this one would go on from
+                    path.unlink(missing_ok=True)
     if settings.start == "zero":
         return {}
     _log.info("reading out")
@@ -136,7 +138,7 @@ def _begin(
             raise
         _log.info("%s; the run begins without a readout", error)
         return {}
-    if kept is not None:
+    if kept is not None and not goes_on:  # it is that of a journal only if the run can go on with that
         with blame_input(f"journal: the start {str(kept)!r} cannot be written"):
             save(kept)
     return _summary({**vars(made), "losses": list(made.losses.items())}, score_test())
@@ -147,10 +149,21 @@ def _summary(found: dict[str, Any] | None, test: Scored) -> dict[str, Any]:
 
 
 def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Adapt the head as the start does that was kept. Of all else the journal says whether it is the same."""
+    """Adapt the head as the start does that was kept. Of all else the journal says whether it is the same.
+
+    Raises:
+        ValueError: if the start is of a head of another shape, or this one has an adapter already.
+    """
     name = head_name(model)
     directions, words = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
     if directions is None or words is None:  # no readout was better than none
         return
+    head, rank = model.get_output_embeddings(), directions.shape[:1]
+    for factor, tensor, expected in (
+        ("A", directions, [*rank, head.in_features]),
+        ("B", words, [head.out_features, *rank]),
+    ):
+        if list(tensor.shape) != expected:
+            raise ValueError(f"lora_{factor} of {name} must have shape {expected}, got {list(tensor.shape)}")
     tokens = words.any(dim=1).nonzero()[:, 0]
     adapt_head(model, tokens, directions, words[tokens])

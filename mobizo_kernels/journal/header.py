@@ -150,7 +150,8 @@ def difference(name: str, there: Any, here: Any, where: str) -> str:
     if name == "optimizer":
         there, here = there.as_json(), here.as_json()
     there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
-    return f"{name} is {there!r} there, but {here!r} {where}"
+    why = "; the run began with another adapter, such as a readout" if name == "lora_a" else ""
+    return f"{name} is {there!r} there, but {here!r} {where}{why}"
 
 
 def parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import peft
 import pytest
 from matplotlib.image import imread
+from safetensors.torch import load_file, save_file
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
@@ -167,6 +169,47 @@ def test_a_readout_to_begin_with(
         train(TrainSettings(**values | {"resume": True}))
     with pytest.raises(InputError, match="journal: .* exists; name another, or add --resume"):
         train(TrainSettings(**values | {"overwrite": True}))
+
+
+def test_a_start_that_cannot_be_taken(task: dict[str, Any], tmp_path: Path) -> None:
+    journal, kept = tmp_path / "journal", tmp_path / "journal.start"
+    values = {**task, **RECIPE, "steps": 2, "rank": 4, "eval_rows": 8, "stop_unsteady": False}
+    asked = values | {"start": "readout", "readout_rows": 40, "journal": journal}
+    kept.write_text("a file of the user's")
+    with pytest.raises(InputError, match="^journal: .*journal.start"):
+        train(TrainSettings(**asked, out=tmp_path / "none"))
+    kept.unlink()
+    train(TrainSettings(**asked, out=tmp_path / "out"))
+    again = asked | {"resume": True, "start": "auto", "out": tmp_path / "again"}
+    weights = kept / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    for factor, cut, shapes in (
+        ("A", (slice(None), slice(7)), r"\[1, 32\], got \[1, 7\]"),
+        ("B", (slice(7), slice(None)), r"\[\d+, 1\], got \[7, 1\]"),
+    ):
+        key = f"base_model.model.lm_head.lora_{factor}.weight"
+        save_file({**tensors, key: tensors[key][cut].contiguous()}, weights)
+        words = f"cannot be read .lora_{factor} of lm_head must have shape {shapes}"
+        with pytest.raises(InputError, match=f"^journal: the start .*{words}"):
+            train(TrainSettings(**again))
+    rmtree(kept)
+    with pytest.raises(
+        InputError, match="lora_a is .*; the run began with another adapter, such as a readout"
+    ):
+        train(TrainSettings(**again))
+    assert train(TrainSettings(**again | {"start": "readout"}))["steps"] == 2
+
+
+def test_a_start_that_a_journal_refuses_is_not_kept(task: dict[str, Any], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    values = {**task, **RECIPE, "steps": 2, "rank": 4, "eval_rows": 8, "stop_unsteady": False}
+    values["journal"] = journal
+    train(TrainSettings(**values, out=tmp_path / "out"))
+    again = values | {"resume": True, "out": tmp_path / "again"}
+    with pytest.raises(InputError, match="lora_a is .* there"):
+        train(TrainSettings(**again | {"start": "readout", "readout_rows": 40}))
+    assert not (tmp_path / "journal.start").exists()
+    assert train(TrainSettings(**again | {"start": "auto"}))["steps"] == 2
 
 
 def test_a_run_begins_without_a_readout_where_none_can_be_made(

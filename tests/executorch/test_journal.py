@@ -46,7 +46,7 @@ def changed(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes
     [
         (
             lambda h: h.update(lora_a="0" * 32),
-            'lora_a is "[0-9a-f]{32}" here, but the journal has "0{32}"',
+            'lora_a is "[0-9a-f]{32}" here, but the journal has "0{32}"; the run began with another adapter',
             False,
         ),
         (lambda h: h.update(lora_b="0" * 32), 'lora_b is "[0-9a-f]{32}" here, but', False),

@@ -218,7 +218,8 @@ void check_journal_header(const std::string& path, const Journal& journal, const
     if (name == "parameters") {
       check_parameters(path, got, value);
     } else if (got != value) {
-      fail(path, ": ", name, " is ", value.dump(), " here, but the journal has ", got.dump());
+      fail(path, ": ", name, " is ", value.dump(), " here, but the journal has ", got.dump(),
+           name == "lora_a" ? "; the run began with another adapter, such as a readout" : "");
     }
   }
 }
