@@ -45,7 +45,7 @@ SIZE = 3e-2
 
 def options() -> argparse.Namespace:
     result = parser(__doc__)
-    result.add_argument("program", type=Path, help="of SmolLM2, with a context")
+    result.add_argument("program", help="of SmolLM2, with a context")
     result.add_argument("--prompts", type=count, default=20, help=f"at most {len(QUESTIONS)}")
     result.add_argument("--tokens", type=count, default=64, help="of an answer, at most")
     result.set_defaults(threads=1)
@@ -104,7 +104,8 @@ def main() -> None:
                 "transformers/s": len(theirs) / seconds,
             },
         )
-    print(f"\n{chosen.program.stat().st_size} bytes; {loaded:.0f} MB loaded, {written:.0f} MB after writing")
+    size = Path(chosen.program).stat().st_size
+    print(f"\n{size} bytes; {loaded:.0f} MB loaded, {written:.0f} MB after writing")
     report.finish()
 
 
