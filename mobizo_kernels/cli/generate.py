@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mobizo_kernels.cli.settings import GenerateSettings, as_json
+from mobizo_kernels.cli.settings import as_json
+from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.data import ChatEncoder
 from mobizo_kernels.errors import InputError, blame_input, refuse_half_characters
 from mobizo_kernels.generation import Sampling, TextGenerator
@@ -29,22 +30,10 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     Raises:
         InputError: something the user gave does not exist or does not fit.
     """
-    with blame_input("settings"):
-        sampling = Sampling(
-            settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed
-        )
-        for text in (*settings.prompts, settings.system):
-            refuse_half_characters(text)
+    sampling = sampling_of(settings, *settings.prompts)
     if settings.raw and settings.system:
         raise InputError("system: expected none with --raw, which has no chat template to put it in")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    model, tokenizer = load_model(settings.model, settings.weights)
-    with blame_input("quantization"):
-        quantize_base(model, settings.quantization)
-    if settings.adapter is not None:
-        with blame_input("adapter"):
-            load_adapter(model, settings.adapter)
+    model, tokenizer = adapted(settings)
     prompts, stop = _raw(settings, model, tokenizer) if settings.raw else _chat(settings, tokenizer)
     _check(prompts, settings, model)
     with blame_input("model"):
@@ -55,6 +44,29 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         "tokens": found,
         "settings": as_json(settings),
     }
+
+
+def sampling_of(settings: ChatSettings, *texts: str) -> Sampling:
+    """How tokens are chosen. Raises InputError, also for texts that are none."""
+    with blame_input("settings"):
+        for text in (*texts, settings.system):
+            refuse_half_characters(text)
+        return Sampling(
+            settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed
+        )
+
+
+def adapted(settings: ChatSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with its adapter, and its tokenizer. Raises InputError where there is none."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model, tokenizer = load_model(settings.model, settings.weights)
+    with blame_input("quantization"):
+        quantize_base(model, settings.quantization)
+    if settings.adapter is not None:
+        with blame_input("adapter"):
+            load_adapter(model, settings.adapter)
+    return model, tokenizer
 
 
 def _chat(settings: GenerateSettings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], set[int]]:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import typer
 
 from mobizo_kernels import __version__
 from mobizo_kernels.cli.adapter import convert_adapter
+from mobizo_kernels.cli.chat import chat
 from mobizo_kernels.cli.demo import ENGINES, PLANS, demo
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.evaluate import evaluate
@@ -35,7 +36,6 @@ from mobizo_kernels.cli.settings import (
     Engine,
     EvalSettings,
     ExportSettings,
-    GenerateSettings,
     Json,
     TokenizeSettings,
     TrainSettings,
@@ -43,6 +43,7 @@ from mobizo_kernels.cli.settings import (
 )
 from mobizo_kernels.cli.tokenize import tokenize
 from mobizo_kernels.cli.train import train
+from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.errors import InputError
 
 app = typer.Typer(
@@ -89,6 +90,20 @@ def eval_command(settings: EvalSettings, print_json: bool) -> None:
 def generate_command(settings: GenerateSettings, print_json: bool) -> None:
     """Let a model, with an adapter or without, answer prompts."""
     _answer(partial(generate, settings), answers_text, print_json)
+
+
+@app.command("chat")
+@takes(ChatSettings)
+def chat_command(settings: ChatSettings, print_json: bool) -> None:
+    """Let a model, with an adapter or without, answer each line of the standard input, as a conversation."""
+    say = (lambda answer: None) if print_json else partial(print, flush=True)
+    try:
+        result = chat(settings, _questions(), say)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
+    if print_json:
+        print(json.dumps(result), flush=True)
 
 
 @app.command("export")
@@ -165,6 +180,20 @@ def run(arguments: Sequence[str] | None = None) -> None:
             what = "the output" if error.filename is None else error.filename
             print(f"mobizo: {what} cannot be used ({error.strerror or error})", file=sys.stderr)
         sys.exit(1)
+
+
+def _questions() -> Iterator[str]:
+    """The lines of the standard input, each asked for on a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"question: expected text in {error.encoding}") from error
+        if not line:
+            return
+        yield line
 
 
 def _answer(

@@ -38,7 +38,7 @@ _run = partial(Option, rich_help_panel="Run")
 _engine = partial(Option, rich_help_panel="Engine")
 
 
-def _check_numbers(settings: Any) -> None:
+def check_numbers(settings: Any) -> None:
     """Raise InputError if a number is not finite, or too large to count with."""
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -84,7 +84,7 @@ class QuestionSettings:
         Raises:
             InputError: a number is not finite or too large, or no prompt is given and `data` is a file.
         """
-        _check_numbers(self)
+        check_numbers(self)
         free = self.free_answers
         if not self.max_length:
             object.__setattr__(self, "max_length", 512 if free else 128)
@@ -335,37 +335,6 @@ class AdapterSettings:
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what TO holds.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
-    """What `mobizo generate` can be told."""
-
-    prompts: Annotated[list[str], Argument(metavar="PROMPT...", help="What the user says, or raw text.")]
-    model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
-    adapter: Annotated[Path | None, _task(help="Directory of a PEFT adapter of the model.")] = None
-    quantization: Annotated[Quantization, _task(help="Of the base model, as it was tuned over.")] = "none"
-    dtype: Annotated[
-        Literal["auto", Dtype], _task(help="Type of the base model's weights; auto is bfloat16.")
-    ] = "auto"
-    system: Annotated[str, _task(help="What the system says before.", show_default="nothing")] = ""
-    raw: Annotated[bool, _task("--raw", help="Go on with the prompts as they are, without a template.")] = (
-        False
-    )
-    max_new_tokens: Annotated[int, _run(min=1, help="Most tokens of an answer.")] = 128
-    temperature: Annotated[float, _run(min=0, help="0 takes the likeliest token each time.")] = 0.0
-    top_k: Annotated[int, _run(min=0, help="Sample from so many tokens; 0 for all.")] = 0
-    top_p: Annotated[float, _run(help="Then from the fewest that have this probability together.")] = 1.0
-    seed: Annotated[int, _run(help="Of what is sampled.")] = 0
-    threads: Annotated[int | None, _run(min=1, help="CPU threads.", show_default="torch's choice")] = None
-
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-
-    @property
-    def weights(self) -> str:
-        """The type that `dtype` stands for."""
-        return AUTOMATIC_DTYPE["eager"] if self.dtype == "auto" else self.dtype
-
-
 def estimator(settings: TrainSettings) -> Estimator:
     """The estimator that the settings ask for. Raises ValueError if there is none."""
     return make_estimator(
@@ -385,7 +354,7 @@ def update_rule(settings: StepSettings) -> UpdateRule:
     )
 
 
-Settings = TypeVar("Settings", bound=QuestionSettings | AdapterSettings | GenerateSettings)
+Settings = TypeVar("Settings")
 Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -397,7 +366,8 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None
             command(settings(**values), print_json)
 
         hints = get_type_hints(settings, include_extras=True) | {"print_json": Json}
-        defaults = {field.name: field.default for field in fields(settings)} | {"print_json": False}
+        declared = fields(settings)  # type: ignore[arg-type]  # one of the dataclasses
+        defaults = {field.name: field.default for field in declared} | {"print_json": False}
         parameters = [
             inspect.Parameter(
                 name,
@@ -415,7 +385,7 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None
     return decorate
 
 
-def as_json(settings: QuestionSettings | AdapterSettings | GenerateSettings) -> dict[str, Any]:
+def as_json(settings: Any) -> dict[str, Any]:
     """The settings as JSON can hold them."""
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()

@@ -94,10 +94,10 @@ def chat_tokenizer(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def save_chat_model(directory: Path, template: str = CHAT_TEMPLATE) -> Path:
+def save_chat_model(directory: Path, template: str = CHAT_TEMPLATE, **changes: int) -> Path:
     """A tiny random Llama with `chat_tokenizer()`, as files of transformers in `directory`."""
     made = chat_tokenizer(template)
-    save_model(directory, vocab_size=len(made))
+    save_model(directory, vocab_size=len(made), **changes)
     made.save_pretrained(directory)
     return directory
 
