@@ -55,6 +55,11 @@ inline void chat_cases(Report& report) {
   chat.answer = {"</u><a>!", Trim::kNewlines, Trim::kNewlines};
   chat.generation_prompt = "</u><a>";
   chat.end = "</a>";
+  chat.special = {"<|end|>"};
+  chat.refused = {"</think>", "<x>"};
+  for (const auto& [answer, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"", ""}, {"a <think> b", "a <think> b"}, {"<x>a</think>b</think>\n\nc", "\n\nc"}, {"a</think>b<|end|>", ""}})
+    check_equal(report, "chat: kept of " + quoted(answer), kept(chat, answer), expected);
   const Message asked{"user", " \n1\xC2\xA0"}, answered{"assistant", "\n 2 \n\n"};
   check_equal(report, "chat: a question", rendered(chat, {asked}, true), "<u>1</u><a>");
   check_equal(report, "chat: an answer", rendered(chat, {asked, answered}, false), "<u>1</u><a>! 2 </a>");
@@ -81,6 +86,10 @@ inline void python_cases(Report& report) {
   check_equal(report, "then shuffle", bits(numbers), "[7,4,2,5,8,9,3,6,1,0]");
   check_equal(report, "then randrange(1000)", text(random.below(1000)), "60");
   check_equal(report, "repr of a text", quoted("it's \n\x01\xE2\x80\xA8"), "\"it's \\n\\x01\\u2028\"");
+  check_equal(report, "repr of bytes that are no UTF-8", quoted("\xFF \xE3") + quoted("\x80\xC3\xA9\xF0"),
+              "'\\udcff \\udce3''\\udc80\xC3\xA9\\udcf0'");
+  for (const std::string bytes : {"\xE3", "\x80\x80", "\xFF", "a\xF0\x9F"})
+    check_equal(report, "strip of bytes that are no UTF-8", std::string(stripped(" " + bytes + "\n")), bytes);
   check_equal(report, "repr of a number", float_text(1e16) + " " + float_text(0.1) + " " + float_text(-1e-5),
               "1e+16 0.1 -1e-05");
   check_equal(report, "json.dumps", python_json(parse_json("{\"b\": [1, 2.50], \"a\": \"\xC3\xA9\\n\"}"), {}),

@@ -43,14 +43,23 @@ def start_runner(
     arguments: Sequence[str | Path],
     stdout: int | IO[Any] = subprocess.PIPE,
     stdin: int | IO[Any] | None = None,
+    shell: str | None = None,
 ) -> subprocess.Popen[str]:
-    """The runner itself, not a Python that becomes it, so that a signal meets it at once."""
+    """The runner itself, not a Python that becomes it, so that a signal meets it at once.
+
+    Args:
+        arguments: of the runner.
+        stdout: as in `subprocess`, and so the next.
+        stdin: see above.
+        shell: a script that starts it as `exec "$@"`, for what only a shell can do.
+    """
     import executorch
 
     libraries = Path(next(iter(executorch.__path__)), "lib")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    before = [] if shell is None else ["sh", "-c", shell, "sh"]
     return subprocess.Popen(
-        [RUNNER, *arguments],
+        [*before, RUNNER, *arguments],
         env=environment,
         text=True,
         stdin=stdin,

@@ -7,6 +7,7 @@
 #include "../loop/generator.h"
 #include "../program/adapter.h"
 #include "../text/chat.h"
+#include "../text/strings.h"
 #include "../text/tokenizer_file.h"
 #include "commands.h"
 #include "options.h"
@@ -25,18 +26,18 @@ TokenizerFile tokenizer_for(const Description& description, const std::string& p
 }
 
 void print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (!written || std::fflush(stdout) != 0) throw SystemError(errno, "cannot write the output");
 }
 
-// Writes an answer as it comes. Whoever does not read it any longer ends it.
+// Writes an answer as it comes. Throws SystemError if nobody reads it any longer.
 Generated stream(Generator& generator, const Tokenizer& tokenizer, const std::vector<int64_t>& prompt,
                  const GenerateOptions& options, std::string& text) {
   StreamDecoder decoder(tokenizer, /*skip_special=*/true);
   const auto show = [&](const std::string& part) {
     text += part;
     print(part);
-    return std::ferror(stdout) == 0;
+    return true;
   };
   const Generated result = generator.generate(prompt, options, [&](int64_t token) { return show(decoder.push(token)); });
   show(decoder.finish());
@@ -95,6 +96,11 @@ struct Writing {
   const Tokenizer& tokenizer = file.tokenizer();
 };
 
+void tell_if_off(const Writing& writing, const std::vector<int64_t>& prompt) {
+  if (writing.generator.acts(prompt)) return;
+  std::fprintf(stderr, "mobizo_runner: the prompt lacks the adapter's invocation tokens: it is off there\n");
+}
+
 void print_answers(bool wanted, Json::Array answers) {
   if (wanted) std::printf("%s\n", Json(Json::Object{{"answers", std::move(answers)}}).dump().c_str());
 }
@@ -109,8 +115,11 @@ bool read_line(std::string& line) {
 }
 
 // The tokens of a conversation, of which the oldest questions and their answers go until there is room for another answer.
-std::vector<int64_t> fitting(std::vector<Message>& messages, const ChatEncoder& chat, const Program& program) {
-  const auto context = static_cast<size_t>(program.description().generation->context);
+// Throws Error, the conversation unchanged, if its last question cannot be asked.
+std::vector<int64_t> fitting(std::vector<Message>& conversation, const ChatEncoder& chat, const Writing& writing,
+                             const GenerateOptions& options) {
+  std::vector<Message> messages = conversation;
+  const auto context = static_cast<size_t>(writing.program.description().generation->context);
   std::vector<int64_t> tokens = chat.prompt(messages);
   const size_t first = messages.front().role == "system" ? 1 : 0;
   bool forgot = false;
@@ -120,6 +129,8 @@ std::vector<int64_t> fitting(std::vector<Message>& messages, const ChatEncoder& 
     tokens = chat.prompt(messages);
     forgot = true;
   }
+  writing.generator.check(tokens, options);
+  conversation = std::move(messages);
   if (forgot) std::fprintf(stderr, "mobizo_runner: the context is full: the oldest questions and answers are forgotten\n");
   return tokens;
 }
@@ -145,8 +156,7 @@ void generate_command(int argc, char** argv) {
     messages.push_back({"user", *prompt});
     const std::vector<int64_t> tokens = raw ? writing.tokenizer.encode(*prompt, /*add_special=*/true)
                                             : ChatEncoder(writing.program.description(), writing.tokenizer).prompt(messages);
-    if (!writing.generator.acts(tokens))
-      std::fprintf(stderr, "mobizo_runner: the prompt lacks the adapter's invocation tokens: it is off there\n");
+    tell_if_off(writing, tokens);
     std::string text;
     const Generated result = stream(writing.generator, writing.tokenizer, tokens, told.generate, text);
     answers.emplace_back(as_json(result, text));
@@ -166,23 +176,38 @@ void chat_command(int argc, char** argv) {
   Writing writing(given->front(), told);
   const ChatEncoder chat(writing.program.description(), writing.tokenizer);
   std::vector<Message> messages = told.beginning();
+  {
+    // What --system says is known to fit before anyone is asked.
+    std::vector<Message> shortest = messages;
+    shortest.push_back({"user", "?"});
+    fitting(shortest, chat, writing, told.generate);
+  }
   Json::Array answers;
   const auto ask = [] {
     if (isatty(STDIN_FILENO) != 0) print("> ");
   };
   std::string line;
-  for (ask(); std::ferror(stdout) == 0 && read_line(line); ask()) {
-    if (line.find_first_not_of(" \t") == std::string::npos) continue;
+  for (ask(); read_line(line); ask()) {
+    if (stripped(line).empty()) continue;
     messages.push_back({"user", line});
-    const std::vector<int64_t> tokens = fitting(messages, chat, writing.program);
+    std::vector<int64_t> tokens;
+    try {
+      tokens = fitting(messages, chat, writing, told.generate);
+    } catch (const Error& error) {  // of this line: the next one may do
+      std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
+      messages.pop_back();
+      continue;
+    }
+    if (answers.empty()) tell_if_off(writing, tokens);
     std::string text;
     const Generated result = stream(writing.generator, writing.tokenizer, tokens, told.generate, text);
     answers.emplace_back(as_json(result, text));
     // An answer of nothing cannot be put to the template.
-    if (text.find_first_not_of(" \t\r\n") == std::string::npos)
+    const std::string said = kept(*writing.program.description().texts->chat, text);
+    if (stripped(said).empty())
       messages.pop_back();
     else
-      messages.push_back({"assistant", text});
+      messages.push_back({"assistant", said});
   }
   print_answers(told.json, std::move(answers));
 }

@@ -1,5 +1,8 @@
 // mobizo_runner: train, evaluate and replay without Python. Exit status: 0, 2 for input that does not fit, 1 for anything else,
 // output that cannot be written among it.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -40,6 +43,13 @@ bool blames_input(int code) {
   return false;
 }
 
+// A standard stream that the caller closed stays so: no file is opened in its place, to be read as input or to get what is
+// printed.
+void keep_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(stream, F_GETFD) < 0) static_cast<void>(::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY));
+}
+
 // A full disk behind stdout, or a pipe that nobody reads, is not noticed before the buffer is written.
 void finish_output() {
   errno = 0;
@@ -74,6 +84,7 @@ int status_of(Work work) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_standard_streams();
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then an error of write()
   std::signal(SIGPIPE, SIG_IGN);  // and so is a reader that has gone: it ends no run
   if (argc < 2) {

@@ -39,11 +39,12 @@ class Generator {
   // With invocation tokens (Activated LoRA) the adapters act from their last occurrence in the prompt on; they are off without
   // one, as in PEFT. Throws Error if the prompt is empty, too long, or has a token that is none of the vocabulary.
   Generated generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token = {});
+  // Throws Error for what generate() refuses before it computes anything.
+  void check(const std::vector<int64_t>& prompt, const GenerateOptions& options) const;
   // Whether the adapters act in an answer to this prompt.
   bool acts(const std::vector<int64_t>& prompt) const;
 
  private:
-  void check(const std::vector<int64_t>& prompt, const GenerateOptions& options) const;
   // The logits behind the first `end` tokens of the text, of which the cache has what it holds already.
   std::vector<float> forward(const std::vector<std::pair<int64_t, float>>& text);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../files/errors.h"
+#include "../files/utf8.h"
 #include "strings.h"
 
 namespace mobizo::trainer {
@@ -45,10 +46,25 @@ std::string rendered(const ChatDescription& chat, const std::vector<Message>& me
   return text + (begin ? chat.generation_prompt : chat.end);
 }
 
+std::string kept(const ChatDescription& chat, const std::string& answer) {
+  size_t from = 0;
+  for (const auto* texts : {&chat.special, &chat.refused})
+    for (const std::string& text : *texts) {
+      const size_t at = answer.rfind(text);
+      if (at != std::string::npos) from = std::max(from, at + text.size());
+    }
+  return answer.substr(from);
+}
+
 ChatEncoder::ChatEncoder(const Description& description, const Tokenizer& tokenizer)
     : chat_(chat_of(description)), tokenizer_(tokenizer) {}
 
 std::vector<int64_t> ChatEncoder::prompt(const std::vector<Message>& messages) const {
+  for (const Message& message : messages) {
+    const size_t valid = utf8_valid_bytes(message.content);
+    if (valid < message.content.size())
+      fail("data: the prompt is not UTF-8 at byte ", valid, " of a message of ", message.role);
+  }
   check(messages, "the prompt");
   for (const Message& message : messages)
     if (stripped(message.content).empty()) fail("data: the prompt has nothing to read in a message of ", message.role);

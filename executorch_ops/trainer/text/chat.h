@@ -27,13 +27,17 @@ struct Row {
 // The text of a conversation. `begin`: it ends with a user's message, whose answer is to begin; else it ends with an answer.
 std::string rendered(const ChatDescription& chat, const std::vector<Message>& messages, bool begin);
 
+// What of an answer can stand in a conversation: what follows the last text that no message may hold, such as the end of a
+// thought.
+std::string kept(const ChatDescription& chat, const std::string& answer);
+
 class ChatEncoder {
  public:
   // Both have to outlive it. Throws Error if the program has no chat template.
   ChatEncoder(const Description& description, const Tokenizer& tokenizer);
 
-  // What was said, ending with the user's turn, and the beginning of an answer. Throws Error if a message holds a special
-  // token, or what the template takes for more than text.
+  // What was said, ending with the user's turn, and the beginning of an answer. Throws Error if a message is empty or
+  // no UTF-8, or holds a special token, or what the template takes for more than text.
   std::vector<int64_t> prompt(const std::vector<Message>& messages) const;
   // What was said up to the last message, an answer, and the answer with the token that ends it: the last `targets` tokens.
   // `where` names the row in errors.

@@ -29,6 +29,21 @@ bool has_no_shape(uint32_t code) {
          (code >= 0xFDD0 && code <= 0xFDEF);
 }
 
+// Names of files and arguments may be any bytes: one that is no UTF-8 is the surrogate that Python's surrogateescape makes of
+// it.
+CodePoint escaped(char byte) { return {0xDC00u | static_cast<uint8_t>(byte), 1}; }
+
+CodePoint code_at(std::string_view text, size_t at) {
+  return utf8_length(text.substr(at)) == 0 ? escaped(text[at]) : code_point_at(text, at);
+}
+
+CodePoint code_before(std::string_view text, size_t end) {
+  size_t begin = end - 1;
+  while (begin > 0 && (static_cast<uint8_t>(text[begin]) & 0xC0) == 0x80) --begin;
+  const CodePoint code = code_at(text, begin);
+  return begin + code.length == end ? code : escaped(text[end - 1]);
+}
+
 void append_escape(uint32_t code, std::string& out) {
   char text[12];
   const char* form = code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x";
@@ -53,7 +68,7 @@ bool is_invisible(uint32_t code) {
 std::string_view stripped_left(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {
-    const CodePoint code = code_point_at(text, at);
+    const CodePoint code = code_at(text, at);
     if (!is_python_space(code.value)) break;
     at += code.length;
   }
@@ -63,7 +78,7 @@ std::string_view stripped_left(std::string_view text) {
 std::string_view stripped_right(std::string_view text) {
   size_t end = text.size();
   while (end > 0) {
-    const CodePoint code = code_point_before(text, end);
+    const CodePoint code = code_before(text, end);
     if (!is_python_space(code.value)) break;
     end -= code.length;
   }
@@ -79,7 +94,7 @@ size_t characters(std::string_view text) {
 
 size_t bytes_of(std::string_view text, size_t count) {
   size_t at = 0;
-  for (; count > 0 && at < text.size(); --count) at += code_point_at(text, at).length;
+  for (; count > 0 && at < text.size(); --count) at += code_at(text, at).length;
   return at;
 }
 
@@ -88,7 +103,7 @@ std::string quoted(std::string_view text) {
   const char quote = doubled ? '"' : '\'';
   std::string out(1, quote);
   for (size_t at = 0; at < text.size();) {
-    const CodePoint code = code_point_at(text, at);
+    const CodePoint code = code_at(text, at);
     const std::string_view own = text.substr(at, code.length);
     at += code.length;
     if (own[0] == quote || own[0] == '\\') {

@@ -1,5 +1,5 @@
 // Texts in UTF-8 as Python sees them: white space, and how an error quotes what it is about. Both sides of the package say the
-// same of the same file.
+// same of the same file. Bytes that are no UTF-8 are taken for characters that are no space.
 #pragma once
 
 #include <cstddef>
