@@ -266,7 +266,13 @@ def test_the_runner(plain: Task, tmp_path: Path) -> None:
     for more in ([], ["--adapter-in", start]):
         run_to_end([*replayed, *more])
         assert (tmp_path / "replayed.safetensors").read_bytes() == whole
+    content = start.read_bytes()
+    again = start_runner([*replayed[:-1], start])
+    assert "is the same file as the start of JOURNAL" in again.communicate()[1] and again.returncode == 2
+    assert start.read_bytes() == content
     run_to_end(["evaluate", plain.program, plain.dataset, "--adapter", tmp_path / "whole.safetensors"])
+    again = start_runner([*train[:-1], tmp_path / "none/journal", "--adapter-out", tmp_path / "other"])
+    assert "--journal: " in again.communicate()[1] and again.returncode == 2  # before anything is read out
     for more, message in (
         ([], f"{journal} exists: name another journal, or resume"),
         (["--resume", "--adapter-out", start], "is the same file as the start of --journal"),

@@ -194,6 +194,7 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
+  if (!train_options.journal.empty() && !exists(train_options.journal)) check_output("--journal", train_options.journal);
   check_distinct(
       {{"--journal", train_options.journal},
        {"the start of --journal", start_path(train_options.journal)},
@@ -307,11 +308,13 @@ void replay_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
-  check_distinct({{"--adapter-out", adapter_out}},
-                 {{"PROGRAM", (*files)[0]}, {"JOURNAL", (*files)[1]}, {"--adapter-in", adapter_in}});
+  const std::string kept = start_path((*files)[1]);
+  check_distinct(
+      {{"--adapter-out", adapter_out}},
+      {{"PROGRAM", (*files)[0]}, {"JOURNAL", (*files)[1]}, {"the start of JOURNAL", kept}, {"--adapter-in", adapter_in}});
 
   Program program((*files)[0], threads);
-  if (adapter_in.empty() && exists(start_path((*files)[1]))) adapter_in = start_path((*files)[1]);
+  if (adapter_in.empty() && exists(kept)) adapter_in = kept;
   if (!adapter_in.empty()) load_adapter(adapter_in, program);
   const int64_t steps = replay(program, (*files)[1], until);
   save_adapter(adapter_out, program.description(), program.adapter());
