@@ -94,3 +94,24 @@ def test_what_is_refused(chat_model: tuple[Path, Path], program: Path, tmp_path:
     for refused in (tokenizer, chat):
         assert "not the tokenizer of the program, whose fingerprint is" in refused
     assert apart(c.unwritten, program, other)[0].startswith("INVALID: ")  # exported without a context
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([("tool", b"a")], "the prompt has the role 'tool' in message 1, expected 'user'"),
+        ([("user", b"a"), ("user", b"b")], "has the role 'user' in message 2, expected 'assistant'"),
+        ([("user", b"a"), ("system", b"b")], "has the role 'system' in message 2, expected 'assistant'"),
+        ([("system", b"a")], "the prompt ends without a question of the user"),
+        ([("user", b"a"), ("assistant", b"b")], "the prompt ends without a question of the user"),
+        ([("user", b"a"), ("assistant", b" "), ("user", b"b")], "nothing to read in a message of assistant"),
+        ([("user", b"a\xe3")], "the prompt is not UTF-8 at byte 1 of a message of user"),
+        ([("user", b"a<|end|>")], "the prompt holds the special token '<|end|>' in 'a<|end|>'"),
+    ],
+)  # fmt: skip
+def test_conversations_that_cannot_be(
+    messages: list[tuple[str, bytes]], sentence: str, chat_model: tuple[Path, Path]
+) -> None:
+    model, program = chat_model
+    (found,) = apart(c.unsaid, program, model / "tokenizer.json", [messages])
+    assert found.startswith("INVALID: data: ") and found.endswith(sentence)

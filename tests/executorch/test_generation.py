@@ -34,7 +34,7 @@ from transformers import AutoTokenizer
 from mobizo_kernels import wrap
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.generate import generate
-from mobizo_kernels.cli.settings import GenerateSettings
+from mobizo_kernels.cli.writing_settings import GenerateSettings
 from mobizo_kernels.data import ChatEncoder
 from mobizo_kernels.executorch import Trainer, _trainer, read_description
 from mobizo_kernels.executorch.quantization import quantize

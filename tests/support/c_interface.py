@@ -395,6 +395,20 @@ def answered(
     return {"prompt": prompt, **opened.generate(prompt, tokenizer, **options)}
 
 
+def unsaid(
+    files: Files, program: str, path: str, conversations: Sequence[Sequence[tuple[str, bytes]]]
+) -> list[str]:
+    """How conversations of roles and contents come out in tokens."""
+    library, tokenizer, found = Library(files), c_void_p(), list[str]()
+    opened = Program(library, program)
+    library.call("tokenizer_open", path.encode(), byref(tokenizer))
+    for messages in conversations:
+        said = (Message * len(messages))(*((role.encode(), content) for role, content in messages))
+        taken = byref(POINTER(c_int64)()), byref(c_int64())
+        found.append(opened.failure("chat_encode", tokenizer, said, c_int64(len(messages)), *taken))
+    return found
+
+
 def unwritten(files: Files, program: str, other: str) -> list[str]:
     """What is said where nothing can be written."""
     library, prompt, tokenizer = Library(files), (c_int64 * 2)(3, 4), c_void_p()

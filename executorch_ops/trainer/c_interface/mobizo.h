@@ -281,7 +281,9 @@ typedef struct mobizo_message {
 } mobizo_message;
 
 /* The tokens of a conversation that ends with a user's message, and of the beginning of an answer, by the chat template that
- * the program carries. tokenizer: that of the program. *ids is allocated, *id_count of them. */
+ * the program carries. tokenizer: that of the program. *ids is allocated, *id_count of them. MOBIZO_INVALID if a
+ * message holds a special token, or what the template takes for more than text: of an answer with thoughts, pass on what
+ * follows "</think>". */
 MOBIZO_API mobizo_status mobizo_chat_encode(mobizo_program* program, mobizo_tokenizer* tokenizer,
                                             const mobizo_message* messages, int64_t count, int64_t** ids, int64_t* id_count);
 

@@ -16,6 +16,17 @@ const ChatDescription& chat_of(const Description& description) {
   return *description.texts->chat;
 }
 
+// Throws Error unless the roles are those of a conversation that ends with a question.
+void check_roles(const std::vector<Message>& messages) {
+  const size_t first = !messages.empty() && messages[0].role == "system" ? 1 : 0;
+  for (size_t i = first; i < messages.size(); ++i) {
+    const char* expected = (i - first) % 2 == 0 ? "user" : "assistant";
+    if (messages[i].role != expected)
+      fail("data: the prompt has the role ", quoted(messages[i].role), " in message ", i + 1, ", expected ", quoted(expected));
+  }
+  if (messages.size() == first || messages.back().role != "user") fail("data: the prompt ends without a question of the user");
+}
+
 std::string_view trimmed(std::string_view text, Trim left, Trim right) {
   if (left == Trim::kAll) text = stripped_left(text);
   if (left == Trim::kNewlines) text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
@@ -60,6 +71,7 @@ ChatEncoder::ChatEncoder(const Description& description, const Tokenizer& tokeni
     : chat_(chat_of(description)), tokenizer_(tokenizer) {}
 
 std::vector<int64_t> ChatEncoder::prompt(const std::vector<Message>& messages) const {
+  check_roles(messages);
   for (const Message& message : messages) {
     const size_t valid = utf8_valid_bytes(message.content);
     if (valid < message.content.size())

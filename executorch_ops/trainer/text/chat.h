@@ -36,8 +36,8 @@ class ChatEncoder {
   // Both have to outlive it. Throws Error if the program has no chat template.
   ChatEncoder(const Description& description, const Tokenizer& tokenizer);
 
-  // What was said, ending with the user's turn, and the beginning of an answer. Throws Error if a message is empty or
-  // no UTF-8, or holds a special token, or what the template takes for more than text.
+  // What was said, ending with the user's turn, and the beginning of an answer. Throws Error if the roles are others, if a
+  // message is empty or no UTF-8, or holds a special token, or what the template takes for more than text.
   std::vector<int64_t> prompt(const std::vector<Message>& messages) const;
   // What was said up to the last message, an answer, and the answer with the token that ends it: the last `targets` tokens.
   // `where` names the row in errors.
