@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 def chat(settings: ChatSettings, questions: Iterable[str], say: Callable[[str], object]) -> dict[str, Any]:
     """Answer each question, with all that was said before it in mind. Where the model has no room for that,
-    the oldest questions and their answers are forgotten.
+    the oldest questions and their answers are forgotten. A question that cannot be asked is left out, with a
+    warning.
 
     Args:
         settings: the model, and how it writes.
@@ -46,19 +47,20 @@ def chat(settings: ChatSettings, questions: Iterable[str], say: Callable[[str], 
     for question in questions:
         if not question.strip():
             continue
-        with blame_input("question"):
-            refuse_half_characters(question)
-        said.append(("user", question.strip()))
+        asked = ("user", question.strip())
+        try:
+            with blame_input("question"):
+                refuse_half_characters(question)
+            _check_room(encoder.prompt((*system, asked)), model, settings.max_new_tokens)
+        except InputError as error:
+            _log.warning("%s; it is left out", error)
+            continue
+        said.append(asked)
         prompt = encoder.prompt((*system, *said))
-        while len(said) > 1 and not _fits(prompt, model, settings.max_new_tokens):
+        while not _fits(prompt, model, settings.max_new_tokens):
             _log.warning("the model has no more room: the oldest question and its answer are forgotten")
             del said[:2]
             prompt = encoder.prompt((*system, *said))
-        if not _fits(prompt, model, settings.max_new_tokens):
-            raise InputError(
-                f"max_new_tokens: the model has {positions(model.config)} positions and the question "
-                f"{len(prompt)} tokens, got {settings.max_new_tokens}"
-            )
         ((tokens,),) = generator([prompt], sampling)
         answer = text_of(tokenizer, tokens)
         say(answer)
@@ -68,6 +70,15 @@ def chat(settings: ChatSettings, questions: Iterable[str], say: Callable[[str], 
         else:  # which no chat template can take
             said.pop()
     return {"answers": answers, "settings": as_json(settings)}
+
+
+def _check_room(prompt: list[int], model: PreTrainedModel, new_tokens: int) -> None:
+    """Raise InputError for a question that has no room, alone."""
+    if not _fits(prompt, model, new_tokens):
+        raise InputError(
+            f"question: the model has {positions(model.config)} positions, expected {new_tokens} of them for "
+            f"an answer, got {len(prompt)} tokens"
+        )
 
 
 def _fits(prompt: list[int], model: PreTrainedModel, new_tokens: int) -> bool:

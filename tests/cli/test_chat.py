@@ -77,7 +77,17 @@ def test_the_oldest_is_forgotten(
     questions = [f"Is the film number {number} fresh?" for number in range(6)]
     answers = answered(tmp_path, "\n".join(questions), monkeypatch, capsys)
     assert len(answers) == 6 and "the oldest question and its answer are forgotten" in caplog.text
-    monkeypatch.setattr("sys.stdin", io.StringIO("the film " * 60))
-    assert run("chat", f"--model={tmp_path}") == 2
-    errors = capsys.readouterr().err
-    assert "max_new_tokens: the model has 60 positions and the question " in errors
+
+
+def test_what_cannot_be_asked_is_left_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    save_chat_model(tmp_path, max_position_embeddings=60)
+    plain = answered(tmp_path, "The film?", monkeypatch, capsys)
+    lines = "\n".join(["the film " * 60, "The film?", "half a \udcff"])
+    assert answered(tmp_path, lines, monkeypatch, capsys) == plain
+    assert "question: the model has 60 positions, expected 6 of them for an answer, got " in caplog.text
+    assert caplog.text.count("it is left out") == 2
