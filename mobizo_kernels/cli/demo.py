@@ -26,8 +26,8 @@ from mobizo_kernels.models import load_model
 ENGINES: tuple[Engine, ...] = ("executorch", "eager")
 PLANS = {
     "executorch": "In ExecuTorch: export SmolLM2-135M to a .pte, tune and score it with the native trainer,\n"
-    "score the adapter in transformers and PEFT. Two cores take 9 minutes: 5 to export, 0.6 s a step.",
-    "eager": "In torch: tune and score the same model in bfloat16. Two cores take 2 minutes.",
+    "score the adapter in transformers and PEFT. Two cores take 7 minutes: 2.5 to export, 0.6 s a step.",
+    "eager": "In torch: tune and score the same model in bfloat16. Two cores take 3 minutes.",
 }
 
 _ROWS_PER_FORWARD = 32

@@ -134,7 +134,7 @@ def demo_command(
     ),
     engine: Annotated[
         Literal["both", Engine],
-        typer.Option(help="ExecuTorch takes 9 minutes on two cores, eager torch two."),
+        typer.Option(help="ExecuTorch takes 7 minutes on two cores, eager torch three."),
     ] = "both",
     print_json: Json = False,
 ) -> None:
