@@ -55,7 +55,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     check_max_length(model.config, settings.max_length)
     with blame_input("export"), _progress(), directory_for(settings.out):
         logging.getLogger("mobizo_kernels").info(
-            "exporting to %s; adapters in all linears of a model of 100 million parameters take three minutes",
+            "exporting to %s; adapters in all linears of a model of 100 million parameters take 3 minutes",
             settings.out,
         )
         description = executorch.export_training_program(
