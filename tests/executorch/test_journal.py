@@ -18,6 +18,7 @@ from programs import CANDIDATES, Unchanged, assert_same_adapter, eager_twin
 import mobizo_kernels as mobizo
 from mobizo_kernels.executorch import StepReport, Trainer
 from mobizo_kernels.journal import JournalLost, read_journal, replay
+from mobizo_kernels.run_defaults import RUN
 
 STEPS: dict[str, Any] = {"steps": 8, "eval_every": 3}
 RECORD = 28 + 4 * 2
@@ -26,7 +27,7 @@ RECORD = 28 + 4 * 2
 def test_both_engines_write_one_header(program: Path, dataset: Path, tmp_path: Path) -> None:
     Trainer(program).train(dataset, **STEPS, run_seed=-3, journal=tmp_path / "native")
     zo = mobizo.ZerothOrder(
-        eager_twin(), queries=2, eps=0.1, lr=0.2, run_seed=-3, normalize=True, distribution="gaussian",
+        eager_twin(), queries=2, eps=0.1, lr=RUN.lr, run_seed=-3, normalize=True, distribution="gaussian",
         candidate_tokens=CANDIDATES,
     )  # fmt: skip
     zo.open_journal(tmp_path / "eager", lr_schedule="linear", steps=8, batch_size=3)
