@@ -11,7 +11,7 @@ import torch
 
 from mobizo_kernels.ops import foreach_perturb_, parameter_stream
 from mobizo_kernels.ops.checks import require_distribution
-from mobizo_kernels.optim.records import Records, StepRecord
+from mobizo_kernels.optim.records import Records, StepRecord, record_of
 from mobizo_kernels.optim.seeds import query_seeds
 from mobizo_kernels.optim.update_rule import UpdateRule
 
@@ -205,8 +205,7 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
 
     def rate(self, group: dict[str, Any]) -> float:
         """The rate of a group's next update."""
-        updates = self.state.get(group["params"][0], {}).get("step", 0)
-        return self.rule_of(group).rate(group["lr"], updates)
+        return self.rule_of(group).rate(group["lr"], self._updates(group))
 
     def count(self, group: dict[str, Any]) -> None:
         """Count an update of a group, if the rate of the next depends on their number."""
@@ -219,11 +218,12 @@ class ZOOptimizer(torch.optim.Optimizer, ABC):
         self, group: dict[str, Any], slopes: torch.Tensor, loss: float, standing: torch.Tensor | None
     ) -> StepRecord:
         """:meth:`record` of one group, from float64 slopes [q]."""
-        rule, lr = self.rule_of(group), group["lr"]
-        coeffs, decay = rule.coefficient(lr, len(slopes)) * slopes, rule.decay(lr)
-        if standing is not None and rule.name == "sgd" and not rule.state:
-            coeffs, standing = coeffs - decay * standing.double(), None
-        return StepRecord(coeffs.float(), self.rate(group), decay, loss, standing=standing)
+        rule, updates = self.rule_of(group), self._updates(group)
+        return record_of(rule, slopes, lr=group["lr"], updates=updates, loss=loss, standing=standing)
+
+    def _updates(self, group: dict[str, Any]) -> int:
+        """Made of a group so far, if the rate of the next depends on it."""
+        return self.state.get(group["params"][0], {}).get("step", 0)
 
     def _apply(self, group: dict[str, Any], seeds: torch.Tensor, record: StepRecord) -> None:
         self.prepare(group)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mobizo_kernels.optim.update_rule import UpdateRule
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -80,6 +82,35 @@ class Records:
         numbers = (self.rates.tolist(), self.decays.tolist(), self.losses.tolist(), self.applied.tolist())
         for coeffs, *values in zip(self.coeffs, *numbers, strict=True):
             yield StepRecord(coeffs, *values)
+
+
+def record_of(
+    rule: UpdateRule,
+    slopes: torch.Tensor,
+    *,
+    lr: float,
+    updates: int,
+    loss: float = float("nan"),
+    standing: torch.Tensor | None = None,
+) -> StepRecord:
+    """What an update by a rule is about to do. It takes no parameter: whoever knows the rule and the slopes
+    can tell it.
+
+    Args:
+        rule: of the updates.
+        slopes: float64 [q], the projected gradients.
+        lr: learning rate of the step.
+        updates: number of those before it; skipped steps are none.
+        loss: of the step.
+        standing: as of :class:`StepRecord`. Plain SGD takes it off by its coefficients.
+
+    Returns:
+        The step. Its coefficients may be infinite in float32.
+    """
+    coeffs, decay = rule.coefficient(lr, len(slopes)) * slopes, rule.decay(lr)
+    if standing is not None and rule.name == "sgd" and not rule.state:
+        coeffs, standing = coeffs - decay * standing.double(), None
+    return StepRecord(coeffs.float(), rule.rate(lr, updates), decay, loss, standing=standing)
 
 
 def record_layout(version: int, queries: int) -> np.dtype[Any]:

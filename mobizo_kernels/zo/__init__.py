@@ -3,12 +3,14 @@
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
 from mobizo_kernels.zo.estimators import Centred, Estimator, OneSided, TwoSided
 from mobizo_kernels.zo.objective import Objective, Shaping
+from mobizo_kernels.zo.outputs import GroupLosses, StepOutput
 from mobizo_kernels.zo.parameters import tuned_parameters
-from mobizo_kernels.zo.zeroth_order import StepOutput, ZerothOrder
+from mobizo_kernels.zo.zeroth_order import ZerothOrder
 
 __all__ = [
     "Centred",
     "Estimator",
+    "GroupLosses",
     "Objective",
     "OneSided",
     "Shaping",

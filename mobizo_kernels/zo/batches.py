@@ -55,6 +55,15 @@ def losses_over(loss: LabelledLoss, batches: Sequence[Batch], objective: Objecti
     return losses
 
 
+def weight_of(loss: LabelledLoss, batches: Sequence[Batch], objective: Objective | None) -> int:
+    """What :func:`losses_over` takes its mean over: the labelled tokens of all batches, or with an objective
+    their rows. Raises ValueError as it does.
+    """
+    if objective is None:
+        return sum(len(one.targets) for one in _labelled(loss, batches))
+    return sum(_rows(batch) for batch in batches)
+
+
 def _labelled(loss: LabelledLoss, batches: Sequence[Batch]) -> list[LabelledBatch]:
     found, none = [], None
     for batch in batches:

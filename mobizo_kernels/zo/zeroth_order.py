@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,32 +28,13 @@ from mobizo_kernels.parameters import (
 )
 from mobizo_kernels.parameters.directions import check_outer
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
-from mobizo_kernels.zo.batches import Batch, Measure, listed_batches, losses_over
+from mobizo_kernels.zo.batches import Batch, Measure, listed_batches, losses_over, weight_of
 from mobizo_kernels.zo.estimators import Estimator
 from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
 from mobizo_kernels.zo.models import model_to_tune
 from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, shaped
+from mobizo_kernels.zo.outputs import GroupLosses, StepOutput
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step saw and did.
-
-    Attributes:
-        step: its number, from 0.
-        loss: of the model before the update, over the labelled tokens, or that of an objective.
-        losses: float32 [G] on the CPU, one for each perturbed copy of the batch.
-        projected_grads: float32 [q] on the CPU; NaN if the step was skipped.
-        skipped: a loss, a difference of two, or a coefficient of the update was not finite, so nothing was
-            updated.
-    """
-
-    step: int
-    loss: float
-    losses: torch.Tensor
-    projected_grads: torch.Tensor
-    skipped: bool
 
 
 class ZerothOrder:
@@ -255,8 +235,20 @@ class ZerothOrder:
         """Apply recorded steps, without any forward; plain SGD takes all of them in one pass.
 
         Args:
-            records: of the next steps, as :meth:`open_journal` returns them.
+            records: of the next steps, as :meth:`open_journal` returns them, or of another machine of the
+                same run. Those that the journal does not have yet are recorded in it first.
+
+        Raises:
+            ValueError: if the records are not of q coefficients. Nothing was applied, as with the next.
+            OSError: if the journal cannot be written.
         """
+        queries, given = self.estimator.queries, list(records.coeffs.shape[1:])
+        if given != [queries]:
+            raise ValueError(f"records must have {queries} coefficients, got {given}")
+        if self.journal is not None:
+            for step, record in enumerate(records, self.steps):
+                if step >= self.journal.steps:
+                    self.journal.append(step, record)
         self.optimizer.apply_steps(self.run_seed, self.steps, records)
         self.steps += len(records)
         self.skipped_steps += int((~records.applied).sum())
@@ -317,6 +309,28 @@ class ZerothOrder:
         self.steps += 1
         self.skipped_steps += not applied
         return output
+
+    @torch.no_grad()
+    def losses(self, batch: Batch | Sequence[Batch], *, objective: Objective | None = None) -> GroupLosses:
+        """What the next :meth:`step` would see: the losses of its G groups, without an update. A machine that
+        shares a run with others sends them, and applies by :meth:`apply` what was made of all.
+
+        Args:
+            batch: as of :meth:`step`, like the next.
+            objective: what is minimised in place of the cross-entropy.
+
+        Raises:
+            ValueError: as :meth:`step`, or if the parameters of an unwrapped model are tuned, which a look at
+                the losses would round, or cuda_graph is True.
+        """
+        if self._graphed is not None:
+            raise ValueError("losses needs cuda_graph=False, got True: a graph holds the whole step")
+        if not self._batched:
+            raise ValueError("losses needs a model wrapped by mobizo_kernels.wrap or wrap_parameters")
+        batches = listed_batches(batch)
+        weight = weight_of(self.loss, batches, objective)
+        seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
+        return GroupLosses(self._batched_losses(losses_over(self.loss, batches, objective), seeds), weight)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the parameters: counters, settings, the optimizer's state."""
