@@ -1,7 +1,7 @@
 """Encoded examples, kept in the cache directory: no text is tokenised twice in the same way.
 
 One safetensors file for each list of examples and way of encoding it, in ``tokens/`` of the cache directory,
-with the tensors of one split of a data set (docs/formats.md) and a checksum.
+with the tensors of one split of a data set (docs/formats.md) and a checksum. Only their owner may read them.
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ def _read(path: Path) -> list[EncodedExample] | None:
 def _write(path: Path, encoded: Sequence[EncodedExample]) -> None:
     tensors = {f"{_PART}.{name}": array for name, array in example_arrays(encoded).items()}
     content = save(tensors, {"format": _FORMAT, "checksum": examples_fingerprint(encoded)})
+    path.parent.mkdir(
+        mode=0o700, parents=True, exist_ok=True
+    )  # tokens are the texts, which are the user's own
     with written_whole(path) as scratch:
         scratch.write_bytes(sorted_metadata(content))
 

@@ -7,12 +7,13 @@ that transformers can read, or by the name of a model on the hub.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,6 +65,7 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     tokenizer = load_tokenizer(spec)
     source = _source(spec)
+    _check_shards(spec, Path(source))
     with _blame_model(spec, source, "a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -130,6 +132,21 @@ def load_config(spec: str) -> PretrainedConfig | None:
 
 def _source(spec: str) -> str:
     return str(smollm2_directory()) if spec == SMOLLM2 else _existing_source(spec)
+
+
+def _check_shards(spec: str, directory: Path) -> None:
+    """Raise InputError if an index of weights names a file outside of its directory, which would be read."""
+    for index in sorted(directory.glob("*.index.json")):
+        files: list[str] = []
+        with suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError
+        ):  # what is no index, transformers refuses
+            files = [str(file) for file in json.loads(index.read_bytes())["weight_map"].values()]
+        for file in files:
+            if file != Path(file).name:
+                raise InputError(
+                    f"model {spec!r}: expected names of files beside {index.name} in it, got {file!r}"
+                )
 
 
 @contextmanager
