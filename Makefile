@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage bench lint native arm wheel clean
+.PHONY: help install demo test quick coverage docs bench lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -28,7 +28,7 @@ $(VENV)/.tools: $(CONSTRAINTS) pyproject.toml
 
 # Editable, so that the commands work from this folder on the sources that lie here.
 $(VENV)/.installed: $(VENV)/.tools $(NATIVE) pyproject.toml setup.py
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,gpu,test,lint]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[demo,gpu,test,lint,docs]'
 	touch $@
 
 demo: install  ## tune a real 135M-parameter model by forward passes only, and show what it learned
@@ -43,6 +43,10 @@ quick: install  ## what a change of kernels, ops, adapters, optimizers, steps or
 coverage: install  ## lines that the test suite runs, of Python and of C++
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) pytest-cov gcovr
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
+
+docs: install  ## the site of these pages, in build/site (Python 3.11 or later)
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
 	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_mp_outer cpu.bench_products cpu.bench_step executorch.bench; do \

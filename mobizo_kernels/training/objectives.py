@@ -168,7 +168,7 @@ def _near_json(answer: str) -> float:
 
 
 def of_metric(metric: Callable[[str, str], float]) -> Reward:
-    """The reward that a metric of :mod:`mobizo_kernels.training.text_metrics` is."""
+    """The reward that a metric of `mobizo_kernels.training.text_metrics` is."""
     return lambda prompt, answers, reference: [metric(answer, reference) for answer in answers]
 
 

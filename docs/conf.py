@@ -1,0 +1,72 @@
+"""How Sphinx makes a site of these pages: `make docs`. They stay plain Markdown, as a code host shows it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from sphinx.application import Sphinx
+
+import mobizo_kernels
+
+project = "mobizo-kernels"
+author = "the authors of mobizo-kernels"
+version = release = mobizo_kernels.__version__
+language = "en"
+
+extensions = [
+    "myst_nb",  # Markdown and notebooks
+    "sphinx_external_toc",  # the navigation stands in _toc.yml, not in the pages
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+external_toc_path = "_toc.yml"
+myst_heading_anchors = 4  # under the names that a code host gives them
+
+# Notebooks are kept without outputs and run when the site is made. A cell that fails ends the build.
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+# Docstrings have Google's sections, and `name` in them is code, as in Markdown.
+default_role = "code"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 88
+add_module_names = False
+
+# A name of ours that leads nowhere is an error, unless it is of a module that only the package's own code
+# imports from. Names of torch, transformers and PEFT lead to other sites.
+suppress_warnings = ["etoc.glob"]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!mobizo_kernels).*"), ("py:.*", r"mobizo_kernels(\.\w+){3,}")]
+
+html_theme = "furo"  # system fonts, no scripts from elsewhere
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_copyright = False
+
+
+def name_pages_by_their_titles(app: Sphinx, docname: str, source: list[str]) -> None:
+    """[concepts.md](concepts.md) tells a reader of files where to look; one of the site sees a title."""
+    source[0] = re.sub(r"\[[\w./-]+\.md\]\((?=[\w./-]+\.md[#)])", "[](", source[0])
+
+
+def show_schema(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Below the docstring of an op's Python face the schema of torch.ops.mobizo.NAME."""
+    module, _, op = name.rpartition(".")
+    if module == "mobizo_kernels.ops" and hasattr(torch.ops.mobizo, op):
+        schema = getattr(torch.ops.mobizo, op).default._schema
+        lines.extend([".. code-block:: text", "   :caption: Schema", "", f"   {schema}", ""])
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", name_pages_by_their_titles)
+    app.connect("autodoc-process-docstring", show_schema)
