@@ -49,7 +49,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     tokenizer = load_tokenizer(settings.model)
     if settings.tokenizer is not None:
         _require_definition(tokenizer)
-    encoder = _encoder(settings, tokenizer)
+    encoder = encoder_of(settings, tokenizer)
     labelled = isinstance(encoder, PromptEncoder)
     model = adapted_model(settings, encoder)
     check_max_length(model.config, settings.max_length)
@@ -90,7 +90,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     }
 
 
-def _encoder(settings: ExportSettings, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder | ChatEncoder:
+def encoder_of(settings: ExportSettings, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder | ChatEncoder:
+    """What makes rows of the texts that `settings` are for. Raises InputError if they do not fit."""
     if settings.free_answers:
         return ChatEncoder(tokenizer, settings.max_length)
     verbalizer = parse_verbalizer(settings.verbalizer)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobizo_kernels.cli.export import adapted_model, export, native
+from mobizo_kernels.cli.export import adapted_model, encoder_of, export, native
 from mobizo_kernels.cli.memory import reset_peak_rss
+from mobizo_kernels.cli.native_answers import AnswerSizes, answer_sizes, answers_outcome, check_context
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.progress import TuningBar
-from mobizo_kernels.cli.quality import outcome, quality_before
+from mobizo_kernels.cli.quality import Outcome, outcome, quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import (
     AUTOMATIC_DTYPE,
@@ -23,7 +24,7 @@ from mobizo_kernels.cli.settings import (
 )
 from mobizo_kernels.cli.start import begin_native
 from mobizo_kernels.cli.tokenize import tokenized
-from mobizo_kernels.data import PromptEncoder, parse_verbalizer, write_dataset
+from mobizo_kernels.data import TokenizedDataset, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
@@ -49,7 +50,7 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
     executorch = native()
     _check(settings)
     dataset = tokenized(settings)
-    program = _program(settings)
+    program = _program(settings, answer_sizes(dataset, settings) if settings.free_answers else None)
     path = settings.out / DATASET_FILE
     with blame_input("out"):
         write_dataset(path, dataset)
@@ -57,21 +58,18 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
     reset_peak_rss()
     with blame_input("program"):
         trainer = executorch.Trainer(program, threads=settings.threads or 0)
-    with blame_input("data"):
-        before = quality_before(
-            _scored(trainer, path, "test", settings), _scored(trainer, path, "train", settings)
-        )
-    start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
+    test_outcome, before = _quality(settings, trainer, path, dataset)
+    start: dict[str, Any] = {}
+    if not settings.free_answers:
+        start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
     run = _tune(trainer, path, settings)
 
     def save(directory: Path) -> None:
         trainer.save_adapter(directory / ADAPTER_FILE)
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
-    test = _scored(trainer, path, "test", settings)
-    return write_results(
-        settings, before, outcome(test), run, save, program_bytes=program.stat().st_size, **start
-    )
+    size = program.stat().st_size
+    return write_results(settings, before, test_outcome(), run, save, program_bytes=size, **start)
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -82,8 +80,8 @@ def program_files(settings: TrainSettings) -> list[Path]:
 
 def _check(settings: TrainSettings) -> None:
     """Find what would only show after the export. Raises InputError."""
-    if settings.free_answers:
-        raise InputError(f"data: {settings.data} has free answers, which --engine eager takes")
+    if settings.free_answers and settings.start == "readout":
+        raise InputError("start: expected zero where answers are free, got readout")
     if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
     if (settings.objective, settings.reward_shaping) != ("cross-entropy", "none"):
@@ -96,13 +94,16 @@ def _check(settings: TrainSettings) -> None:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
 
 
-def _program(settings: TrainSettings) -> Path:
-    """The program to tune: that of `settings`, that of the run to resume, or a new one."""
+def _program(settings: TrainSettings, sizes: AnswerSizes | None) -> Path:
+    """The program to tune: that of `settings`, that of the run to resume, or a new one; for free answers of
+    these sizes, if they are.
+    """
     kept = settings.out / PROGRAM_FILE
     program = settings.program or kept
-    wanted = ExportSettings(**_common(settings), out=kept, overwrite=True)
+    own = {} if sizes is None else vars(sizes)
+    wanted = ExportSettings(**{**_common(settings), **own}, out=kept, overwrite=True)
     if settings.program is not None or (settings.resume and kept.is_file()):
-        _check_program(program, wanted)
+        _check_program(program, wanted, sizes)
     else:
         in_fresh_process(export, wanted)
     return program
@@ -114,20 +115,20 @@ def _common(settings: TrainSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in shared - {"out", "overwrite"}}
 
 
-def _check_program(program: Path, wanted: ExportSettings) -> None:
-    """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A."""
+def _check_program(program: Path, wanted: ExportSettings, sizes: AnswerSizes | None) -> None:
+    """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A
+    and, for free answers, what it has room for beyond these sizes.
+    """
     with blame_input("program"):
         description = native().read_description(program)
-    tokenizer = load_tokenizer(wanted.model)
-    verbalizer = parse_verbalizer(wanted.verbalizer)
-    encoder = PromptEncoder(tokenizer, wanted.template, verbalizer, wanted.max_length)
-    model = adapted_model(wanted, encoder)
-    for name in (
-        "queries", "batch_size", "estimator", "distribution", "quantization", "lowering", "max_length",
-    ):  # fmt: skip
+    model = adapted_model(wanted, encoder_of(wanted, load_tokenizer(wanted.model)))
+    names = ["queries", "batch_size", "estimator", "distribution", "quantization", "lowering"]
+    for name in names if sizes else [*names, "max_length"]:
         _check_same(name, program, getattr(description, name), getattr(wanted, name))
     _check_same("optimizer", program, description.optimizer.as_json(), update_rule(wanted).as_json())
     tail = adapter_of(model).config.alora_invocation_tokens
+    if sizes is not None:
+        check_context(program, description, sizes)
     there = None if description.invocation_tokens is None else list(description.invocation_tokens)
     if there != tail:
         raise InputError(f"tail: {program} was exported for adapters from the tokens {there} on, got {tail}")
@@ -159,6 +160,24 @@ def _shapes(adapter: Mapping[str, tuple[tuple[int, ...], float]]) -> str:
     )
 
 
+def _quality(
+    settings: TrainSettings, trainer: Trainer, path: Path, dataset: TokenizedDataset
+) -> tuple[Callable[[], Outcome], dict[str, float | None]]:
+    """What scores the test rows by the adapter that the program has then, and how good the untuned one is."""
+    if settings.free_answers:
+        tokenizer = load_tokenizer(settings.model)
+
+        def answered() -> Outcome:
+            return answers_outcome(trainer, path, dataset.test, tokenizer, settings.max_new_tokens)
+
+        return answered, {f"{name}_before": value for name, value in answered().quality.items()}
+    with blame_input("data"):
+        before = quality_before(
+            _scored(trainer, path, "test", settings), _scored(trainer, path, "train", settings)
+        )
+    return lambda: outcome(_scored(trainer, path, "test", settings)), before
+
+
 def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings) -> Scored:
     """The first rows of a split of the data set, scored in ExecuTorch."""
     result = trainer.evaluate(dataset, split=split, rows=settings.eval_rows)
@@ -176,10 +195,10 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> FitResult
             bar.show_step(report.step, report.loss, report.seconds)
 
         def on_evaluation(found: NativeValidation) -> None:
-            run.validations.append(
-                Validation(found.step, found.loss, found.accuracy, found.balanced_accuracy)
-            )
-            bar.show_validation(f"{found.balanced_accuracy:.1%}")
+            labelled = not settings.free_answers
+            accuracies = (found.accuracy, found.balanced_accuracy) if labelled else (None, None)
+            run.validations.append(Validation(found.step, found.loss, *accuracies))
+            bar.show_validation(f"{found.balanced_accuracy:.1%}" if labelled else f"{found.loss:.3f}")
 
         with blame_input("settings"):
             try:

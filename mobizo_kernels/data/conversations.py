@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class Conversation:
     def answers(self) -> tuple[int, ...]:
         """Which messages are answers."""
         return tuple(index for index, (role, _) in enumerate(self.messages) if role == "assistant")
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What the user asks, in turn."""
+        return tuple(content for role, content in self.messages if role == "user")
 
 
 @dataclass(frozen=True)
@@ -72,24 +78,24 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 
 def split_conversations(rows: Iterable[Conversation]) -> ConversationSplits:
-    """Split by a hash of what is asked before the first answer: the same rows, in any order, always give the
-    same split. About a fifth goes to test and a tenth to validation. A repeated row counts once, and rows
-    that begin with the same question stay together, whatever the system was told.
+    """Split by a hash of what is asked first: the same rows, in any order, always give the same split. About
+    a fifth goes to test and a tenth to validation. A repeated row counts once, and rows that begin with the
+    same question stay together, whatever the system was told; if they are more than go to validation, those
+    that begin with the same two questions, and so on.
 
     Raises:
         InputError: fewer than three different questions.
     """
-    together: dict[tuple[tuple[str, str], ...], dict[Conversation, None]] = defaultdict(dict)
-    for row in rows:
-        together[_opening(row)].setdefault(row)
+    different = list(dict.fromkeys(rows))
+    tenth = _quota(_VALIDATION_SHARE, different)
+    together = _grouped(different, tenth)
     if len(together) < 3:
         raise InputError(
             "data: expected at least 3 different questions (to train, to validate and to test), got "
             f"{len(together)}"
         )
-    count = sum(map(len, together.values()))
     parts: tuple[list[Conversation], ...] = ([], [], [])
-    quotas = (max(1, round(_TEST_SHARE * count)), max(1, round(_VALIDATION_SHARE * count)), count)
+    quotas = (_quota(_TEST_SHARE, different), tenth, len(different))
     for opening in sorted(together, key=_split_key):
         part = next(part for part, quota in zip(parts, quotas, strict=True) if len(part) < quota)
         part.extend(sorted(together[opening], key=lambda row: row.messages))
@@ -99,13 +105,30 @@ def split_conversations(rows: Iterable[Conversation]) -> ConversationSplits:
     return ConversationSplits(train, validation, test)
 
 
-def _opening(row: Conversation) -> tuple[tuple[str, str], ...]:
-    """What is asked before the first answer."""
-    return tuple(message for message in row.messages[: row.answers[0]] if message[0] == "user")
+def _quota(share: float, rows: Sequence[Conversation]) -> int:
+    return max(1, round(share * len(rows)))
 
 
-def _split_key(opening: tuple[tuple[str, str], ...]) -> bytes:
-    text = "\0".join(part for message in opening for part in message)
+def _grouped(rows: Sequence[Conversation], most: int) -> dict[tuple[str, ...], list[Conversation]]:
+    """Rows by the fewest of their first questions that make groups of `most` at most, or by all of them."""
+    found: dict[tuple[str, ...], list[Conversation]] = {}
+    open_groups, asked = [list(rows)], 0
+    while open_groups:
+        asked += 1
+        finer: dict[tuple[str, ...], list[Conversation]] = defaultdict(list)
+        for row in itertools.chain.from_iterable(open_groups):
+            finer[row.questions[:asked]].append(row)
+        open_groups = []
+        for opening, group in finer.items():
+            if len(group) > most and any(len(row.questions) > asked for row in group):
+                open_groups.append(group)
+            else:
+                found[opening] = group
+    return found
+
+
+def _split_key(questions: Sequence[str]) -> bytes:
+    text = "\0".join(part for question in questions for part in ("user", question))
     return hashlib.blake2b(text.encode(), digest_size=16, key=_SPLIT_SALT).digest()
 
 

@@ -69,7 +69,25 @@ class Trainer:
         on_evaluation: Callable[[dict[str, Any]], object] | None,
     ) -> dict[str, Any]: ...
     def read_out(self, dataset: Path, rows: int, validation_rows: int) -> dict[str, Any]: ...
-    def evaluate(self, dataset: Path, split: str = "test", rows: int = 0) -> dict[str, Any]: ...
+    def evaluate(
+        self, dataset: Path, split: str = "test", rows: int = 0, scores: bool = True
+    ) -> dict[str, Any]: ...
+    def tokenize(
+        self,
+        texts: Path,
+        dataset: Path,
+        *,
+        tokenizer: Path,
+        text_column: str,
+        label_column: str,
+        answers: str,
+        steps: int,
+        seed: int,
+        train_rows: int | None,
+        validation_rows: int | None,
+        eval_rows: int | None,
+        max_length: int | None,
+    ) -> None: ...
     def train_step(
         self,
         input_ids: NDArray[np.int64],

@@ -100,7 +100,7 @@ class EvaluationResult:
             program has no rows.
         labels: int32 [rows], -1 for none.
         scores: logits at each row's last target, float32 [rows, C], of the C candidate tokens in their order,
-            or of the vocabulary.
+            or of the vocabulary; [0, C] if they were not asked for.
     """
 
     rows: int

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mobizo_kernels.conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
+from mobizo_kernels.executorch.methods import ProgramMethods
 from mobizo_kernels.executorch.reports import (
     EvaluationResult,
     GenerationResult,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mobizo_kernels.executorch import _trainer
 
 
-class Trainer:
+class Trainer(ProgramMethods):
     """A training program in memory. It holds one adapter, which all methods read and change.
 
     Everything is done by ExecuTorch and the native loop; while a method is at work other threads of Python
@@ -132,6 +133,59 @@ class Trainer:
             raise error
         return made
 
+    def tokenize(
+        self,
+        texts: str | os.PathLike[str],
+        dataset: str | os.PathLike[str],
+        *,
+        tokenizer: str | os.PathLike[str],
+        text_column: str = "text",
+        label_column: str = "label",
+        answers: str = "all",
+        steps: int = RUN.steps,
+        seed: int = RUN.run_seed,
+        train_rows: int | None = None,
+        validation_rows: int = RUN.validation_rows,
+        test_rows: int = 600,
+        max_length: int | None = None,
+    ) -> None:
+        """Write a data set for the program, whole or not at all, of texts: the file of `mobizo tokenize`, to
+        the byte. The prompt or the chat template is the program's own.
+
+        Args:
+            texts: a file .csv or .jsonl of texts and labels, or .jsonl of conversations (docs/data.md).
+            dataset: where the data set goes.
+            tokenizer: the tokenizer.json that `mobizo export --tokenizer` wrote with the program.
+            text_column: of labelled texts.
+            label_column: of labelled texts.
+            answers: of a conversation, "all" or the "last".
+            steps: to lay out batches for; more start again.
+            seed: of the batches; `run_seed` of the run, for the batches of `mobizo train`.
+            train_rows: most rows of the training split, all by default.
+            validation_rows: most rows of the validation split.
+            test_rows: most rows of the test split.
+            max_length: most tokens of a row, by default as many as the program takes.
+
+        Raises:
+            ValueError: before anything is written, naming the line where there is one, if the texts, the
+                tokenizer or an argument does not fit the program.
+            OSError: if a file cannot be read or written.
+        """
+        self._native.tokenize(
+            Path(texts),
+            Path(dataset),
+            tokenizer=Path(tokenizer),
+            text_column=text_column,
+            label_column=label_column,
+            answers=answers,
+            steps=steps,
+            seed=seed,
+            train_rows=train_rows,
+            validation_rows=validation_rows,
+            eval_rows=test_rows,
+            max_length=max_length,
+        )
+
     def read_out(
         self,
         dataset: str | os.PathLike[str],
@@ -156,15 +210,26 @@ class Trainer:
         return Readout(**{**found, "losses": dict(found["losses"])})
 
     def evaluate(
-        self, dataset: str | os.PathLike[str], *, split: str = "test", rows: int = 0
+        self,
+        dataset: str | os.PathLike[str],
+        *,
+        split: str = "test",
+        rows: int = 0,
+        scores: bool = True,
     ) -> EvaluationResult:
         """Score the first `rows` rows, 0 for all, of "train", "validation" or "test".
+
+        Args:
+            dataset: file of `mobizo tokenize`.
+            split: of the data set.
+            rows: how many.
+            scores: keep the logits of each row; over a vocabulary they take room.
 
         Raises:
             ValueError: if there is no such split, or the data set does not fit the program.
             OSError: if the data set cannot be read.
         """
-        return EvaluationResult(**self._native.evaluate(Path(dataset), split, rows))
+        return EvaluationResult(**self._native.evaluate(Path(dataset), split, rows, scores))
 
     def replay(self, journal: str | os.PathLike[str], *, until: int | None = None) -> int:
         """Apply the records of a journal to the adapter with which it began, which the program must have now.
@@ -227,67 +292,6 @@ class Trainer:
             self._check_scaling(json.loads((path / PEFT_CONFIG).read_text()), path)
             path = path / PEFT_WEIGHTS
         self._native.load_adapter(path)
-
-    def train_step(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        target_positions: NDArray[np.int64],
-        target_ids: NDArray[np.int64],
-        seeds: NDArray[np.int64],
-        coeffs: NDArray[np.float32],
-        update_seeds: NDArray[np.int64] | None = None,
-        update_coeffs: NDArray[np.float32] | None = None,
-        update_lr: float = 0.0,
-        update_decay: float = 1.0,
-    ) -> tuple[NDArray[np.float32], float]:
-        """An update, if there is one, then the losses [G] of a batch under the new seeds, for own loops.
-
-        That is the program's method `train_step`; where the optimizer is more than plain SGD, the method
-        `update` before it. In a delegated program the trainer makes the update itself.
-
-        Args:
-            input_ids: int64 [B, T], padded on the left; in a program with invocation tokens so that these
-                begin in column T - tail_length, and on the right.
-            attention_mask: int64 [B, T], 0 at padding.
-            target_positions: int64 [B, K]; the logits there predict the targets.
-            target_ids: int64 [B, K], -100 for no target.
-            seeds: int64 [G], of the perturbation of each group.
-            coeffs: float32 [G], its signed size.
-            update_seeds: int64 [q], of the update; None for no update, which changes nothing.
-            update_coeffs: float32 [q]: projected gradients times -lr / q for "sgd", times 1 / q for others.
-            update_lr: rate of an update by "adam", see :meth:`mobizo_kernels.optim.UpdateRule.rate`, or
-                "sign".
-            update_decay: factor on B, if the program has weight decay.
-
-        Returns:
-            The losses, float32 [G], and the L2 norm of the update, weight decay apart.
-
-        Raises:
-            ValueError: naming the argument, if dtype or shape do not fit.
-        """
-        batch = (input_ids, attention_mask, target_positions, target_ids)
-        update = (update_seeds, update_coeffs, update_lr, update_decay)
-        return self._native.train_step(*batch, seeds, coeffs, *update)
-
-    def evaluate_batch(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        target_positions: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """The program's method: logits float32 [E, K, C] of exactly E rows; arguments as for `train_step`."""
-        return self._native.evaluate_batch(input_ids, attention_mask, target_positions)
-
-    def update(
-        self,
-        update_seeds: NDArray[np.int64],
-        update_coeffs: NDArray[np.float32],
-        update_lr: float = 0.0,
-        update_decay: float = 1.0,
-    ) -> float:
-        """The program's method: the update alone, arguments as for :meth:`train_step`; its L2 norm."""
-        return self._native.update(update_seeds, update_coeffs, update_lr, update_decay)
 
     def generate(
         self,

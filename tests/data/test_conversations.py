@@ -87,8 +87,38 @@ def test_a_question_stays_together_whatever_the_system_was_told() -> None:
     assert sum(map(len, asked)) == len(set().union(*asked)) == 30
 
 
+def talk(*questions: str) -> Conversation:
+    """One with an answer to each question."""
+    return Conversation(tuple(turn for text in questions for turn in (("user", text), ("assistant", "yes"))))
+
+
+def test_a_frequent_opening_is_split_by_what_follows() -> None:
+    rows = [talk("hi", "how are you?", f"why {n // 2}?", str(n)) for n in range(1000)]
+    split = split_conversations(rows)
+    assert sorted(map(len, (split.train, split.validation, split.test))) == pytest.approx(
+        [100, 200, 700], abs=2
+    )
+    asked = [{row.questions[:3] for row in part} for part in (split.train, split.validation, split.test)]
+    assert sum(map(len, asked)) == 500 == len(set().union(*asked))
+
+
+def test_an_opening_of_a_tenth_of_the_rows_stays_together() -> None:
+    rows = [talk("hi", str(n)) for n in range(10)] + [talk(f"why {n}?", str(n)) for n in range(90)]
+    split = split_conversations(rows)
+    greeted = [
+        sum(row.questions[0] == "hi" for row in part) for part in (split.train, split.validation, split.test)
+    ]
+    assert sorted(greeted) == [0, 0, 10]
+    split = split_conversations([*rows, talk("hi")])
+    parts = (split.train, split.validation, split.test)
+    assert sorted(map(len, parts)) == pytest.approx([10, 20, 70], abs=1)
+    assert sum(talk("hi") in part for part in parts) == 1
+
+
 def test_too_few_questions_are_refused() -> None:
     with pytest.raises(InputError, match="at least 3 different questions .* got 2"):
         split_conversations([question("a", "b"), question("a", "c"), question("b", "c")])
     with pytest.raises(InputError, match="most rows begin with one question"):
         split_conversations([question(str(n // 97), str(n)) for n in range(100)] + [question("x", "y")])
+    same = [talk(*["hi"] * 2000), talk(*["hi"] * 2000, "so"), talk("hi")]
+    assert len(split_conversations(same).test) == 1

@@ -118,6 +118,24 @@ def test_truncation_by_tokenizers_of_kinds(kind: str, trims: bool, tmp_path: Pat
     assert found.test == encoder.encode(splits.test)
 
 
+def test_a_thousand_conversations_with_one_opening(tmp_path: Path) -> None:
+    made = chat_tokenizer()
+    model = save_model(tmp_path / "model", vocab_size=len(made))
+    made.save_pretrained(model)
+    rows = [
+        [("user", "Hi"), ("assistant", "Hello"), ("user", f"How {n // 2}?"), ("assistant", str(n))]
+        for n in range(1000)
+    ]
+    said = [{"messages": [{"role": r, "content": text} for r, text in row]} for row in rows]
+    data = write_rows(tmp_path / "chat.jsonl", said)
+    description, most = description_of(made, targets=9), {"validation_rows": 1000, "eval_rows": 1000}
+    content = same(model, data, tmp_path, description, {"max_length": 64}, answers="last", **most)
+    (tmp_path / "data.safetensors").write_bytes(content)
+    found = read_dataset(tmp_path / "data.safetensors")
+    sizes = [len(part) for part in (found.train, found.validation, found.test)]
+    assert sizes == pytest.approx([700, 100, 200], abs=1)
+
+
 @pytest.mark.parametrize("name", ["smollm2", "qwen3", "llama3", "llama2", "gemma", "zephyr"])
 @pytest.mark.parametrize("answers", ["all", "last"])
 def test_conversations(name: str, answers: str, tmp_path: Path) -> None:
@@ -126,9 +144,10 @@ def test_conversations(name: str, answers: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", vocab_size=len(made), max_position_embeddings=4096)
     made.save_pretrained(model)
     rng, rows = random.Random(name), list[dict[str, Any]](questions())
-    for number in range(40):
-        turns = [
-            {"role": role, "content": f"{number} {any_text(rng)}".replace("<|end|>", "")}
+    for number in range(80):  # half of them begin alike
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * (number % 2)
+        turns += [
+            {"role": role, "content": f"{number // 4} {any_text(rng)}".replace("<|end|>", "")}
             for _ in range(rng.randint(1, 3))
             for role in ("user", "assistant")
         ]

@@ -15,6 +15,7 @@
 #include "../loop/readout.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
+#include "../text/tokenized.h"
 #include "python_text.h"
 #include "python_tokenizer.h"
 
@@ -90,20 +91,42 @@ class Trainer {
                     "best_step"_a = result.best_step, "evaluations"_a = evaluations);
   }
 
-  py::dict evaluate(const Path& path, const std::string& name, int64_t rows) {
+  py::dict evaluate(const Path& path, const std::string& name, int64_t rows, bool keep_scores) {
     if (rows < 0) fail("rows must be at least 0, got ", rows);
     std::vector<int32_t> labels;
     const Evaluation e = working([&] {
       const Dataset dataset(path.string());
       const Split& split = dataset.split(name);
       dataset.check(program_.description());
-      Evaluation evaluation = trainer::evaluate(program_, split, rows, /*keep_scores=*/true);
+      Evaluation evaluation = trainer::evaluate(program_, split, rows, keep_scores);
       labels.assign(split.labels.begin(), split.labels.begin() + evaluation.rows);
       return evaluation;
     });
     return py::dict("rows"_a = e.rows, "loss"_a = e.loss, "accuracy"_a = e.accuracy,
                     "balanced_accuracy"_a = e.balanced_accuracy, "labels"_a = to_array(labels),
-                    "scores"_a = to_array(e.scores, {e.rows, e.classes}));
+                    "scores"_a = to_array(e.scores, {keep_scores ? e.rows : 0, e.classes}));
+  }
+
+  void tokenize(const Path& texts, const Path& out, TextOptions options) {
+    const std::string path = texts.string();
+    if (!is_text_file(path)) fail("texts: expected FILE.csv or FILE.jsonl, got '", path, "'");
+    if (options.answers != "all" && options.answers != "last") fail("answers must be all or last, got '", options.answers, "'");
+    for (const auto& [name, rows] : {std::pair("train_rows", options.train_rows),
+                                     {"validation_rows", options.validation_rows},
+                                     {"test_rows", options.eval_rows},
+                                     {"max_length", options.max_length},
+                                     {"steps", std::optional(options.steps)}})
+      if (rows.value_or(1) < 1) fail(name, " must be at least 1, got ", *rows);
+    check_output("dataset", out.string());
+    check_distinct({{"dataset", out.string()}},
+                   {{"texts", path}, {"tokenizer", options.tokenizer}, {"the program", program_.path()}});
+    options.batch_size = program_.description().batch_size;
+    working([&] {
+      TokenizedTexts made = tokenized(path, program_.description(), options);
+      Dataset(path, std::move(made.content)).check(program_.description());
+      for (const std::string& warning : made.warnings) warn(printable(warning));
+      write_atomically(out.string(), {made.bytes});
+    });
   }
 
   py::dict read_out(const Path& dataset, int64_t rows, int64_t validation_rows) {
@@ -294,7 +317,19 @@ PYBIND11_MODULE(_trainer, module) {
           "dataset"_a, py::kw_only(), "steps"_a, "eps"_a, "lr"_a, "lr_schedule"_a, "normalize"_a, "run_seed"_a, "journal"_a,
           "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_step"_a,
           "on_evaluation"_a)
-      .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0)
+      .def(
+          "tokenize",
+          [](Trainer& trainer, const Path& texts, const Path& dataset, const Path& tokenizer, const std::string& text_column,
+             const std::string& label_column, const std::string& answers, int64_t steps, int64_t seed,
+             std::optional<int64_t> train_rows, std::optional<int64_t> validation_rows, std::optional<int64_t> eval_rows,
+             std::optional<int64_t> max_length) {
+            trainer.tokenize(texts, dataset,
+                             {tokenizer.string(), text_column, label_column, answers, steps, /*batch_size=*/1, seed, train_rows,
+                              validation_rows, eval_rows, max_length});
+          },
+          "texts"_a, "dataset"_a, py::kw_only(), "tokenizer"_a, "text_column"_a, "label_column"_a, "answers"_a, "steps"_a,
+          "seed"_a, "train_rows"_a, "validation_rows"_a, "eval_rows"_a, "max_length"_a)
+      .def("evaluate", &Trainer::evaluate, "dataset"_a, "split"_a = "test", "rows"_a = 0, "scores"_a = true)
       .def("read_out", &Trainer::read_out, "dataset"_a, "rows"_a, "validation_rows"_a)
       .def("train_step", &Trainer::train_step, "input_ids"_a, "attention_mask"_a, "target_positions"_a, "target_ids"_a,
            "seeds"_a, "coeffs"_a, "update_seeds"_a = py::none(), "update_coeffs"_a = py::none(), "update_lr"_a = 0.0f,

@@ -91,23 +91,50 @@ std::vector<Example> interleaved(const ByLabel& part) {
   return rows;
 }
 
-// What is asked before the first answer.
-std::vector<Message> opening_of(const Conversation& row) {
-  std::vector<Message> opening;
-  for (const Message& message : row.messages) {
-    if (message.role == "assistant") break;
-    if (message.role == "user") opening.push_back(message);
-  }
-  return opening;
+// What the user asks, in turn.
+using Questions = std::vector<std::string>;
+
+Questions questions_of(const Conversation& row) {
+  Questions questions;
+  for (const Message& message : row.messages)
+    if (message.role == "user") questions.push_back(message.content);
+  return questions;
 }
 
-Key opening_key(const std::vector<Message>& opening) {
+struct Asked {
+  Questions questions;
+  Conversation row;
+};
+
+// Rows by the fewest of their first questions that make groups of `most` at most, or by all of them.
+std::map<Questions, std::vector<Conversation>> grouped(std::vector<Asked> rows, size_t most) {
+  std::map<Questions, std::vector<Conversation>> found;
+  for (size_t asked = 1; !rows.empty(); ++asked) {
+    std::map<Questions, std::vector<Asked>> finer;
+    for (Asked& row : rows) {
+      const size_t count = std::min(asked, row.questions.size());
+      finer[{row.questions.begin(), row.questions.begin() + static_cast<std::ptrdiff_t>(count)}].push_back(std::move(row));
+    }
+    rows.clear();
+    for (auto& [opening, group] : finer) {
+      const bool more = std::any_of(group.begin(), group.end(), [&](const Asked& row) { return row.questions.size() > asked; });
+      for (Asked& row : group)
+        if (more && group.size() > most)
+          rows.push_back(std::move(row));
+        else
+          found[opening].push_back(std::move(row.row));
+    }
+  }
+  return found;
+}
+
+Key opening_key(const Questions& opening) {
   std::string text;
-  for (const Message& message : opening) {
+  for (const std::string& question : opening) {
     if (!text.empty()) text += '\0';
-    text += message.role;
+    text += "user";
     text += '\0';
-    text += message.content;
+    text += question;
   }
   return split_key(text, kAnswerSalt);
 }
@@ -131,17 +158,19 @@ Splits<Example> split_examples(const std::vector<Example>& given, std::vector<st
 }
 
 Splits<Conversation> split_conversations(const std::vector<Conversation>& rows) {
-  std::map<std::vector<Message>, std::vector<Conversation>> together;
+  std::vector<Asked> different;
   std::set<std::vector<Message>> seen;
   for (const Conversation& row : rows)
-    if (seen.insert(row.messages).second) together[opening_of(row)].push_back(row);
+    if (seen.insert(row.messages).second) different.push_back({questions_of(row), row});
+  const size_t tenth = quota(kValidationShare, seen.size());
+  std::map<Questions, std::vector<Conversation>> together = grouped(std::move(different), tenth);
   if (together.size() < 3)
     fail("data: expected at least 3 different questions (to train, to validate and to test), got ", together.size());
   std::vector<std::pair<Key, std::vector<Conversation>*>> order;
   for (auto& [opening, group] : together) order.emplace_back(opening_key(opening), &group);
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   std::array<std::vector<Conversation>, 3> parts;
-  const size_t quotas[] = {quota(kTestShare, seen.size()), quota(kValidationShare, seen.size()), seen.size()};
+  const size_t quotas[] = {quota(kTestShare, seen.size()), tenth, seen.size()};
   for (const auto& [key, group] : order) {
     size_t part = 0;
     while (parts[part].size() >= quotas[part]) ++part;

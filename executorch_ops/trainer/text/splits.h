@@ -18,7 +18,8 @@ struct Splits {
 // appended to `warnings`. Throws Error for fewer than two labels, or too few texts of one.
 Splits<Example> split_examples(const std::vector<Example>& rows, std::vector<std::string>& warnings);
 
-// Rows that begin with the same question stay together. Throws Error for fewer than three questions.
+// Rows that begin with the same question stay together; if they are more than go to validation, those that begin with the same
+// two, and so on. Throws Error for fewer than three groups.
 Splits<Conversation> split_conversations(const std::vector<Conversation>& rows);
 
 // The labels that occur, sorted.
