@@ -11,7 +11,13 @@ import torch
 
 from mobizo_kernels.journal import read_journal
 from mobizo_kernels.journal.file import JournalFile
-from mobizo_kernels.lora import adapter_fingerprints, adapter_layers, load_adapter, tuned_layers
+from mobizo_kernels.lora import (
+    adapter_fingerprints,
+    adapter_layers,
+    load_adapter,
+    saved_adapter,
+    tuned_layers,
+)
 from mobizo_kernels.zo import ZerothOrder
 
 JOURNAL = "run.journal"
@@ -59,7 +65,7 @@ def resume_journal(zo: ZerothOrder, checkpoint: Path, directory: Path) -> None:
     given = [tensor.clone() for tensor in whole]
     here = [tensor.clone() for tensor in tuned]
     try:
-        load_adapter(zo.model, checkpoint)  # LoRA-A, which PEFT draws anew in every process
+        load_adapter(zo.model, saved_adapter(zo.model, checkpoint))  # LoRA-A, drawn anew in every process
         saved = [tensor.clone() for tensor in tuned]
         for start in (here, [torch.zeros_like(tensor) for tensor in tuned]):
             _set(tuned, start)

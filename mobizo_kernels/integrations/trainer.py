@@ -14,7 +14,8 @@ from transformers import Trainer
 
 from mobizo_kernels.integrations.arguments import check_trainer
 from mobizo_kernels.integrations.checkpoints import begin_journal, keep_journal, resume_journal
-from mobizo_kernels.lora import bare, is_wrapped, load_adapter, to_peft
+from mobizo_kernels.lora import bare, is_wrapped, load_adapter, saved_adapter, to_peft
+from mobizo_kernels.parameters import has_wrapped_parameters
 from mobizo_kernels.zo import Objective, StepOutput, ZerothOrder
 
 STATE = "zeroth_order.pt"
@@ -149,7 +150,9 @@ class ZOTrainerMixin(_Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Overridden because an adapter is made again from its journal, by :meth:`create_optimizer`."""
-        if is_wrapped(self.model) or isinstance(getattr(self.model, "_orig_mod", self.model), PeftModel):
+        whole = getattr(self.model, "_orig_mod", self.model)
+        both = has_wrapped_parameters(self.model)  # factors of a LoRA are tuned, which stays PEFT's
+        if is_wrapped(self.model) or (isinstance(whole, PeftModel) and not both):
             self._checkpoint = Path(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -157,7 +160,8 @@ class ZOTrainerMixin(_Trainer):
     def _load_best_model(self) -> None:
         """Overridden because Trainer looks for adapters of PEFT's."""
         if is_wrapped(self.model):
-            load_adapter(bare(self.model), str(self.state.best_model_checkpoint))
+            model = bare(self.model)
+            load_adapter(model, saved_adapter(model, str(self.state.best_model_checkpoint)))
         else:
             super()._load_best_model()
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from mobizo_kernels.errors import listed
 from mobizo_kernels.lora.linear import lora_scaling
 from mobizo_kernels.lora.targets import Target, plain_name
 
@@ -38,6 +39,28 @@ def check_no_peft(model: nn.Module) -> None:
                 f"{owner} holds an adapter of PEFT ({plain_name(name) or 'its root'}): it would "
                 "not be saved, so merge or unload it first, or load it with load_adapter"
             )
+
+
+def check_plain_loras(model: nn.Module) -> None:
+    """Raise ValueError, naming it, if an active LoRA of PEFT's computes other than B (A x) of all of x.
+
+    DoRA and its like also take the norm of W + s B A, for each group another one that needs all weights;
+    an Activated LoRA sees some tokens only, of which groups have not equally many.
+    """
+    for at, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if module.merged:
+            merged = listed(module.merged_adapters)
+            raise ValueError(
+                f"adapter {merged} is merged into {plain_name(at)}; call unmerge_adapter() first"
+            )
+        for name in module.active_adapters:
+            if variant := module.lora_variant.get(name):
+                raise ValueError(
+                    f"adapter {name!r} must be a plain LoRA for both factors to be tuned in one batch, got "
+                    f"{type(variant).__name__} at {plain_name(at)}"
+                )
 
 
 def check_embeddings(model: nn.Module) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +13,17 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from mobizo_kernels.errors import listed
+from mobizo_kernels.lora.adapter import adapter_of
 from mobizo_kernels.lora.peft_save import save_adapter
 from mobizo_kernels.lora.targets import plain_name
 
 _METHOD = "save_pretrained"
 _PEFT_METHODS = (
-    "add_adapter", "delete_adapter", "disable_adapter", "load_adapter", "merge_adapter", "merge_and_unload",
-    "set_adapter", "unload",
+    "add_adapter", "add_weighted_adapter", "delete_adapter", "disable_adapter", "load_adapter",
+    "merge_adapter", "set_adapter",
 )  # fmt: skip
+_LAST_METHODS = ("merge_and_unload", "unload")  # after which there is no adapter to tune any more
 
 
 def install_saving(model: nn.Module) -> None:
@@ -36,19 +41,41 @@ def remove_saving(model: nn.Module) -> None:
             del vars(module)[_METHOD]
 
 
-def install_peft_saving(outer: PeftModel, model: nn.Module) -> None:
-    """Let `save_pretrained` of the PeftModel around a wrapped model write the adapter, and what would look
-    for adapters of PEFT's say what to do.
+def install_peft_methods(
+    outer: PeftModel, model: nn.Module, name: str, give_back: Callable[[nn.Module], PeftModel]
+) -> None:
+    """Let `save_pretrained` of the PeftModel around a wrapped model write its adapters, what ends in a model
+    without adapters give the tuned one back first, and what else would look for it say what to do.
+
+    Args:
+        outer: the PeftModel.
+        model: the wrapped model inside.
+        name: of the tuned adapter.
+        give_back: :func:`mobizo_kernels.to_peft`.
     """
-    vars(outer)[_METHOD] = _AdapterSaver(model)
-    for name in _PEFT_METHODS:
-        vars(outer)[name] = _PeftRefusal(name)
+    vars(outer)[_METHOD] = _PeftSaver(outer, model, name)
+    for method in _PEFT_METHODS:
+        vars(outer)[method] = _PeftRefusal(method)
+    for method in _LAST_METHODS:
+        vars(outer)[method] = _GivenBackFirst(outer, method, give_back)
 
 
-def remove_peft_saving(outer: PeftModel) -> None:
+def remove_peft_methods(outer: PeftModel) -> None:
     """Give PEFT's own methods back."""
-    for name in (_METHOD, *_PEFT_METHODS):
+    for name in (_METHOD, *_PEFT_METHODS, *_LAST_METHODS):
         vars(outer).pop(name, None)
+
+
+def saved_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
+    """Where `save_pretrained(directory)` of a wrapped model, or of the PeftModel around it, has the tuned
+    adapter: an adapter of PEFT's that is not called "default" has a directory of its name in there.
+    """
+    home = adapter_of(model).home
+    return Path(directory) if home is None else _place(directory, home.name)
+
+
+def _place(directory: str | os.PathLike[str], name: str) -> Path:
+    return Path(directory) / ("" if name == "default" else name)
 
 
 class _AdapterSaver:
@@ -88,6 +115,60 @@ class _AdapterSaver:
             save_adapter(self._model, save_directory)
 
 
+class _PeftSaver:
+    """What `save_pretrained` is on the PeftModel around a wrapped model."""
+
+    def __init__(self, outer: PeftModel, model: nn.Module, name: str) -> None:
+        self._outer, self._model, self._name = outer, model, name
+
+    def __call__(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """Write the adapters to where PEFT writes them: the tuned one as a wrapped model does, the others as
+        PEFT does.
+
+        Args:
+            save_directory: receives the files of adapter "default", and a directory for each other adapter.
+            safe_serialization: has to be True.
+            selected_adapters: names; all by default.
+            options: as of `save_pretrained` of a wrapped model.
+        """
+        known = list(self._outer.peft_config)
+        selected = known if selected_adapters is None else list(selected_adapters)
+        if unknown := [name for name in selected if name not in known]:
+            raise ValueError(f"selected_adapters must be of {listed(known)}, got {listed(unknown)}")
+        if not safe_serialization:
+            raise ValueError("save_pretrained of a wrapped model needs safe_serialization=True")
+        if self._name in selected:
+            _AdapterSaver(self._model)(_place(save_directory, self._name), **options)
+        if others := [name for name in selected if name != self._name]:
+            with self._linears_of_peft():
+                type(self._outer).save_pretrained(
+                    self._outer,
+                    os.fspath(save_directory),
+                    selected_adapters=others,
+                    is_main_process=options.get("is_main_process", True),
+                )
+
+    @contextmanager
+    def _linears_of_peft(self) -> Iterator[None]:
+        """The linears that hold the other adapters, in the model for a while."""
+        home = adapter_of(self._model).home
+        assert home is not None
+        here = {at: self._model.get_submodule(at) for at in home.layers}
+        try:
+            for at, layer in home.layers.items():
+                self._model.set_submodule(at, layer)
+            yield
+        finally:
+            for at, layer in here.items():
+                self._model.set_submodule(at, layer)
+
+
 class _Refusal:
     """What `save_pretrained` is on a part of a wrapped model."""
 
@@ -109,6 +190,16 @@ class _PeftRefusal:
 
     def __call__(self, *_: Any, **__: Any) -> None:
         raise ValueError(f"{self._name}: the adapter is taken over by mobizo; call to_peft(model) first")
+
+
+class _GivenBackFirst:
+    """What a method of a PeftModel that ends its adapters is while one of them is taken over."""
+
+    def __init__(self, outer: PeftModel, name: str, give_back: Callable[[nn.Module], PeftModel]) -> None:
+        self._outer, self._name, self._give_back = outer, name, give_back
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._give_back(self._outer), self._name)(*args, **kwargs)
 
 
 def _equal(given: torch.Tensor | None, tensor: torch.Tensor) -> bool:

@@ -45,7 +45,8 @@ def wrap(model: Model, config: LoraConfig | None = None, *, seed: int = 0) -> Mo
     what PEFT can do with adapters it can do again after :func:`to_peft`.
 
     Args:
-        model: any module with linears; they may be quantised. Or a PeftModel, without further adapters.
+        model: any module with linears; they may be quantised. Or a PeftModel, whose active adapter is taken;
+            its other ones do not act, and are back after :func:`to_peft`.
         config: is copied, never changed. A PeftModel has its own.
         seed: of A. Each linear draws on its own, so its A does not depend on what else is adapted.
 
@@ -57,7 +58,8 @@ def wrap(model: Model, config: LoraConfig | None = None, *, seed: int = 0) -> Mo
             embeddings that were resized since it was loaded, if an option of `config` cannot be honoured, if
             an entry of `target_modules` matches nothing, or something that is not a linear, or if PEFT would
             not load the adapter to the same linears, as in some models with fused experts. Of a PeftModel
-            also if it has several adapters, naming them, or if its LoRA is merged, off, or of another kind.
+            also if several adapters are active, naming them, if its LoRA is merged, off, or of another kind,
+            or if another adapter changed the base weights or modules without a LoRA.
     """
     if is_wrapped(model):
         raise ValueError(f"{type(model).__name__} is wrapped already; call unwrap(model) first")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mobizo_kernels.lora import is_wrapped, plain_name
+from mobizo_kernels.lora import bare, check_plain_loras, is_wrapped, plain_name
 from mobizo_kernels.lora.adapter import PARAMETERS_ATTRIBUTE
 from mobizo_kernels.lora.linear import device_of
 from mobizo_kernels.ops import parameter_stream
@@ -68,10 +68,14 @@ def wrap_parameters(model: Model) -> Model:
     The model stays as it is: parameters, names, state_dict and, until a step, what it computes. Tied
     parameters are one. Frozen parameters are left alone, also if they are let go later: wrap again then.
 
+    Of a PeftModel the parameters are those of its active adapters: A and B of a LoRA are tuned both, y = base
+    + s (B + c_g z_g)(A + c_g z'_g) x, where :func:`mobizo_kernels.wrap` leaves A alone. PEFT merges and saves
+    them as ever.
+
     Args:
         model: its parameters that require a gradient are those of `nn.Linear`, transformers' `Conv1D`,
             `nn.Embedding`, `nn.LayerNorm`, `nn.RMSNorm`, and of modules whose vectors act on each value of
-            the last dimension, as transformers' norms do; float32, bfloat16 or float16.
+            the last dimension, as transformers' norms do; float32, bfloat16 or float16. Or a PeftModel.
 
     Returns:
         `model`.
@@ -83,10 +87,12 @@ def wrap_parameters(model: Model) -> Model:
     if has_wrapped_parameters(model) or is_wrapped(model):
         undo = "unwrap" if is_wrapped(model) else "unwrap_parameters"
         raise ValueError(f"{type(model).__name__} is wrapped already; call {undo}(model) first")
-    names = {id(parameter): name for name, parameter in trained_parameters(model)}
-    directions = WrappedParameters(device_of(model))
+    inner = bare(model)
+    check_plain_loras(inner)
+    names = {id(parameter): name for name, parameter in trained_parameters(inner)}
+    directions = WrappedParameters(device_of(inner))
     found = []
-    for path, module in model.named_modules():
+    for path, module in inner.named_modules():
         tuned = {name: p for name, p in module._parameters.items() if p is not None and id(p) in names}
         if tuned:
             streams = {name: parameter_stream(names[id(p)]) for name, p in tuned.items()}
@@ -96,7 +102,7 @@ def wrap_parameters(model: Model) -> Model:
         directions.trials.append(trial)
         directions.hooks += trial.install(module)
     directions.tuned = set(names.values())
-    setattr(model, PARAMETERS_ATTRIBUTE, directions)
+    setattr(inner, PARAMETERS_ATTRIBUTE, directions)
     return model
 
 
@@ -108,7 +114,7 @@ def unwrap_parameters(model: Model) -> Model:
     """
     for hook in parameter_directions(model).hooks:
         hook.remove()  # type: ignore[attr-defined]
-    delattr(model, PARAMETERS_ATTRIBUTE)
+    delattr(bare(model), PARAMETERS_ATTRIBUTE)
     return model
 
 
@@ -126,14 +132,14 @@ def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def has_wrapped_parameters(model: nn.Module) -> bool:
     """Whether the model is one of :func:`wrap_parameters`."""
-    return hasattr(model, PARAMETERS_ATTRIBUTE)
+    return hasattr(bare(model), PARAMETERS_ATTRIBUTE)
 
 
 def parameter_directions(model: nn.Module) -> WrappedParameters:
     """What the next forward of a model of :func:`wrap_parameters` tries. Raises ValueError for any other."""
     if not has_wrapped_parameters(model):
         raise ValueError(f"{type(model).__name__} is not wrapped; call wrap_parameters(model) first")
-    directions: WrappedParameters = getattr(model, PARAMETERS_ATTRIBUTE)
+    directions: WrappedParameters = getattr(bare(model), PARAMETERS_ATTRIBUTE)
     return directions
 
 

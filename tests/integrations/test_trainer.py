@@ -49,8 +49,12 @@ def collator(side: str) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
 
 def a_model(kind: str = "peft", seed: int = 0) -> Any:
     torch.manual_seed(seed)  # of PEFT's LoRA-A
-    if kind == "peft":
-        return peft.get_peft_model(tiny.llama(), LoraConfig(**LORA, lora_dropout=0.1))
+    if kind in ("peft", "named", "both factors"):
+        name = "default" if kind == "peft" else "mine"
+        model = peft.get_peft_model(tiny.llama(), LoraConfig(**LORA, lora_dropout=0.1), adapter_name=name)
+        if kind == "named":
+            model.add_adapter("other", LoraConfig(r=2, target_modules=["k_proj"]))
+        return mobizo.wrap_parameters(model) if kind == "both factors" else model
     if kind == "wrapped":
         return mobizo.wrap(tiny.llama(), LoraConfig(**LORA), seed=seed)
     return tiny.llama()
@@ -142,6 +146,8 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
     "momentum": ("peft", {"momentum": 0.9, "weight_decay": 0.1, "gradient_accumulation_steps": 2}),
     "parameters": ("parameters", {"optimizer": "adam", "learning_rate": 1e-3, "eps": 1e-3}),
     "bf16": ("peft", {"bf16": True}),
+    "named": ("named", {}),
+    "both factors": ("both factors", {"distribution": "outer", "learning_rate": 1e-3}),
 }
 
 
@@ -153,13 +159,14 @@ def test_resuming(kind: str, options: dict[str, Any], tmp_path: Path, rng: torch
     trainer(straight, config(tmp_path / "one", **options), data).train()
     trainer(stopped, config(tmp_path / "two", **options), data, callbacks=[StopAt(5)]).train()
     # In another process PEFT draws another LoRA-A; that of `wrap` is the caller's.
-    resumed = a_model(kind, seed=1 if kind == "peft" else 0)
+    resumed = a_model(kind, seed=1 if kind in ("peft", "both factors") else 0)
     run = trainer(resumed, config(tmp_path / "two", **options), data)
     run.train(resume_from_checkpoint=str(tmp_path / "two/checkpoint-5"))
     assert run.zo is not None and run.zo.steps == 10
     assert_equal(resumed, straight)
-    if kind != "parameters":
-        for name in ("adapter_model.safetensors", "run.journal"):
+    if kind not in ("parameters", "both factors"):
+        place = "mine/" if kind == "named" else ""  # as PEFT has it
+        for name in (f"{place}adapter_model.safetensors", "run.journal"):
             one, two = (tmp_path / side / "checkpoint-10" / name for side in ("one", "two"))
             assert one.read_bytes() == two.read_bytes()
 
