@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage docs bench lint native arm wheel clean
+.PHONY: help install demo test quick coverage docs bench statistics lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -52,6 +52,9 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_mp_outer cpu.bench_products cpu.bench_step executorch.bench; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
+
+statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; hours)
+	$(BIN)/python -m benchmarks.statistics
 
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
