@@ -14,7 +14,7 @@ CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## .venv with the package, its extras, and the model and data of the demo
 
