@@ -26,9 +26,10 @@ BELOW = {
     "generation": "lora parameters loss",
     "journal": "files ops optim lora parameters",
     "zo": "optim lora parameters loss journal",
+    "rounds": "optim journal zo",
     "training": "optim lora loss generation journal data zo",
     "executorch": "files ops optim models lora data loss journal zo training",
-    "integrations": "ops optim lora parameters loss journal zo training",
+    "integrations": "ops optim lora parameters loss journal zo rounds training",
     "cli": "files ops optim models lora data loss generation journal zo training executorch",
 }
 

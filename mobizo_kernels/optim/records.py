@@ -129,8 +129,11 @@ def to_bytes(step: int, record: StepRecord, version: int) -> bytes:
     return row.tobytes()
 
 
-def parse_records(content: bytes, start: int, version: int, queries: int) -> tuple[Records, int]:
-    """The records from byte `start` on, and the byte after the last whole one.
+def parse_records(
+    content: bytes, start: int, version: int, queries: int, first: int = 0
+) -> tuple[Records, int]:
+    """The records from byte `start` on, of which the first is that of step `first`, and the byte after the
+    last whole one.
 
     Raises:
         ValueError: for damage anywhere but in the last record; it names the step.
@@ -143,11 +146,13 @@ def parse_records(content: bytes, start: int, version: int, queries: int) -> tup
             if index == count - 1 and not torn:
                 count = index
                 break
-            raise ValueError(f"the record of step {index} is damaged")
-        if row["step"] != index:
-            raise ValueError(f"expected the record of step {index}, got {row['step']}")
+            raise ValueError(f"the record of step {first + index} is damaged")
+        if row["step"] != first + index:
+            raise ValueError(f"expected the record of step {first + index}, got {row['step']}")
         if version > 1 and row["applied"] > 1:
-            raise ValueError(f"the record of step {index} is neither applied nor skipped: {row['applied']}")
+            raise ValueError(
+                f"the record of step {first + index} is neither applied nor skipped: {row['applied']}"
+            )
     return _columns(rows[:count], version), start + count * layout.itemsize
 
 

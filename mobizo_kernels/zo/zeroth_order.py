@@ -211,8 +211,32 @@ class ZerothOrder:
             raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
         if self.steps:
             raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
+        header = self.journal_header(lr_schedule=lr_schedule, steps=steps, batch_size=batch_size, data=data)
+        if resume:
+            with suppress(FileNotFoundError):
+                self.journal, recorded = JournalWriter.resume(path, header)
+                return recorded
+        self.journal = JournalWriter.create(path, header)
+        return Records.none(header.queries)
+
+    def journal_header(
+        self,
+        *,
+        lr_schedule: str | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        data: str | None = None,
+    ) -> JournalHeader:
+        """All that decides on the outcome of this run, of which no step was made yet, as its journal has it.
+
+        Args:
+            lr_schedule: as of :meth:`open_journal`, like the next three.
+            steps: planned.
+            batch_size: rows in each step.
+            data: a hash of the training rows.
+        """
         candidates = self.loss.candidates
-        header = JournalHeader(
+        return JournalHeader(
             **self.estimator.as_json(),
             run_seed=signed_seed(self.run_seed),
             lr_schedule=lr_schedule,
@@ -224,12 +248,6 @@ class ZerothOrder:
             candidate_tokens=() if candidates is None else tuple(candidates.tolist()),
             **model_fields(self.model),
         )
-        if resume:
-            with suppress(FileNotFoundError):
-                self.journal, recorded = JournalWriter.resume(path, header)
-                return recorded
-        self.journal = JournalWriter.create(path, header)
-        return Records.none(header.queries)
 
     def apply(self, records: Records) -> None:
         """Apply recorded steps, without any forward; plain SGD takes all of them in one pass.
