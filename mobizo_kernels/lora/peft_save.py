@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save
 from torch import nn
+from torch.nn.functional import pad
 
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory, sorted_metadata
@@ -28,7 +29,7 @@ from mobizo_kernels.lora.peft_check import check_no_peft, check_peft_loads, peft
 from mobizo_kernels.lora.targets import Target
 
 
-def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+def save_adapter(model: nn.Module, directory: str | os.PathLike[str], *, uniform: bool = False) -> None:
     """Write the adapter of a wrapped model to `directory`, which is created if need be.
 
     Both files are written beside their final places and then renamed over them: a failure while writing
@@ -37,6 +38,8 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     Args:
         model: a wrapped model.
         directory: receives adapter_config.json and adapter_model.safetensors.
+        uniform: write the same adapter with one rank for all linears and a scaling of 1, for engines that
+            look at `r` and `lora_alpha` alone: A and B are padded by zeros, B is multiplied by its scaling.
 
     Raises:
         ValueError: if the model is not wrapped, or if it is none that PEFT would make of the files, see
@@ -45,11 +48,29 @@ def save_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """
     model = bare(model)
     check_saves(model)
-    config, tensors = adapter_config(model), adapter_tensors(model)
+    if uniform:
+        config, tensors = _uniform(model)
+    else:
+        config, tensors = adapter_config(model), adapter_tensors(model)
     with files_of_adapter(directory) as scratch:
         metadata = with_checksum({"format": "pt"}, {name: tensor.numpy() for name, tensor in tensors.items()})
         (scratch / PEFT_WEIGHTS).write_bytes(sorted_metadata(save(tensors, metadata)))
         (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2))
+
+
+def _uniform(model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and tensors of a wrapped model's adapter, every linear of one rank and scaling 1."""
+    layers = adapter_layers(model)
+    rank = max(layer.rank for layer in layers.values())
+    config = copy.deepcopy(adapter_of(model).config)
+    config.r, config.lora_alpha, config.use_rslora = rank, rank, False
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    tensors = adapter_tensors(model)
+    for name, layer in layers.items():
+        a, b, more = peft_key(name, "A"), peft_key(name, "B"), rank - layer.rank
+        tensors[a] = pad(tensors[a], (0, 0, 0, more))
+        tensors[b] = pad(tensors[b] * layer.scaling, (0, more))
+    return adapter_config(model, config), tensors
 
 
 @contextmanager
