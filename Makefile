@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage docs bench statistics lint native arm wheel clean
+.PHONY: help install demo test quick coverage docs bench crash statistics lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -52,6 +52,10 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_mp_outer cpu.bench_products cpu.bench_step executorch.bench; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
+
+crash: install  ## training killed at random moments and on a disk that fails: nothing is lost (30 minutes)
+	$(BIN)/python tests/support/crash.py --kills 200
+	$(BIN)/python tests/support/faults.py
 
 statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; hours)
 	$(BIN)/python -m benchmarks.statistics

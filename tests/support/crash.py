@@ -44,6 +44,7 @@ def start_runner(
     stdout: int | IO[Any] = subprocess.PIPE,
     stdin: int | IO[Any] | None = None,
     shell: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """The runner itself, not a Python that becomes it, so that a signal meets it at once.
 
@@ -52,15 +53,16 @@ def start_runner(
         stdout: as in `subprocess`, and so the next.
         stdin: see above.
         shell: a script that starts it as `exec "$@"`, for what only a shell can do.
+        environment: variables that it has more.
     """
     import executorch
 
     libraries = Path(next(iter(executorch.__path__)), "lib")
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    variables = {**os.environ, "LD_LIBRARY_PATH": str(libraries), **(environment or {})}
     before = [] if shell is None else ["sh", "-c", shell, "sh"]
     return subprocess.Popen(
         [*before, RUNNER, *arguments],
-        env=environment,
+        env=variables,
         text=True,
         stdin=stdin,
         stdout=stdout,
