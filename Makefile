@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage docs bench crash statistics lint native arm wheel clean
+.PHONY: help install demo test quick coverage docs bench properties crash soak statistics lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -53,9 +53,15 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 
+properties: install  ## what holds for all inputs, on 2,000 random ones each (an hour)
+	$(PYTEST) --hypothesis-profile=long -m "not executorch" tests
+
 crash: install  ## training killed at random moments and on a disk that fails: nothing is lost (30 minutes)
 	$(BIN)/python tests/support/crash.py --kills 200
 	$(BIN)/python tests/support/faults.py
+
+soak: install  ## 20,000 steps in torch and in the native trainer: memory, replay, drift (15 minutes)
+	$(BIN)/python tests/support/soak.py
 
 statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; hours)
 	$(BIN)/python -m benchmarks.statistics

@@ -17,6 +17,8 @@ from hypothesis import settings
 
 # Examples are the same in every run, and a busy machine is no failure.
 settings.register_profile("mobizo", deadline=None, derandomize=True)
+# Other examples in each run, and many: `make properties`.
+settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile("mobizo")
 
 # A package built without the ExecuTorch parts is tested without them.
