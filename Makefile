@@ -54,7 +54,7 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 	done
 
 properties: install  ## what holds for all inputs, on 2,000 random ones each (an hour)
-	$(PYTEST) --hypothesis-profile=long -m "not executorch" tests
+	$(PYTEST) --hypothesis-profile=long -m hypothesis tests
 
 crash: install  ## training killed at random moments and on a disk that fails: nothing is lost (30 minutes)
 	$(BIN)/python tests/support/crash.py --kills 200
