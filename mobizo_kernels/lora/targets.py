@@ -209,6 +209,12 @@ def _target(name: str, module: nn.Module, config: LoraConfig) -> Target:
     if device_of(module).type == "meta":
         raise ValueError(f"the weight of {name} is on the meta device, which holds no values: load it first")
     weight = getattr(module, "weight", None)
+    if weight is None and hasattr(module, "quantization_status"):
+        raise ValueError(
+            f"the weight of {name} is still compressed, and compressed-tensors finds no adapter in its place "
+            "in the first forward: load the model with CompressedTensorsConfig(dequantize=True), or call it "
+            "once first"
+        )
     if isinstance(weight, torch.Tensor) and weight.dtype == torch.float64:
         raise ValueError(f"the weight of {name} is float64; load it in float32, bfloat16 or float16")
     rank, alpha = rank_and_alpha(config, name)
