@@ -3,8 +3,13 @@
 import logging
 
 # Where ExecuTorch is installed, so is torchao, and transformers imports it: torchao then warns that its GPU
-# libraries do not load, and torch of how it registers types. To the user of a command that is noise.
-_NOISE = {"torchao": "Failed to load ", "torch.utils._pytree": "register_constant() on Enum"}
+# libraries do not load, and torch of how it registers types. bitsandbytes, which PEFT imports, warns of a
+# kernel that it would fetch from the hub. To the user of a command that is noise.
+_NOISE = {
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "register_constant() on Enum",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
 
 
 def _is_news(record: logging.LogRecord) -> bool:
