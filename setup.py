@@ -37,6 +37,8 @@ REQUIREMENTS = [
     "scikit-learn>=1.7.1",
     "typer>=0.15",
     "tqdm>=4.66",
+    "pyyaml>=6.0",
+    "wrapt>=1.17",
     "matplotlib>=3.8",
 ]
 # Its C++ interface is that of one release series; torchao makes the quantised programs.

@@ -13,11 +13,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mobizo_kernels import ops
-from mobizo_kernels._library import cpu_capability
+from mobizo_kernels import _registration
 
 if TYPE_CHECKING:
-    from mobizo_kernels import training
+    from mobizo_kernels import ops, training
+    from mobizo_kernels._library import cpu_capability
     from mobizo_kernels.lora import load_adapter, save_adapter, to_peft, unwrap, wrap
     from mobizo_kernels.optim import UpdateRule
     from mobizo_kernels.parameters import unwrap_parameters, wrap_parameters
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "_library": ("cpu_capability",),
     "lora": ("load_adapter", "save_adapter", "to_peft", "unwrap", "wrap"),
     "optim": ("UpdateRule",),
     "parameters": ("unwrap_parameters", "wrap_parameters"),
@@ -52,10 +53,18 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """What needs transformers and PEFT is imported when it is asked for: both take seconds."""
-    if name == "training":
-        return import_module(f"{__name__}.training")
+    """What needs torch, transformers or PEFT is imported when it is asked for: they take seconds."""
+    if name in ("ops", "training"):
+        return import_module(f"{__name__}.{name}")
     for room, names in _ROOMS.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is to ask for, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+_registration.with_torch()

@@ -62,6 +62,15 @@ def _cost(summary: dict[str, Any]) -> list[str]:
     )
 
 
+def interrupted(summary: dict[str, Any]) -> str:
+    """What to say of a run that was told to end early."""
+    settings = summary["settings"]
+    return (
+        f"interrupted after {summary['steps']} of {settings['steps']} steps; the adapter of step "
+        f"{summary['best_step']} is in {settings['out']}, its test rows are not scored"
+    )
+
+
 def demo_table(summaries: dict[str, dict[str, Any]]) -> str:
     """The summaries of `demo`, a column for each engine."""
     names = {"executorch": "ExecuTorch", "eager": "torch"}

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mobizo_kernels.cli.config import written_config
 from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import Kind, plot_learning_curve
@@ -24,13 +25,14 @@ from mobizo_kernels.training import FitResult
 
 ADAPTER_DIRECTORY = "adapter"
 METRICS_FILE = "metrics.json"
+CONFIG_FILE = "config.yaml"
 PLOT_FILE = "learning_curve.png"
 
 
 def write_results(
     settings: TrainSettings,
     before: dict[str, float | None],
-    test: Outcome,
+    test: Outcome | None,
     run: FitResult,
     save: Callable[[Path], None],
     **more: Any,
@@ -40,7 +42,7 @@ def write_results(
     Args:
         settings: of the run; the files go to its `out`.
         before: the quality of the untuned model, by names that end in "_before".
-        test: the test rows after the run.
+        test: the test rows after the run; None if they were not scored, for the run was interrupted.
         run: what the loop gave.
         save: writes the adapter into the directory that it is given, as the PEFT directory `adapter`.
         more: what the engine has to add to the summary.
@@ -52,6 +54,9 @@ def write_results(
         InputError: the files cannot be written; those of an earlier run are then
             still there; or, after they were written, that the run has lost its journal.
     """
+    if test is None:
+        names = (name.removesuffix("_before") for name in before if not name.startswith("calibrated"))
+        test = Outcome(dict.fromkeys(names), 0, [])
     summary: dict[str, Any] = {
         **before,
         **{f"{name}_after": value for name, value in test.quality.items()},
@@ -62,6 +67,7 @@ def write_results(
         "best_step": run.best_step,
         "step_ms_median": round(1e3 * median(run.seconds), 2) if run.seconds else None,
         "peak_rss_mb": round(peak_rss_mb(), 1),
+        **({"interrupted": True} if run.interrupted else {}),
         **more,
     }
     try:
@@ -104,6 +110,7 @@ def _write(
             "environment": environment(),
         }
         (scratch / METRICS_FILE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        (scratch / CONFIG_FILE).write_text(written_config(summary["settings"]), encoding="utf-8")
         plot_learning_curve(scratch / PLOT_FILE, losses, validation, run.best_step, _kind(settings))
         (out / ADAPTER_DIRECTORY).mkdir(exist_ok=True)
         for path in filter(Path.is_file, sorted(scratch.rglob("*"))):
@@ -129,7 +136,7 @@ def _finite_or_none(value: float | None) -> float | None:
 def result_files(directory: Path) -> list[Path]:
     """What :func:`write_results` replaces."""
     adapter = directory / ADAPTER_DIRECTORY
-    return [directory / METRICS_FILE, directory / PLOT_FILE, *adapter_files(adapter)]
+    return [directory / name for name in (METRICS_FILE, CONFIG_FILE, PLOT_FILE)] + adapter_files(adapter)
 
 
 def adapter_files(directory: Path) -> list[Path]:

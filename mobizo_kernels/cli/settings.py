@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typer import Argument, Option
 
-from mobizo_kernels.data import ANSWER_TASKS, ROTTEN_TOMATOES, TASKS, Answers
+from mobizo_kernels.choices import (
+    FREE_TASKS,
+    LABELLED_TASKS,
+    MAX_RANK,
+    ROTTEN_TOMATOES,
+    SMOLLM2,
+    Answers,
+    Distribution,
+    Dtype,
+    EstimatorName,
+    Lowering,
+    Optimizer,
+    Quantization,
+    Shaping,
+)
 from mobizo_kernels.errors import InputError
-from mobizo_kernels.models import SMOLLM2
-from mobizo_kernels.models.loading import Dtype
-from mobizo_kernels.models.quantization import Quantization
-from mobizo_kernels.ops.checks import MAX_RANK, Distribution, Lowering
-from mobizo_kernels.optim import UpdateRule
-from mobizo_kernels.optim.update_rule import Optimizer
 from mobizo_kernels.run_defaults import RUN, LrSchedule
-from mobizo_kernels.zo import Estimator, Shaping, make_estimator, make_rule
-from mobizo_kernels.zo.estimators import EstimatorName
+
+if TYPE_CHECKING:
+    from mobizo_kernels.optim import UpdateRule
+    from mobizo_kernels.zo import Estimator
 
 Engine = Literal["eager", "executorch"]
 Start = Literal["auto", "zero", "readout"]
@@ -55,9 +63,9 @@ class QuestionSettings:
     takes_free_answers: ClassVar[bool] = False
 
     model: Annotated[str, _task(help=f"{SMOLLM2}, a directory, or a name on the hub.")] = SMOLLM2
-    data: Annotated[str, _task(help=f"{', '.join([*TASKS, *ANSWER_TASKS])}, FILE.csv or FILE.jsonl.")] = (
-        ROTTEN_TOMATOES
-    )
+    data: Annotated[
+        str, _task(help=f"{', '.join([*LABELLED_TASKS, *FREE_TASKS])}, FILE.csv or FILE.jsonl.")
+    ] = ROTTEN_TOMATOES
     template: Annotated[
         str,
         _task(
@@ -88,20 +96,24 @@ class QuestionSettings:
         free = self.free_answers
         if not self.max_length:
             object.__setattr__(self, "max_length", 512 if free else 128)
-        if self.data in ANSWER_TASKS and not free:
+        if self.data in FREE_TASKS and not free:
             raise InputError(f"data: the answers of {self.data} are free text, which {self._refused}")
         for name in ("template", "verbalizer"):
             if free or getattr(self, name):
                 continue
-            if self.data not in TASKS:
+            if self.data not in LABELLED_TASKS:
                 raise InputError(f"{name}: expected one with --data {self.data}, which has none of its own")
+            from mobizo_kernels.data import TASKS  # takes seconds, which a mistake in the options need not
+
             own = getattr(TASKS[self.data], name)
             object.__setattr__(self, name, own if isinstance(own, str) else json.dumps(dict(own)))
 
     @property
     def free_answers(self) -> bool:
         """Whether the answers are free text, not the words of labels."""
-        named = self.data in ANSWER_TASKS or (self.data not in TASKS and self.data.lower().endswith(".jsonl"))
+        named = self.data in FREE_TASKS or (
+            self.data not in LABELLED_TASKS and self.data.lower().endswith(".jsonl")
+        )
         return self.takes_free_answers and named and not self.template and not self.verbalizer
 
     @property
@@ -299,6 +311,17 @@ class TrainSettings(StepSettings, TaskSettings):
     ] = None
     resume: Annotated[bool, _run("--resume", help="Go on with the run that --journal records.")] = RUN.resume
 
+    def __post_init__(self) -> None:
+        """Refuse options that need another, which is not there. Raises InputError, also as above."""
+        if self.resume and self.journal is None:
+            raise InputError("resume: expected --journal FILE with it, the record of the run to go on with")
+        if self.engine != "executorch":
+            if self.program is not None:
+                raise InputError("program: expected --engine executorch with it")
+            if self.lowering != "custom-op":
+                raise InputError(f"lowering: {self.lowering} is for --engine executorch")
+        super().__post_init__()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeSettings(PromptSettings):
@@ -337,6 +360,8 @@ class AdapterSettings:
 
 def estimator(settings: TrainSettings) -> Estimator:
     """The estimator that the settings ask for. Raises ValueError if there is none."""
+    from mobizo_kernels.zo import make_estimator
+
     return make_estimator(
         settings.estimator, queries=settings.queries, eps=settings.eps, normalize=settings.normalize
     )
@@ -344,6 +369,8 @@ def estimator(settings: TrainSettings) -> Estimator:
 
 def update_rule(settings: StepSettings) -> UpdateRule:
     """The optimizer that the settings ask for. Raises ValueError if there is none."""
+    from mobizo_kernels.zo import make_rule
+
     return make_rule(
         settings.optimizer,
         lr=settings.lr if isinstance(settings, TrainSettings) else None,
@@ -352,37 +379,6 @@ def update_rule(settings: StepSettings) -> UpdateRule:
         adam_eps=settings.adam_eps,
         weight_decay=settings.weight_decay,
     )
-
-
-Settings = TypeVar("Settings")
-Json = Annotated[bool, Option("--json", help="Print one JSON object as the last line.")]
-
-
-def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, bool], None]], Callable[..., None]]:
-    """Give `command(settings, print_json)` the signature for typer: all fields of `settings`, and --json."""
-
-    def decorate(command: Callable[[Settings, bool], None]) -> Callable[..., None]:
-        def run(*, print_json: bool, **values: Any) -> None:
-            command(settings(**values), print_json)
-
-        hints = get_type_hints(settings, include_extras=True) | {"print_json": Json}
-        declared = fields(settings)  # type: ignore[arg-type]  # one of the dataclasses
-        defaults = {field.name: field.default for field in declared} | {"print_json": False}
-        parameters = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=hints[name],
-                default=inspect.Parameter.empty if default is MISSING else default,
-            )
-            for name, default in defaults.items()
-        ]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = hints
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
 
 
 def as_json(settings: Any) -> dict[str, Any]:

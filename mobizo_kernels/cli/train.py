@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct
+from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.start import journal_files, start_directory
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
-from mobizo_kernels.errors import InputError
 from mobizo_kernels.files.file import remove_dead_scratch
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
+def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str, Any]:
     """Tune a model as `settings` say and write the adapter, the metrics and the plot to `settings.out`.
 
     The adapter that is kept is the latest that does not validate significantly worse than the best, the
     untuned one included.
     Test rows decide nothing: they are scored before the first step and after the last. Both engines take the
     same directions, batches, validation and test rows.
+
+    Args:
+        settings: of the run.
+        stop: ends it early if it is asked for; signals ask for it while steps are made. The adapter so far is
+            written then, and no test row is scored any more.
 
     Returns:
         The summary, which is also in metrics.json: quality before and after, the cost of a step, and the
@@ -30,8 +35,6 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         InputError: something the user gave does not exist or does not fit, and no result has been written; or
             the run lost its journal, and its results up to there have been written.
     """
-    if settings.resume and settings.journal is None:
-        raise InputError("resume: expected --journal FILE with it, the record of the run to go on with")
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
     written = result_files(settings.out)
@@ -44,4 +47,5 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     if settings.resume and settings.journal is not None:
         remove_dead_results(settings.out)
         remove_dead_scratch(start_directory(settings.journal))
-    return train_executorch(settings) if settings.engine == "executorch" else train_eager(settings)
+    by = train_executorch if settings.engine == "executorch" else train_eager
+    return by(settings, stop or StopRequest())

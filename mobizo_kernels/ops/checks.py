@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-Distribution = Literal["gaussian", "rademacher", "outer"]
+from mobizo_kernels.choices import MAX_RANK as MAX_RANK
+from mobizo_kernels.choices import Distribution, Lowering
+
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
-Lowering = Literal["custom-op", "delegated"]  # of an adapter inside ExecuTorch: our op, or stock operators
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_RANK = 256  # kMaxRank of csrc/kernels/kernels.h
 
 
 def shape_of(tensor: torch.Tensor) -> str:

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
+from mobizo_kernels.choices import Optimizer
 from mobizo_kernels.files.strict_json import member, number, of_kind
 
-Optimizer = Literal["sgd", "adam", "sign"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 
 

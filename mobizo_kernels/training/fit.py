@@ -49,6 +49,7 @@ def fit(
     shaping: Shaping = "none",
     recorded: Records | None = None,
     pad_token: int = 0,
+    stop: Callable[[], bool] | None = None,
     on_step: Callable[[StepReport], object] | None = None,
     on_validation: Callable[[Validation], object] | None = None,
 ) -> FitResult:
@@ -82,6 +83,8 @@ def fit(
         shaping: of the losses by which directions are weighed.
         recorded: what :meth:`ZerothOrder.open_journal` returned, if the caller has opened the journal.
         pad_token: fills up rows.
+        stop: asked after each step whether the run shall end there. It then ends as behind its last step,
+            with a validation, and a journal of it can be resumed.
         on_step: called after each step that is made, not after those applied from a journal.
         on_validation: called after each validation. What either raises ends the run; the parameters are then
             those of the last step.
@@ -124,6 +127,7 @@ def fit(
             objective=objective,
             shaping=shaping,
             pad_token=pad_token,
+            stop=stop,
             on_step=on_step,
             on_validation=on_validation,
         ).make()
@@ -146,6 +150,7 @@ class _Run:
     objective: Objective | None
     shaping: Shaping
     pad_token: int
+    stop: Callable[[], bool] | None
     on_step: Callable[[StepReport], object] | None
     on_validation: Callable[[Validation], object] | None
     result: FitResult = field(default_factory=FitResult)
@@ -163,8 +168,9 @@ class _Run:
                 zo.journal.sync()
         except JournalLost as error:  # nothing else has what was learned: the run ends here
             result.lost = str(error)
-            if result.validations and result.validations[-1].step != zo.steps:
-                self.validate()
+        early = result.interrupted or result.lost
+        if early and result.validations and result.validations[-1].step != zo.steps:
+            self.validate()
         result.stopped = zo.steps < self.steps
         if self.keeper is None or not self.keeper.restore():
             result.best_step = zo.steps
@@ -172,7 +178,7 @@ class _Run:
 
     def go_on(self) -> None:
         """The steps that are left, those of the journal first."""
-        zo, first = self.zo, self.zo.steps
+        zo, result, first = self.zo, self.result, self.zo.steps
         while zo.steps < self.steps:
             batch, done = next(self.batches), zo.steps - first
             if done < len(self.recorded):
@@ -184,6 +190,9 @@ class _Run:
             if zo.steps % self.every == 0 or zo.steps == self.steps or (unsteady and stoppable):
                 unsteady |= self.validate()
             if unsteady and stoppable:
+                return
+            if self.stop is not None and self.stop():
+                result.interrupted = True
                 return
 
     def apply(self, record: Records) -> bool:

@@ -66,7 +66,8 @@ class FitResult:
         validations: all of them, in order.
         best_step: steps behind the parameters that the model has now.
         skipped_steps: steps without an update, for a loss was not finite.
-        stopped: before the last of the steps, for the loss ran away or the journal was lost.
+        stopped: before the last of the steps, for the loss ran away, the journal was lost, or `stop` said so.
+        interrupted: `stop` said so.
         lost: what befell the journal; empty if nothing did. Parameters that were kept are in the model.
     """
 
@@ -76,4 +77,5 @@ class FitResult:
     best_step: int = 0
     skipped_steps: int = 0
     stopped: bool = False
+    interrupted: bool = False
     lost: str = ""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
+from mobizo_kernels.choices import EstimatorName
 from mobizo_kernels.optim.update_rule import check_number, is_positive_float32
-
-EstimatorName = Literal["two_sided", "one_sided", "centred"]
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ Whatever can be computed of a perturbed model will do: nothing has to have a gra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 
+from mobizo_kernels.choices import Shaping as Shaping
+
 Objective = Callable[[nn.Module, Mapping[str, torch.Tensor], int], torch.Tensor]
 """`objective(model, batch, groups)` gives the loss of each group, float [groups]; lower is better. It is
 called while the directions of the step are in use, and runs the model on `groups` equal blocks of rows."""
-
-Shaping = Literal["none", "standardise", "rank"]
 
 
 def check_shaping(shaping: str) -> None:

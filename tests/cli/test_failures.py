@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from commands import PROMPT, contents, run, train
 from helpers import full_disk
 
-from mobizo_kernels.cli import main, runner
+from mobizo_kernels.cli import environment, runner
 from mobizo_kernels.cli.processes import in_fresh_process
 
 
@@ -51,7 +52,7 @@ def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_output_of_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(tmp_path / "out", "w", encoding="ascii") as ascii_only:
         monkeypatch.setattr(sys, "stdout", ascii_only)
-        monkeypatch.setattr(main, "environment", lambda: {"cpu": "caf\u00e9"})
+        monkeypatch.setattr(environment, "environment", lambda: {"cpu": "caf\u00e9"})
         assert run("env") == 0
     assert (tmp_path / "out").read_text() == "  cpu                   caf\\xe9\n"
 
@@ -103,27 +104,39 @@ def test_a_data_set_that_cannot_be_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        ([], "with --journal FILE a run can go on"),
-        (["--journal=run.journal"], "--resume goes on with the run"),
+        ([], "with --journal FILE a run can go on\n$"),
+        (["--journal=run.journal"], "go on with\n  mobizo train .* --journal=run.journal --resume\n$"),
+        (["--journal=run.journal", "--resume"], "go on with\n  mobizo train .* --resume\n$"),
     ],
 )
-def test_an_interrupt_ends_in_130(
+def test_an_interrupt_before_the_first_step(
     options: list[str],
     advice: str,
+    number: int,
+    code: int,
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(settings: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(settings: Any, stop: Any) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
-    monkeypatch.setattr(main, "train", interrupted)
-    assert train(inputs, tmp_path, *options) == 130
-    assert capsys.readouterr().err == f"\nmobizo: interrupted: no result has been written; {advice}\n"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    monkeypatch.setattr("mobizo_kernels.cli.train.train", interrupted)
+    try:
+        assert train(inputs, tmp_path, *options) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert said.startswith("\nmobizo: interrupted: no result has been written; ")
+    assert re.search(advice, said)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_an_interrupt_does_not_wait_for_another_process() -> None:

@@ -255,6 +255,7 @@ def test_overwriting_leaves_other_files_alone(task: dict[str, Any], tmp_path: Pa
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter",
+        "config.yaml",
         "learning_curve.png",
         "metrics.json",
         "notes.txt",

@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: what ends a command, and how a run ends in good order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: like an interrupt from the keyboard, but for the exit code."""
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """128 and the number of the signal, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated` inside the block, so that what is half written is cleared away."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    with _handled({signal.SIGTERM: terminate}):
+        yield
+
+
+class StopRequest:
+    """The wish that a run ends after the step that it is making.
+
+    Attributes:
+        signal: number of the signal that asked for it; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether the run is to end."""
+        return self.signal is not None
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM in the block asks; the second does what it did before the block."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.signal = number
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            print("\nmobizo: ending after this step; once more ends at once", file=sys.stderr)
+
+        with _handled({signal.SIGINT: ask, signal.SIGTERM: ask}) as before:
+            yield
+
+
+@contextmanager
+def _handled(handlers: dict[int, Any]) -> Iterator[dict[int, Any]]:
+    """Handle signals in the block, but for those that the process ignores, as background jobs do. Outside of
+    the main thread, which alone may, nothing is handled. Gives the handlers of before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    before = {number: signal.getsignal(number) for number in handlers}
+    before = {number: there for number, there in before.items() if there not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handlers[number])
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

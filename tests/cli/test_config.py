@@ -1,0 +1,127 @@
+"""Options from a file, and the file that a run leaves to be repeated; completion; exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import PROMPT, run, train
+
+from mobizo_kernels.cli import commands
+from mobizo_kernels.cli.settings import TrainSettings
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
+    """What `mobizo train` makes of its arguments."""
+    found = []
+    monkeypatch.setattr("mobizo_kernels.cli.train.train", lambda settings, stop: found.append(settings) or {})
+    monkeypatch.setattr(commands.report, "training_table", lambda summary: "")
+    assert run("train", *arguments) == 0
+    return found[0]
+
+
+def test_a_file_is_the_flags_and_flags_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [
+        "--data=x.csv", "--template={text} so", '--verbalizer={"0": " a", "1": " b"}', "--eps=1e-3",
+        "--steps=5", "--no-normalize", "--batch-size=3", f"--out={tmp_path}",
+    ]  # fmt: skip
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: x.csv\ntemplate: '{text} so'\nverbalizer: {'0': ' a', '1': ' b'}\neps: 1e-3\nsteps: 7\n"
+        f"normalize: false\nbatch-size: 3\nalpha: null\nout: {tmp_path}\n"
+    )
+    assert settings_of(monkeypatch, f"--config={file}", "--steps=5") == settings_of(monkeypatch, *flags)
+    assert settings_of(monkeypatch, f"--config={file}").steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "has 'stepz', which is no option of this command; did you mean 'steps'?"),
+        ("config: x", "has 'config', which is no option of this command"),
+        ("steps: 0", "Invalid value for '--steps'"),
+        ("steps: 1.5", "Invalid value for '--steps'"),
+        ("steps: true", "Invalid value for '--steps'"),
+        ("optimizer: sdg", "Invalid value for '--optimizer'"),
+        ("lr: .inf", "lr: expected a finite number, got inf"),
+        ("steps: [1, 2]", "expected one value for 'steps' in"),
+        ("batch-size: 3\nbatch_size: 4", "has 'batch_size' twice"),
+        ("- steps", "expected names and values in"),
+        ("a: [", "is no YAML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_a_file_has_is_checked_as_flags_are(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert run("train", f"--config={file}", f"--out={tmp_path / 'out'}") == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_run_repeats_itself_from_its_file(inputs: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert train(inputs, out, "--start=zero", "--eps=3e-5", f"--journal={tmp_path / 'journal'}") == 0
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert not {"out", "journal", "resume", "overwrite"} & written.keys()
+    assert run("train", f"--config={out / 'config.yaml'}", f"--out={again}") == 0
+    first, second = (json.loads((path / "metrics.json").read_text()) for path in (out, again))
+    assert first["losses"] == second["losses"]
+    weights = Path("adapter", "adapter_model.safetensors")
+    assert (out / weights).read_bytes() == (again / weights).read_bytes()
+    assert (out / "config.yaml").read_text() == (again / "config.yaml").read_text()
+
+
+def test_other_commands_read_files_too(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "eval.yaml"
+    file.write_text(f"model: {inputs / 'model'}\ndata: {inputs / 'data.csv'}\neval_rows: 7\n")
+    assert run("eval", f"--config={file}", *PROMPT, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 7
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("completion", shell) == 0
+    assert f"_MOBIZO_COMPLETE=complete_{shell}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("mobizo tr", {"train"}),
+        ("mobizo train --optimizer a", {"adam"}),
+        ("mobizo eval --ada", {"--adapter"}),
+    ],
+)
+def test_completion_knows_commands_options_and_values(
+    words: str, expected: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_MOBIZO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert run() == 0
+    assert set(capsys.readouterr().out.split()) == expected
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "generate", "chat", "export", "tokenize", "adapter"])
+def test_exit_codes_are_the_same_in_all_commands(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    assert run(command, "--no-such-option") == 2
+    assert run(command, "--config=no/such/file.yaml") == 2
+    capsys.readouterr()
+    monkeypatch.setattr(commands, "_done", _interrupted)
+    needed = {"train": ["--out=x"], "export": ["--out=x.pte"], "generate": ["hi"], "adapter": ["a", "b"]}
+    options = needed.get(command, ["--out=x"] if command == "tokenize" else [])
+    assert run(command, *options) == 130
+
+
+def _interrupted(work: object, advice: str | None = None) -> None:
+    raise KeyboardInterrupt
