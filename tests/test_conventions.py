@@ -10,7 +10,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from mobizo_kernels import conventions
 from mobizo_kernels.choices import FREE_TASKS, LABELLED_TASKS, EstimatorName, Shaping
-from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE, Engine
+from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE, Engine
 from mobizo_kernels.data import ANSWER_TASKS, TASKS
 from mobizo_kernels.ops.checks import DISTRIBUTIONS
 from mobizo_kernels.reference.noise import _DISTRIBUTIONS

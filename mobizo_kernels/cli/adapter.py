@@ -6,7 +6,8 @@ from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.results import adapter_files, check_output, check_output_file
-from mobizo_kernels.cli.settings import AdapterSettings, as_json
+from mobizo_kernels.cli.settings import AdapterSettings
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import device_from_peft, peft_from_device
 from mobizo_kernels.models import load_model

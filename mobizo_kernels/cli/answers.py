@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.quality import Outcome
-from mobizo_kernels.cli.settings import EvalSettings, TaskSettings, as_json
+from mobizo_kernels.cli.task_settings import EvalSettings, TaskSettings, as_json
 from mobizo_kernels.data import (
     ChatEncoder,
     Conversation,

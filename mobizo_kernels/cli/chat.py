@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.generate import adapted, sampling_of
-from mobizo_kernels.cli.settings import as_json
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.cli.writing_settings import ChatSettings
 from mobizo_kernels.data import ChatEncoder
 from mobizo_kernels.errors import InputError, blame_input, refuse_half_characters

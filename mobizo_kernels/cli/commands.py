@@ -23,12 +23,12 @@ from mobizo_kernels.cli.interrupts import StopRequest, exit_code
 from mobizo_kernels.cli.options import Json, Told, takes
 from mobizo_kernels.cli.settings import (
     AdapterSettings,
-    Engine,
-    EvalSettings,
     ExportSettings,
+    ReplaySettings,
     TokenizeSettings,
     TrainSettings,
 )
+from mobizo_kernels.cli.task_settings import Engine, EvalSettings
 from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.errors import InputError
 
@@ -62,7 +62,11 @@ def options(
 @app.command("train")
 @takes(TrainSettings)
 def train_command(settings: TrainSettings, told: Told) -> None:
-    """Tune LoRA adapters of a model on labelled texts, without back-propagation, in torch or ExecuTorch."""
+    """Tune LoRA adapters of a model on labelled texts, without back-propagation, in torch or ExecuTorch.
+
+    mobizo train --data reviews.csv --template "{text} It was" --verbalizer '{"0": " bad", "1": " good"}'
+    --out run --journal run.journal
+    """
     stop = StopRequest()
 
     def work() -> dict[str, Any]:
@@ -161,6 +165,19 @@ def adapter_command(settings: AdapterSettings, told: Told) -> None:
         from mobizo_kernels.cli.adapter import convert_adapter
 
         return convert_adapter(settings)
+
+    _print(_done(work), report.plain_table, told)
+
+
+@app.command("replay")
+@takes(ReplaySettings)
+def replay_command(settings: ReplaySettings, told: Told) -> None:
+    """Rebuild the adapter of a run from its journal, to the bit and without any forward."""
+
+    def work() -> dict[str, Any]:
+        from mobizo_kernels.cli.replay import replay_journal
+
+        return replay_journal(settings)
 
     _print(_done(work), report.plain_table, told)
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, METRICS_FILE
-from mobizo_kernels.cli.settings import Engine, TrainSettings
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.task_settings import Engine
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.cli.train_executorch import DATASET_FILE
 from mobizo_kernels.data import EncodedExample, collate, read_dataset

@@ -13,14 +13,8 @@ from transformers import PreTrainedModel
 from mobizo_kernels.cli.answers import evaluate_answers
 from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.cli.quality import quality
-from mobizo_kernels.cli.settings import (
-    EvalSettings,
-    PromptSettings,
-    TaskSettings,
-    TokenizeSettings,
-    TrainSettings,
-    as_json,
-)
+from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings
+from mobizo_kernels.cli.task_settings import EvalSettings, PromptSettings, TaskSettings, as_json
 from mobizo_kernels.data import (
     CachingEncoder,
     EncodedExample,

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.results import check_output_file
-from mobizo_kernels.cli.settings import ExportSettings, as_json, update_rule
+from mobizo_kernels.cli.settings import ExportSettings, update_rule
 from mobizo_kernels.cli.targets import lora_config
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.data import ChatEncoder, PromptEncoder, parse_verbalizer, tokenizer_definition
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.files.file import written_whole

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mobizo_kernels.cli.settings import as_json
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.data import ChatEncoder
 from mobizo_kernels.errors import InputError, blame_input, refuse_half_characters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE
+from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE
 
 _ANSWERS = {"perplexity": "perplexity", "exact_match": "exact", "f1": "F1", "rouge_l": "ROUGE-L"}
 

@@ -17,7 +17,8 @@ from mobizo_kernels.cli.environment import environment
 from mobizo_kernels.cli.memory import peak_rss_mb
 from mobizo_kernels.cli.plot import Kind, plot_learning_curve
 from mobizo_kernels.cli.quality import Outcome
-from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.errors import InputError, first_line, naming
 from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory

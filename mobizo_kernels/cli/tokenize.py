@@ -9,7 +9,8 @@ from typing import Any
 from mobizo_kernels.cli.evaluate import load_texts, tuning_rows
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.results import check_output_file
-from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings, as_json
+from mobizo_kernels.cli.settings import TokenizeSettings, TrainSettings
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.data import (
     CachingEncoder,
     ChatEncoder,

@@ -13,8 +13,7 @@ from mobizo_kernels.cli.objectives import text_objective, text_reward
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.targets import lora_config
-from mobizo_kernels.cli.tuning import open_journal, state_store, tune
-from mobizo_kernels.data import training_batches
+from mobizo_kernels.cli.tuning import open_journal, state_store, step_batches, tune
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import save_adapter, wrap
 from mobizo_kernels.loss import LabelledLoss
@@ -36,7 +35,7 @@ def train_answers(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     examples = task.encode(splits.train[: settings.train_rows])
     validation = task.encode(splits.validation[: settings.validation_rows])
     test = task.encode(splits.test[: settings.eval_rows])
-    batches = training_batches(examples, settings.batch_size, settings.seed)
+    batches = step_batches(examples, settings)
     config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):
         wrap(task.model, config, seed=settings.seed)
@@ -46,7 +45,7 @@ def train_answers(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
             optimizer=update_rule(settings),
             run_seed=settings.seed,
             distribution=settings.distribution,
-            store=state_store(settings, settings.steps * settings.batch_size > len(examples)),
+            store=state_store(settings, settings.steps * settings.step_rows > len(examples)),
         )
         evaluation = LabelledLoss(task.model, store=state_store(settings, True))
         # Of rows that are scored twice: they would take the room of those that come round again.

@@ -16,8 +16,8 @@ from mobizo_kernels.cli.settings import TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.start import begin
 from mobizo_kernels.cli.targets import lora_config
 from mobizo_kernels.cli.train_answers import train_answers
-from mobizo_kernels.cli.tuning import open_journal, state_store, tune
-from mobizo_kernels.data import EncodedExample, training_batches
+from mobizo_kernels.cli.tuning import open_journal, state_store, step_batches, tune
+from mobizo_kernels.data import EncodedExample
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.lora import save_adapter, wrap
 from mobizo_kernels.loss import LabelledLoss
@@ -37,7 +37,7 @@ def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
         quantize_base(task.model, settings.quantization)
     rows = tuning_rows(task.splits, settings)
     examples, validation, test = map(task.encode, (rows.train, rows.validation, rows.test))
-    batches = training_batches(examples, settings.batch_size, settings.seed)
+    batches = step_batches(examples, settings)
     config = lora_config(settings, task.model, task.encoder)
     with blame_input("settings"):
         wrap(task.model, config, seed=settings.seed)
@@ -48,7 +48,7 @@ def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
             run_seed=settings.seed,
             distribution=settings.distribution,
             candidate_tokens=task.encoder.candidate_tokens,
-            store=state_store(settings, settings.steps * settings.batch_size > len(examples)),
+            store=state_store(settings, settings.steps * settings.step_rows > len(examples)),
         )
         evaluation = LabelledLoss(
             task.model,

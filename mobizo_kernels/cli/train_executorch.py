@@ -16,14 +16,9 @@ from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.quality import Outcome, outcome, quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
-from mobizo_kernels.cli.settings import (
-    AUTOMATIC_DTYPE,
-    ExportSettings,
-    TrainSettings,
-    estimator,
-    update_rule,
-)
+from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.start import begin_native
+from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import TokenizedDataset, write_dataset
 from mobizo_kernels.errors import InputError, blame_input

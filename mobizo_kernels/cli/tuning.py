@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.settings import TrainSettings
-from mobizo_kernels.data import EncodedExample, examples_fingerprint
+from mobizo_kernels.data import EncodedExample, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim import Records
 from mobizo_kernels.training import FitResult, HeldOut, Validation, fit
+from mobizo_kernels.training.fit import Batch
 from mobizo_kernels.zo import Objective, ZerothOrder
 
 
@@ -22,9 +23,19 @@ def state_store(settings: TrainSettings, again: bool) -> StateStore | None:
     return StateStore(settings.state_memory * 2**20) if settings.tail and again else None
 
 
+def step_batches(examples: Sequence[EncodedExample], settings: TrainSettings) -> Iterator[Batch]:
+    """What each step is made of: a batch, or several with `settings.accumulate`.
+
+    Raises:
+        InputError: a batch holds more rows than there are.
+    """
+    batches = training_batches(examples, settings.batch_size, settings.seed)
+    return batches if settings.accumulate == 1 else map(list, zip(*[batches] * settings.accumulate))  # noqa: B905
+
+
 def tune(
     zo: ZerothOrder,
-    batches: Iterator[list[EncodedExample]],
+    batches: Iterator[Batch],
     validate: Callable[[], HeldOut],
     recorded: Records,
     pad_token: int,
@@ -37,7 +48,7 @@ def tune(
     Raises:
         InputError: the journal cannot be written; what is in it can be resumed.
     """
-    with TuningBar(settings.steps, settings.batch_size) as bar, stop.armed():
+    with TuningBar(settings.steps, settings.step_rows) as bar, stop.armed():
 
         def on_validation(validation: Validation) -> None:
             accuracy = validation.balanced_accuracy  # `tuning_rows` are of every label, if there are labels
@@ -83,7 +94,7 @@ def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: Trai
             resume=settings.resume,
             lr_schedule=settings.lr_schedule,
             steps=settings.steps,
-            batch_size=settings.batch_size,
+            batch_size=settings.step_rows,
             data=_data(examples, settings),
         )
 
@@ -91,6 +102,8 @@ def open_journal(zo: ZerothOrder, examples: list[EncodedExample], settings: Trai
 def _data(examples: list[EncodedExample], settings: TrainSettings) -> str:
     """What a journal has to know of the data, and of what is made of them unless that is the default."""
     found = examples_fingerprint(examples)
+    if settings.accumulate > 1:  # other batches than one of as many rows
+        found = f"{found} in {settings.accumulate} batches"
     if (settings.objective, settings.reward_shaping) == ("cross-entropy", "none"):
         return found
     objective = settings.objective

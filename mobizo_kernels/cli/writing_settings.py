@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from mobizo_kernels.choices import SMOLLM2, Dtype, Quantization
-from mobizo_kernels.cli.settings import AUTOMATIC_DTYPE, check_numbers
+from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)

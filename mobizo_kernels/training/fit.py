@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,7 +27,9 @@ from mobizo_kernels.training.scoring import score_rows
 from mobizo_kernels.training.selection import Keeper
 from mobizo_kernels.zo import Objective, Shaping, ZerothOrder
 
-Batch = Mapping[str, torch.Tensor] | Sequence[EncodedExample]
+Rows = Mapping[str, torch.Tensor] | Sequence[EncodedExample]
+Batch = Rows | Sequence[Rows]
+"""What a step is made of: tensors or rows, or several of either, which make one estimate."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ def fit(
     Args:
         zo: makes the steps. It may have made some: the run then goes on behind them.
         batches: one for each step that is yet to be made or applied: what :meth:`ZerothOrder.step` takes, or
-            rows, as :func:`mobizo_kernels.data.training_batches` gives them. They are gone through again and
+            rows, as :func:`mobizo_kernels.data.training_batches` gives them, or a list of several batches of
+            rows, which make one estimate. They are gone through again and
             again, if they can be. A run that resumes has to get the batches of its beginning.
         steps: of the run in all, those that were made or recorded included; the schedule spans them.
         lr_schedule: "constant", "linear" or "cosine"; the last two fall to 0. The rate that it begins with
@@ -204,8 +207,7 @@ class _Run:
     def make_step(self, batch: Batch) -> bool:
         """One step on a batch; whether the loss has run away."""
         lr, started = self.zo.optimizer.param_groups[0]["lr"], perf_counter()
-        rows = batch if isinstance(batch, Mapping) else collate(batch, self.pad_token)
-        output = self.zo.step(rows, objective=self.objective, shaping=self.shaping)
+        output = self.zo.step(_tensors(batch, self.pad_token), objective=self.objective, shaping=self.shaping)
         seconds = perf_counter() - started
         self.scheduler.step()
         self.result.seconds.append(seconds)
@@ -274,6 +276,16 @@ def _journal(
             yield recorded
     finally:
         zo.journal = None
+
+
+def _tensors(batch: Batch, pad_token: int) -> Mapping[str, torch.Tensor] | list[Mapping[str, torch.Tensor]]:
+    """What a step takes, of rows or of tensors."""
+    if isinstance(batch, Mapping):
+        return batch
+    if all(isinstance(part, EncodedExample) for part in batch):
+        return collate(cast(Sequence[EncodedExample], batch), pad_token)
+    parts = cast(Sequence[Rows], batch)
+    return [part if isinstance(part, Mapping) else collate(part, pad_token) for part in parts]
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -15,7 +15,8 @@ from tiny_texts import write_csv
 import mobizo_kernels
 from mobizo_kernels.cli import demo
 from mobizo_kernels.cli.processes import in_fresh_process
-from mobizo_kernels.cli.settings import TrainSettings, as_json
+from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.data import Example
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.lora.targets import layer_range

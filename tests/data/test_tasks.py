@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mobizo_kernels.cli.settings import EvalSettings, ExportSettings, as_json
+from mobizo_kernels.cli.settings import ExportSettings
+from mobizo_kernels.cli.task_settings import EvalSettings, as_json
 from mobizo_kernels.data import TASKS, Example, load_splits, parse_verbalizer, template_columns
 from mobizo_kernels.data.prompts import PromptEncoder
 from mobizo_kernels.errors import InputError

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
 from mobizo_kernels.cli import demo, main
+from mobizo_kernels.cli.interrupts import StopRequest
+from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.report import demo_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
@@ -127,6 +131,7 @@ def test_files(inside: dict[str, Any], finished: Path) -> None:
         "adapter.safetensors",
         "dataset.safetensors",
         "journal",
+        "config.yaml",
         "learning_curve.png",
         "metrics.json",
     }
@@ -134,6 +139,30 @@ def test_files(inside: dict[str, Any], finished: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(inside["model"])
     tuned = peft.PeftModel.from_pretrained(base, finished / "adapter")
     assert any(b.abs().max() > 0 for name, b in tuned.named_parameters() if "lora_B" in name)
+
+
+def test_an_interrupted_run_goes_on(
+    inside: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(**inside, out=tmp_path, journal=tmp_path / "journal", overwrite=True)
+    stop, show = StopRequest(), TuningBar.show_step
+
+    def shown(self: TuningBar, step: int, *what: Any) -> None:
+        show(self, step, *what)
+        stop.signal = signal.SIGINT if step == 2 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TuningBar, "show_step", shown)
+        summary = train(settings, stop)
+    assert (summary["steps"], summary["best_step"], summary["interrupted"]) == (3, 3, True)
+    assert metrics_of(tmp_path)["losses"] == metrics_of(finished)["losses"][:3]
+    assert summary["accuracy_after"] is None
+    of_three = Trainer(inside["program"])
+    assert of_three.replay(finished / "journal", until=3) == 3
+    of_three.save_adapter(tmp_path / "replayed.safetensors")
+    assert (tmp_path / "replayed.safetensors").read_bytes() == adapter_bytes(tmp_path)
+    train(replace(settings, resume=True))
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
 
 
 def test_a_run_that_exports_is_resumed(
