@@ -80,7 +80,8 @@ def train_command(settings: TrainSettings, told: Told) -> None:
         resumes = f"go on with\n  {shlex.join(['mobizo', *again])}"
     result = _done(work, f"no result has been written; {resumes}")
     if not result.get("interrupted"):
-        _print(result, report.training_table, told)
+        table = report.plan_table if settings.dry_run else report.training_table
+        _print(result, table, told)
         return
     if told.print_json:
         print(json.dumps(result), flush=True)

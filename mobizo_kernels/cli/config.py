@@ -11,7 +11,7 @@ from typer import CallbackParam, Context
 
 from mobizo_kernels.errors import InputError, first_line
 
-_NOT_REPEATED = ("out", "overwrite", "journal", "resume")
+_NOT_REPEATED = ("out", "overwrite", "journal", "resume", "dry_run", "tensorboard")
 
 
 def read_config(context: Context, parameter: CallbackParam, path: Path | None) -> Path | None:

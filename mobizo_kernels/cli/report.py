@@ -62,6 +62,35 @@ def _cost(summary: dict[str, Any]) -> list[str]:
     )
 
 
+def plan_table(plan: dict[str, Any]) -> str:
+    """What a dry run found."""
+    settings = plan["settings"]
+    shortest, middle, longest = plan["tokens_of_a_row"]
+    minutes = {name: plan[f"{name}_seconds"] / 60 for name in ("tuning", "scoring")}
+    classes = ", ".join(f"{count} of {label!r}" for label, count in plan["classes"].items())
+    return "\n".join(
+        [
+            f"{settings['model']} on {settings['data']}: nothing has been written",
+            *_aligned(
+                {
+                    "rows": f"{plan['train_rows']} to train on, {plan['validation_rows']} to validate, "
+                    f"{plan['test_rows']} to test",
+                    "classes": classes or "free answers",
+                    "tokens of a row": f"{shortest} to {longest}, median {middle:g}",
+                    "steps": f"{plan['steps']} of {plan['rows_of_a_step']} rows and {plan['groups']} groups: "
+                    f"{plan['times_round']:g} times round",
+                    "adapters": f"{plan['adapted_linears']} linears, {plan['tuned_parameters']} parameters",
+                    "peak memory": f"{plan['peak_rss_mb']:.0f} MB, measured",
+                    "step": f"{1e3 * plan['step_seconds']:.0f} ms, measured",
+                    "all steps": f"{minutes['tuning']:.1f} min, of that one",
+                    "scoring": f"{minutes['scoring']:.1f} min for {plan['rows_scored']} rows, of a few"
+                    + ("" if plan["classes"] else "; what the model writes comes on top"),
+                }
+            ),
+        ]
+    )
+
+
 def interrupted(summary: dict[str, Any]) -> str:
     """What to say of a run that was told to end early."""
     settings = summary["settings"]

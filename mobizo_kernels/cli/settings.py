@@ -209,6 +209,16 @@ class TrainSettings(StepSettings, TaskSettings):
             "(torch only).",
         ),
     ] = 1
+    dry_run: Annotated[
+        bool,
+        main_option(
+            "--dry-run",
+            help="Say what the run would be made of, time one step and estimate the rest; write nothing.",
+        ),
+    ] = False
+    tensorboard: Annotated[
+        Path | None, run_option(help="Directory for losses, validations and speed as TensorBoard shows them.")
+    ] = None
     resume: Annotated[bool, main_option("--resume", help="Go on with the run that --journal records.")] = (
         RUN.resume
     )
@@ -222,6 +232,8 @@ class TrainSettings(StepSettings, TaskSettings):
         """Refuse options that need another, which is not there. Raises InputError, also as above."""
         if self.resume and self.journal is None:
             raise InputError("resume: expected --journal FILE with it, the record of the run to go on with")
+        if self.engine == "executorch" and self.dry_run:
+            raise InputError("dry_run: expected --engine eager: a program has to be exported to be timed")
         if self.engine == "executorch" and self.accumulate > 1:
             raise InputError(
                 f"accumulate: --engine executorch makes each step of one batch, got {self.accumulate}; "

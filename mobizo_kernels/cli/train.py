@@ -9,6 +9,7 @@ from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.start import journal_files, start_directory
+from mobizo_kernels.cli.tensorboard import check_tensorboard
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
 from mobizo_kernels.files.file import remove_dead_scratch
@@ -29,7 +30,7 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
 
     Returns:
         The summary, which is also in metrics.json: quality before and after, the cost of a step, and the
-        settings.
+        settings. With `settings.dry_run` what :func:`dry_run` finds, and nothing is written.
 
     Raises:
         InputError: something the user gave does not exist or does not fit, and no result has been written; or
@@ -37,6 +38,7 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
     """
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
+    check_tensorboard(settings.tensorboard)
     written = result_files(settings.out)
     if settings.engine == "executorch":
         written += program_files(settings)
@@ -44,7 +46,7 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         {"journal": journal_files(settings.journal), "out": written},
         {"data": settings.data, "model": settings.model, "program": settings.program},
     )
-    if settings.resume and settings.journal is not None:
+    if settings.resume and settings.journal is not None and not settings.dry_run:
         remove_dead_results(settings.out)
         remove_dead_scratch(start_directory(settings.journal))
     by = train_executorch if settings.engine == "executorch" else train_eager

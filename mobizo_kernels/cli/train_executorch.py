@@ -19,6 +19,7 @@ from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
 from mobizo_kernels.cli.start import begin_native
 from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE
+from mobizo_kernels.cli.tensorboard import Scalars
 from mobizo_kernels.cli.tokenize import tokenized
 from mobizo_kernels.data import TokenizedDataset, write_dataset
 from mobizo_kernels.errors import InputError, blame_input
@@ -190,7 +191,11 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRe
     the last step if `stop` ends the run.
     """
     executorch, run, made = native(), FitResult(), 0
-    with TuningBar(settings.steps, settings.batch_size) as bar, stop.armed():
+    with (
+        TuningBar(settings.steps, settings.batch_size) as bar,
+        Scalars(settings.tensorboard) as board,
+        stop.armed(),
+    ):
 
         def on_step(report: StepReport) -> None:
             nonlocal made
@@ -198,6 +203,7 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRe
             run.seconds.append(report.seconds)
             run.skipped_steps += report.skipped
             made = report.step + 1
+            board.step(made, report.loss, report.lr, report.seconds)
             bar.show_step(report.step, report.loss, report.seconds)
             if stop():
                 raise _Stopped
@@ -206,6 +212,7 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRe
             labelled = not settings.free_answers
             accuracies = (found.accuracy, found.balanced_accuracy) if labelled else (None, None)
             run.validations.append(Validation(found.step, found.loss, *accuracies))
+            board.validation(found.step, found.loss, *accuracies)
             bar.show_validation(f"{found.balanced_accuracy:.1%}" if labelled else f"{found.loss:.3f}")
 
         with blame_input("settings"):

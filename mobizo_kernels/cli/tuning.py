@@ -9,11 +9,12 @@ from pathlib import Path
 from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.settings import TrainSettings
+from mobizo_kernels.cli.tensorboard import Scalars
 from mobizo_kernels.data import EncodedExample, examples_fingerprint, training_batches
 from mobizo_kernels.errors import InputError, blame_input
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim import Records
-from mobizo_kernels.training import FitResult, HeldOut, Validation, fit
+from mobizo_kernels.training import FitResult, HeldOut, StepReport, Validation, fit
 from mobizo_kernels.training.fit import Batch
 from mobizo_kernels.zo import Objective, ZerothOrder
 
@@ -48,11 +49,20 @@ def tune(
     Raises:
         InputError: the journal cannot be written; what is in it can be resumed.
     """
-    with TuningBar(settings.steps, settings.step_rows) as bar, stop.armed():
+    with (
+        TuningBar(settings.steps, settings.step_rows) as bar,
+        Scalars(settings.tensorboard) as board,
+        stop.armed(),
+    ):
 
         def on_validation(validation: Validation) -> None:
             accuracy = validation.balanced_accuracy  # `tuning_rows` are of every label, if there are labels
+            board.validation(validation.step, validation.loss, validation.accuracy, accuracy)
             bar.show_validation(f"{validation.loss:.3f}" if accuracy is None else f"{accuracy:.1%}")
+
+        def on_step(report: StepReport) -> None:
+            board.step(report.step + 1, report.loss, report.lr, report.seconds)
+            bar.show_step(report.step, report.loss, report.seconds)
 
         try:
             run = fit(
@@ -68,7 +78,7 @@ def tune(
                 recorded=recorded,
                 pad_token=pad_token,
                 stop=stop,
-                on_step=lambda report: bar.show_step(report.step, report.loss, report.seconds),
+                on_step=on_step,
                 on_validation=on_validation,
             )
         except OSError as error:

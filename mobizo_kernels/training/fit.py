@@ -207,7 +207,9 @@ class _Run:
     def make_step(self, batch: Batch) -> bool:
         """One step on a batch; whether the loss has run away."""
         lr, started = self.zo.optimizer.param_groups[0]["lr"], perf_counter()
-        output = self.zo.step(_tensors(batch, self.pad_token), objective=self.objective, shaping=self.shaping)
+        output = self.zo.step(
+            tensors_of(batch, self.pad_token), objective=self.objective, shaping=self.shaping
+        )
         seconds = perf_counter() - started
         self.scheduler.step()
         self.result.seconds.append(seconds)
@@ -278,7 +280,7 @@ def _journal(
         zo.journal = None
 
 
-def _tensors(batch: Batch, pad_token: int) -> Mapping[str, torch.Tensor] | list[Mapping[str, torch.Tensor]]:
+def tensors_of(batch: Batch, pad_token: int) -> Mapping[str, torch.Tensor] | list[Mapping[str, torch.Tensor]]:
     """What a step takes, of rows or of tensors."""
     if isinstance(batch, Mapping):
         return batch
