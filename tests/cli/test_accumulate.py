@@ -36,7 +36,7 @@ def test_a_step_is_one_of_all_rows(inputs: Path, tmp_path: Path, monkeypatch: py
     def joined(*arguments: object) -> object:
         return (sum(parts, []) for parts in made(*arguments))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mobizo_kernels.cli.train_eager.step_batches", joined)
+    monkeypatch.setattr("mobizo_kernels.cli.prepare.step_batches", joined)
     (tmp_path / "journal").unlink()
     assert train(inputs, tmp_path / "one", *options(tmp_path)) == 0
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())
