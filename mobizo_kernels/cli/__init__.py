@@ -1,4 +1,4 @@
-"""The command line: `mobizo train`, `eval`, `generate`, `export`, `tokenize`, `adapter`, `demo` and `env`."""
+"""The command line: `mobizo train`, `eval`, `generate`, `chat`, `export`, `replay` and more."""
 
 import logging
 
