@@ -57,6 +57,9 @@ def fit(
 ) -> FitResult:
     """Make steps until there are `steps`, and leave the model with the parameters that are kept.
 
+    Ranks of a process group all call it, each with its own batches if rows are split. Rank 0 alone writes the
+    journal and scores validation rows; what follows from either is the same on all.
+
     Steps that a journal has come first and are applied without a forward. Their validations are made again,
     so the outcome is that of a run in one go, to the bit. A loss that runs away ends the run.
 
@@ -167,8 +170,8 @@ class _Run:
         self.validate()
         try:
             self.go_on()
-            if zo.journal is not None:
-                zo.journal.sync()
+            zo.sync_journal()
+            zo.check_ranks()
         except JournalLost as error:  # nothing else has what was learned: the run ends here
             result.lost = str(error)
         early = result.interrupted or result.lost
@@ -227,15 +230,19 @@ class _Run:
         self.result.skipped_steps += not applied
         return self.guard.observe(loss, applied)
 
+    def scored(self) -> tuple[Any, Validation]:
+        """The losses of the validation rows and what is reported of them."""
+        assert self.score is not None
+        scored = self.score()
+        losses = scored.losses
+        found = Validation(self.zo.steps, float(losses.mean()), scored.accuracy, scored.balanced_accuracy)
+        return losses, found
+
     def validate(self) -> bool:
         """Score the validation rows, if there are any; whether that shows a loss that has run away."""
         if self.score is None:
             return False
-        scored = self.score()
-        losses = scored.losses
-        validation = Validation(
-            self.zo.steps, float(losses.mean()), scored.accuracy, scored.balanced_accuracy
-        )
+        losses, validation = self.zo.from_first(self.scored)
         self.result.validations.append(validation)
         if self.keeper is not None and self.keeper.offer(losses):
             self.result.best_step = self.zo.steps
@@ -272,12 +279,10 @@ def _journal(
     if zo.journal is not None:
         raise ValueError("journal must be left out where ZerothOrder has one already")
     recorded = zo.open_journal(path, resume=resume, **header)
-    assert zo.journal is not None
     try:
-        with zo.journal:
-            yield recorded
+        yield recorded
     finally:
-        zo.journal = None
+        zo.close_journal()
 
 
 def tensors_of(batch: Batch, pad_token: int) -> Mapping[str, torch.Tensor] | list[Mapping[str, torch.Tensor]]:

@@ -5,6 +5,7 @@ from mobizo_kernels.zo.estimators import Centred, Estimator, OneSided, TwoSided
 from mobizo_kernels.zo.objective import Objective, Shaping
 from mobizo_kernels.zo.outputs import GroupLosses, StepOutput
 from mobizo_kernels.zo.parameters import tuned_parameters
+from mobizo_kernels.zo.workers import RankFailed, RanksDisagree
 from mobizo_kernels.zo.zeroth_order import ZerothOrder
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "GroupLosses",
     "Objective",
     "OneSided",
+    "RankFailed",
+    "RanksDisagree",
     "Shaping",
     "StepOutput",
     "TwoSided",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +17,30 @@ Measure = Callable[[int], torch.Tensor]
 """From a number of groups to the loss of each, float32 [groups] on the CPU."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What gives the loss of each group over all batches of a step, a :data:`Measure`.
+
+    Attributes:
+        measures: of each batch.
+        weights: of each batch, labelled tokens or rows.
+        batches: as they were given.
+    """
+
+    measures: Sequence[Measure]
+    weights: Callable[[], list[int]]
+    batches: Sequence[Batch]
+
+    def __call__(self, groups: int) -> torch.Tensor:
+        each = [checked_losses(measure(groups), groups) for measure in self.measures]
+        if len(each) == 1:
+            return each[0]
+        weights = self.weights()
+        total = sum(weight * part.double() for weight, part in zip(weights, each, strict=True))
+        assert isinstance(total, torch.Tensor)
+        return (total / sum(weights)).float()
+
+
 def listed_batches(batch: Batch | Sequence[Batch]) -> list[Batch]:
     """The batches of a step. Raises ValueError if there is none, or something else than a mapping."""
     batches = [batch] if isinstance(batch, Mapping) else list(batch)
@@ -27,7 +52,7 @@ def listed_batches(batch: Batch | Sequence[Batch]) -> list[Batch]:
     return batches
 
 
-def losses_over(loss: LabelledLoss, batches: Sequence[Batch], objective: Objective | None) -> Measure:
+def losses_over(loss: LabelledLoss, batches: Sequence[Batch], objective: Objective | None) -> Measured:
     """What gives the loss of each group over all batches.
 
     The cross-entropies are weighted by labelled tokens, those of an objective by rows: the mean over the rows
@@ -39,29 +64,9 @@ def losses_over(loss: LabelledLoss, batches: Sequence[Batch], objective: Objecti
     if objective is None:
         labelled = _labelled(loss, batches)
         measures: list[Measure] = [partial(loss.of_labelled, one) for one in labelled]
-        weights = [len(one.targets) for one in labelled]
-    else:
-        measures = [partial(objective, loss.model, batch) for batch in batches]
-        weights = [1] if len(batches) == 1 else [_rows(batch) for batch in batches]
-
-    def losses(groups: int) -> torch.Tensor:
-        each = [checked_losses(measure(groups), groups) for measure in measures]
-        if len(each) == 1:
-            return each[0]
-        total = sum(weight * part.double() for weight, part in zip(weights, each, strict=True))
-        assert isinstance(total, torch.Tensor)
-        return (total / sum(weights)).float()
-
-    return losses
-
-
-def weight_of(loss: LabelledLoss, batches: Sequence[Batch], objective: Objective | None) -> int:
-    """What :func:`losses_over` takes its mean over: the labelled tokens of all batches, or with an objective
-    their rows. Raises ValueError as it does.
-    """
-    if objective is None:
-        return sum(len(one.targets) for one in _labelled(loss, batches))
-    return sum(_rows(batch) for batch in batches)
+        return Measured(measures, lambda: [len(one.targets) for one in labelled], batches)
+    measures = [partial(objective, loss.model, batch) for batch in batches]
+    return Measured(measures, lambda: [_rows(batch) for batch in batches], batches)
 
 
 def _labelled(loss: LabelledLoss, batches: Sequence[Batch]) -> list[LabelledBatch]:

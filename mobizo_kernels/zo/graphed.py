@@ -233,6 +233,16 @@ def check_capturable(model: nn.Module, optimizer: ZOOptimizer) -> None:
             raise ValueError(f"cuda_graph=True needs weight_decay=0, got {group['weight_decay']}")
 
 
+def check_graphable(model: nn.Module, optimizer: ZOOptimizer, compile: bool, store: object) -> None:
+    """Raise ValueError for a run whose step no CUDA graph can hold, by the arguments of ZerothOrder."""
+    if compile:
+        raise ValueError("cuda_graph=True needs compile=False and a model that is not compiled")
+    check_capturable(model, optimizer)
+    check_on_cuda(model)
+    if store is not None:
+        raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
+
+
 def check_on_cuda(model: nn.Module) -> None:
     """Raise ValueError unless every parameter of the model is on one CUDA device."""
     devices = {str(parameter.device) for parameter in model.parameters()}

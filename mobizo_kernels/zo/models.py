@@ -17,15 +17,19 @@ _PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParalle
 
 
 @contextmanager
-def model_to_tune(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+def model_to_tune(model: nn.Module, several: bool = False) -> Iterator[tuple[nn.Module, bool]]:
     """The model of transformers inside of `model`, and whether it is to be compiled.
 
     The adapter of a PeftModel is taken over by :func:`mobizo_kernels.wrap`, and given back if an error leaves
     the block; that of a model of :func:`mobizo_kernels.wrap_parameters` stays PEFT's.
 
+    Args:
+        model: as :class:`ZerothOrder` takes it.
+        several: processes make the steps together.
+
     Raises:
-        ValueError: if the model is made for several devices or processes, there are several processes, or the
-            adapter of a PeftModel cannot be taken over.
+        ValueError: if the model is made for several devices or processes, there are several processes that do
+            not make the steps together, or the adapter of a PeftModel cannot be taken over.
     """
     model, compiled = not_compiled(model)
     if type(model).__name__ in _PARALLEL:
@@ -33,9 +37,12 @@ def model_to_tune(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
             f"model must be on one device in one process, got {type(model).__name__}: give the model inside "
             "it, and do not prepare it for several"
         )
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several and (processes := torch.distributed.get_world_size()) > 1:
-        raise ValueError(f"training must run in one process, got {processes}: each would go a way of its own")
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several and initialized and (processes := torch.distributed.get_world_size()) > 1:
+        raise ValueError(
+            f"process_group must be given where there are {processes} processes, each of which would go a "
+            "way of its own: torch.distributed.group.WORLD for all"
+        )
     taken = isinstance(model, PeftModel) and not is_wrapped(model) and not has_wrapped_parameters(model)
     if taken:
         wrap(model)

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from mobizo_kernels.journal import JournalWriter
-from mobizo_kernels.journal.header import JournalHeader, PathLike
-from mobizo_kernels.journal.replay import model_fields
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
-from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
+from mobizo_kernels.journal.header import PathLike
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.compiled import not_compiled
 from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.optim.optimizers import make_optimizer
-from mobizo_kernels.optim.records import Records, StepRecord
-from mobizo_kernels.optim.seeds import check_run_seed, query_seeds, signed_seed
+from mobizo_kernels.optim.seeds import check_run_seed, query_seeds
 from mobizo_kernels.optim.update_rule import UpdateRule
-from mobizo_kernels.parameters import (
-    check_tuned,
-    has_wrapped_parameters,
-    parameter_directions,
-)
+from mobizo_kernels.parameters import check_tuned, has_wrapped_parameters
 from mobizo_kernels.parameters.directions import check_outer
 from mobizo_kernels.zo.arguments import make_estimator, make_rule
-from mobizo_kernels.zo.batches import Batch, Measure, listed_batches, losses_over, weight_of
+from mobizo_kernels.zo.batches import Batch, listed_batches, losses_over
 from mobizo_kernels.zo.estimators import Estimator
-from mobizo_kernels.zo.graphed import GraphedSteps, check_capturable, check_on_cuda
+from mobizo_kernels.zo.graphed import GraphedSteps, check_graphable
+from mobizo_kernels.zo.identity import identity
 from mobizo_kernels.zo.models import model_to_tune
 from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, shaped
 from mobizo_kernels.zo.outputs import GroupLosses, StepOutput
 from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
+from mobizo_kernels.zo.recording import Recorded
+from mobizo_kernels.zo.team import Team, TeamSettings
+from mobizo_kernels.zo.trials import Trials, is_batched
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+Value = TypeVar("Value")
 
 
-class ZerothOrder:
+class ZerothOrder(Recorded):
     """Fine-tune a causal LM without back-propagation.
 
     A model wrapped by :func:`mobizo_kernels.wrap` is tuned by MobiZO (arXiv 2409.15520): one batched forward
@@ -79,6 +78,16 @@ class ZerothOrder:
         compile: run the decoder's layers by torch.compile, with the adapters in them: the losses are the same
             up to the rounding of the model's dtype. One graph serves all layers of a kind, and batches of
             other sizes, unless a size is 1. The first step compiles; see docs/usage.md for when it pays.
+        process_group: of torch.distributed, with which a step is made; `torch.distributed.group.WORLD` for
+            all processes of torchrun. Scalars travel, nothing else: see docs/scale.md. Every process makes
+            the same steps in the same order; its journal is written on rank 0 alone.
+        split: beside a group, "queries" (the default): each rank runs its part of the groups, on the same
+            batch. "rows": each runs all groups, on a batch of its own. "both": `query_ranks` neighbours share
+            the queries of a batch of their own.
+        query_ranks: of "both", a divisor of the ranks.
+        slices: forwards that the groups of a step are run in, as even as it comes out; by default one, or one
+            for each rank that shares queries. Of equal slices the bits are equal, on any number of ranks.
+        check_every: beside a group, steps between comparisons of all that was tuned; None for never.
         queries: q, random directions in each step; 4 by default.
         eps: size of a perturbation, 1e-2 by default, which suits LoRA; 1e-3 suits full parameters.
         normalize: divide by the standard deviation of the step's losses, not by eps (FZOO, arXiv 2506.09034).
@@ -101,7 +110,10 @@ class ZerothOrder:
     Raises:
         ValueError: naming the argument, if one is out of range or is given beside an object that has it, or
             the model cannot be tuned.
+        RanksDisagree: a ValueError, if ranks have other settings, bases, adapters or parameters. It names the
+            rank and what differs.
         OSError: if `journal` exists without `resume`, or cannot be read or written.
+        RankFailed: a RuntimeError, if another rank failed or is gone.
     """
 
     def __init__(
@@ -118,6 +130,11 @@ class ZerothOrder:
         resume: bool = False,
         cuda_graph: bool = False,
         compile: bool = False,
+        process_group: ProcessGroup | None = None,
+        split: str | None = None,
+        query_ranks: int | None = None,
+        slices: int | None = None,
+        check_every: int | None = 100,
         queries: int | None = None,
         eps: float | None = None,
         normalize: bool | None = None,
@@ -137,8 +154,17 @@ class ZerothOrder:
         self.skipped_steps = 0
         self.journal: JournalWriter | None = None
         self._graphed: GraphedSteps | None = None
-        with model_to_tune(model) as (self.model, compiled):
+        self._captured = cuda_graph
+        several = process_group is not None
+        self._team = Team(
+            TeamSettings(self.estimator.groups, several, split, query_ranks, slices, check_every)
+        )
+        if cuda_graph and (several or self._team.split.slices > 1):
+            raise ValueError("cuda_graph=True needs process_group=None and slices=None")
+        with model_to_tune(model, several) as (self.model, compiled):
             self._set_up(candidate_tokens, store, compile or compiled, cuda_graph)
+            if process_group is not None:
+                self.join(process_group)
             if journal is not None:
                 self.apply(self.open_journal(journal, resume=resume))
 
@@ -156,120 +182,50 @@ class ZerothOrder:
             check_tuned(model)
         self.optimizer = make_optimizer(tuned_parameters(model), self._rule, self.distribution)
         if cuda_graph:
-            if compile:
-                raise ValueError("cuda_graph=True needs compile=False and a model that is not compiled")
-            check_capturable(model, self.optimizer)
-            check_on_cuda(model)
-            if store is not None:
-                raise ValueError("cuda_graph=True needs store=None: a graph cannot look up which rows it has")
+            check_graphable(model, self.optimizer, compile, store)
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store, compile=compile)
         warn_of_eps(model, self.estimator.eps)
+        self._trials = Trials(model, self.estimator, self.optimizer, self.distribution)
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, self.distribution)
 
-    def open_journal(
-        self,
-        path: PathLike,
-        *,
-        resume: bool = False,
-        lr_schedule: str | None = None,
-        steps: int | None = None,
-        batch_size: int | None = None,
-        data: str | None = None,
-    ) -> Records:
-        """Record every step from now on in `path`, before it is applied: replaying the file gives this run's
-        adapter bit for bit (:func:`mobizo_kernels.journal.replay`), and a run that was cut off can go on from
-        it.
+    @property
+    def rule(self) -> UpdateRule:
+        """The update rule as it was given, before any schedule."""
+        return self._rule
 
-        Args:
-            path: of the journal; must not exist unless `resume`.
-            resume: go on with `path` if it exists; a torn last record is cut off.
-            lr_schedule: as the caller drives :attr:`optimizer`, for the header, like the next three.
-            steps: planned.
-            batch_size: rows in each step.
-            data: a hash of the training rows.
+    @property
+    def rank(self) -> int:
+        """Of this process in the group; 0 without one."""
+        return self._team.rank
 
-        Returns:
-            The steps recorded so far. They are yet to be applied by :meth:`apply`, at once or with
-            evaluations in between.
+    def join(self, process_group: ProcessGroup) -> None:
+        """Make the steps from now on with the ranks of a group, after a worker was lost or has come.
+
+        All of them call it. A rank that has missed steps, such as a new one, which has none, gets them from
+        the journal of rank 0. State of a learning rate's schedule is the caller's.
 
         Raises:
-            ValueError: naming the argument, if the parameters of an unwrapped model are tuned (a replay would
-                not give the same bits), if the optimizer has several groups of parameters (the journal has
-                one learning rate), if cuda_graph is True, if steps were made already, or if the journal is
-                damaged or its header differs from this run's; it names the field then.
-            OSError: if the journal exists without `resume`, is held by another run, or cannot be read or
-                written.
+            RanksDisagree: as the constructor, or if what was tuned is not the same then.
+            ValueError: if rank 0, which has to have made all steps, has no journal of them.
+            RankFailed: if another rank is gone.
         """
-        if self._graphed is not None:
-            raise ValueError(
-                "journal needs cuda_graph=False, got True: a step has to be on the disk before it is applied"
-            )
-        if not self._batched:
-            raise ValueError("journal needs a model wrapped by mobizo_kernels.wrap or wrap_parameters")
-        if len(self.optimizer.param_groups) != 1:
-            raise ValueError(f"journal needs one group of parameters, got {len(self.optimizer.param_groups)}")
-        if self.steps:
-            raise ValueError(f"journal must be opened before the first step, got one after step {self.steps}")
-        header = self.journal_header(lr_schedule=lr_schedule, steps=steps, batch_size=batch_size, data=data)
-        if resume:
-            with suppress(FileNotFoundError):
-                self.journal, recorded = JournalWriter.resume(path, header)
-                return recorded
-        self.journal = JournalWriter.create(path, header)
-        return Records.none(header.queries)
+        self._team.join(self, process_group)
 
-    def journal_header(
-        self,
-        *,
-        lr_schedule: str | None = None,
-        steps: int | None = None,
-        batch_size: int | None = None,
-        data: str | None = None,
-    ) -> JournalHeader:
-        """All that decides on the outcome of this run, of which no step was made yet, as its journal has it.
-
-        Args:
-            lr_schedule: as of :meth:`open_journal`, like the next three.
-            steps: planned.
-            batch_size: rows in each step.
-            data: a hash of the training rows.
-        """
-        candidates = self.loss.candidates
-        return JournalHeader(
-            **self.estimator.as_json(),
-            run_seed=signed_seed(self.run_seed),
-            lr_schedule=lr_schedule,
-            steps=steps,
-            distribution=self.distribution,
-            optimizer=self.optimizer.rule,
-            batch_size=batch_size,
-            data=data,
-            candidate_tokens=() if candidates is None else tuple(candidates.tolist()),
-            **model_fields(self.model),
-        )
-
-    def apply(self, records: Records) -> None:
-        """Apply recorded steps, without any forward; plain SGD takes all of them in one pass.
-
-        Args:
-            records: of the next steps, as :meth:`open_journal` returns them, or of another machine of the
-                same run. Those that the journal does not have yet are recorded in it first.
+    def check_ranks(self) -> None:
+        """Compare what all ranks have tuned, as every `check_every` steps do: at the end of a run, say.
 
         Raises:
-            ValueError: if the records are not of q coefficients. Nothing was applied, as with the next.
-            OSError: if the journal cannot be written.
+            RanksDisagree: naming the rank that differs.
+            RankFailed: if another rank is gone.
         """
-        queries, given = self.estimator.queries, list(records.coeffs.shape[1:])
-        if given != [queries]:
-            raise ValueError(f"records must have {queries} coefficients, got {given}")
-        if self.journal is not None:
-            for step, record in enumerate(records, self.steps):
-                if step >= self.journal.steps:
-                    self.journal.append(step, record)
-        self.optimizer.apply_steps(self.run_seed, self.steps, records)
-        self.steps += len(records)
-        self.skipped_steps += int((~records.applied).sum())
+        self._team.compare(self)
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives on rank 0, where alone it is called, on all ranks: what has to be the same, such
+        as the outcome of an evaluation. If it raises an error there, RankFailed on the others.
+        """
+        return self._team.from_first(make, f"step {self.steps}")
 
     @torch.no_grad()
     def step(
@@ -305,20 +261,24 @@ class ZerothOrder:
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
             RuntimeError: if compile=True and a layer cannot be compiled. Nothing was updated.
         """
-        for group in self.optimizer.param_groups:
-            self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
-        check_shaping(shaping)
-        if not self.loss.compiles and not_compiled(self.model)[1]:
-            raise ValueError("model.compile() must come before ZerothOrder, or compile=True be given to it")
-        batches = listed_batches(batch)
         seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
-        if self._graphed is not None and (objective is not None or shaping != "none" or len(batches) > 1):
-            raise ValueError("objective, shaping and several batches need cuda_graph=False")
         if self._graphed is None:
-            measure = losses_over(self.loss, batches, objective)
-            losses, projected_grads, record = self._made(measure, seeds, shaping)
+            losses, standing = self._team.losses(
+                self._trials,
+                lambda: losses_over(self.loss, self._checked(batch, objective, shaping), objective),
+                seeds,
+                step=self.steps,
+                optimizer=self.optimizer,
+                what=f"{shaping}, {objective is None}",
+            )
+            weighed = losses if shaping == "none" else shaped(losses, shaping)
+            projected_grads = self.estimator.projected_gradients(weighed)
+            record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
+            self._on_journal(lambda journal: journal.append(self.steps, record))
+            self.optimizer.apply(seeds, record)
             loss, applied = record.loss, record.applied
         else:
+            batches = self._checked(batch, objective, shaping)
             losses, projected_grads, applied = self._graphed(batches[0], seeds)
             loss = self.estimator.loss(losses)
         if not applied:
@@ -327,6 +287,20 @@ class ZerothOrder:
         self.steps += 1
         self.skipped_steps += not applied
         return output
+
+    def _checked(
+        self, batch: Batch | Sequence[Batch], objective: Objective | None, shaping: str
+    ) -> list[Batch]:
+        """The batches of a step. Raises ValueError for whatever shows before a forward."""
+        for group in self.optimizer.param_groups:
+            self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
+        check_shaping(shaping)
+        if not self.loss.compiles and not_compiled(self.model)[1]:
+            raise ValueError("model.compile() must come before ZerothOrder, or compile=True be given to it")
+        batches = listed_batches(batch)
+        if self._graphed is not None and (objective is not None or shaping != "none" or len(batches) > 1):
+            raise ValueError("objective, shaping and several batches need cuda_graph=False")
+        return batches
 
     @torch.no_grad()
     def losses(self, batch: Batch | Sequence[Batch], *, objective: Objective | None = None) -> GroupLosses:
@@ -343,40 +317,23 @@ class ZerothOrder:
         """
         if self._graphed is not None:
             raise ValueError("losses needs cuda_graph=False, got True: a graph holds the whole step")
-        if not self._batched:
+        if not is_batched(self.model):
             raise ValueError("losses needs a model wrapped by mobizo_kernels.wrap or wrap_parameters")
-        batches = listed_batches(batch)
-        weight = weight_of(self.loss, batches, objective)
+        if self._team.split.ranks > 1:
+            raise ValueError("losses needs process_group=None: a rank alone has a part of them")
+        measured = losses_over(self.loss, listed_batches(batch), objective)
         seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
-        return GroupLosses(self._batched_losses(losses_over(self.loss, batches, objective), seeds), weight)
+        losses, _ = self._trials.losses(measured, seeds, self._team.split.groups_of(0))
+        return GroupLosses(losses, sum(measured.weights()))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the parameters: counters, settings, the optimizer's state."""
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
-            "settings": self._identity(),
+            "settings": identity(self),
             "optimizer": self.optimizer.state_dict(),
         }
-
-    def _identity(self) -> dict[str, Any]:
-        """What a run that goes on has to agree with: what decides, together with a step's number, on the
-        directions and on what is made of them, and the adapter that they are of.
-        """
-        candidates = self.loss.candidates
-        identity: dict[str, Any] = {
-            **self.estimator.as_json(),
-            "run_seed": self.run_seed,
-            "distribution": self.distribution,
-            "optimizer": self._rule.as_json(),
-            "candidate_tokens": None if candidates is None else candidates.tolist(),
-        }
-        if is_wrapped(self.model):
-            layers = adapter_layers(self.model)
-            identity["scalings"] = {name: layer.scaling for name, layer in layers.items()}
-            identity["invocation_tokens"] = list(adapter_of(self.model).config.alora_invocation_tokens or ())
-            identity["lora_a"] = adapter_fingerprints(self.model)[0]
-        return identity
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the run that made `state` stopped.
@@ -386,66 +343,9 @@ class ZerothOrder:
                 LoRA-A of its adapter are not those of this one; nothing is changed then.
         """
         saved = state["settings"]
-        for name, value in self._identity().items():
+        for name, value in identity(self).items():
             # States of earlier versions say nothing of the adapter.
             if saved.get(name, value) != value:
                 raise ValueError(f"{name} is {value!r} here, but the state was saved with {saved[name]!r}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.skipped_steps = state["steps"], state["skipped_steps"]
-
-    @property
-    def _batched(self) -> bool:
-        """Whether one forward sees all groups."""
-        return is_wrapped(self.model) or has_wrapped_parameters(self.model)
-
-    def _made(
-        self, measure: Measure, seeds: torch.Tensor, shaping: str
-    ) -> tuple[torch.Tensor, torch.Tensor, StepRecord]:
-        """The losses [G] and projected gradients [q] of a step, and its record, which is applied."""
-        if self._batched:
-            losses, standing = self._batched_losses(measure, seeds), None
-        else:
-            losses, standing = self._sequential_losses(measure, seeds)
-        weighed = losses if shaping == "none" else shaped(losses, shaping)
-        projected_grads = self.estimator.projected_gradients(weighed)
-        record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
-        if self.journal is not None:
-            self.journal.append(self.steps, record)
-        self.optimizer.apply(seeds, record)
-        return losses, projected_grads, record
-
-    def _batched_losses(self, measure: Measure, seeds: torch.Tensor) -> torch.Tensor:
-        """losses [G] of a wrapped model, from one forward of each batch."""
-        estimator = self.estimator
-        adapted = is_wrapped(self.model)
-        directions = adapter_of(self.model).directions if adapted else parameter_directions(self.model)
-        with directions.use(estimator.seeds(seeds), estimator.coeffs(), self.distribution):
-            return measure(estimator.groups)
-
-    def _sequential_losses(self, measure: Measure, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """losses [G] from G forwards, and what of each direction is still on the parameters, float32 [q]."""
-        losses, standing = _zeros(self.estimator.groups), _zeros(len(seeds))
-        coeffs, plan = self.estimator.coeffs(), self.estimator.plan()
-        try:
-            # Groups of one query follow each other, so that a pass has two directions at most.
-            for group in sorted(range(len(plan)), key=lambda group: plan[group][0]):
-                wanted = _zeros(len(seeds))
-                wanted[plan[group][0]] = coeffs[group]
-                change = wanted - standing
-                if change.any():
-                    self.optimizer.perturb(seeds[change != 0], change[change != 0])
-                standing = wanted
-                losses[group] = measure(1)
-        except BaseException:
-            self._take_off(seeds, standing)
-            raise
-        return losses, standing
-
-    def _take_off(self, seeds: torch.Tensor, standing: torch.Tensor) -> None:
-        if standing.any():
-            self.optimizer.perturb(seeds[standing != 0], -standing[standing != 0])
-
-
-def _zeros(count: int) -> torch.Tensor:
-    """float32 [count] on the CPU, whatever torch's defaults are."""
-    return torch.zeros(count, dtype=torch.float32, device="cpu")

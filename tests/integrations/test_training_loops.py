@@ -131,7 +131,7 @@ def test_several_devices_or_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         mobizo.ZerothOrder(torch.nn.DataParallel(wrapped()))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="must run in one process, got 2"):
+    with pytest.raises(ValueError, match="process_group must be given where there are 2 processes"):
         mobizo.ZerothOrder(wrapped())
 
 

@@ -198,7 +198,7 @@ def run_away(monkeypatch: pytest.MonkeyPatch, *, stop_unsteady: bool) -> FitResu
     """Of a model that stays as it is, while its training losses jump at step 30."""
     zo = optimizer(lr=0.0)
     losses = itertools.chain(itertools.repeat(0.5, 30), itertools.repeat(4.0))
-    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.full((4,), next(losses)))
+    monkeypatch.setattr(zo._trials, "losses", lambda *args: (torch.full((4,), next(losses)), None))
     return fit(zo, [rows(2)], steps=40, validation=rows(2), stop_unsteady=stop_unsteady)
 
 

@@ -246,7 +246,7 @@ def test_a_slope_beyond_float32_skips_the_update(
 ) -> None:
     model, batch = wrapped(rng), tiny.batch(rng)
     zo, before = ZerothOrder(model, queries=2, optimizer="adam"), snapshot(model)
-    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.tensor([3e38, 1.0, 0.0, 1.0]))
+    monkeypatch.setattr(zo._trials, "losses", lambda *args: (torch.tensor([3e38, 1.0, 0.0, 1.0]), None))
     assert zo.step(batch).skipped
     assert_unchanged(model, before)
 
@@ -270,7 +270,7 @@ def test_a_coefficient_beyond_float32_skips_the_update(
 ) -> None:
     model, batch = wrapped(rng), tiny.batch(rng)
     zo, before = ZerothOrder(model, queries=2, lr=1e38), snapshot(model)
-    monkeypatch.setattr(zo, "_batched_losses", lambda *args: torch.tensor([3.0, 1.0, 0.0, 1.0]))
+    monkeypatch.setattr(zo._trials, "losses", lambda *args: (torch.tensor([3.0, 1.0, 0.0, 1.0]), None))
     out = zo.step(batch)
     assert out.skipped and out.projected_grads.isnan().all() and zo.skipped_steps == 1
     assert_unchanged(model, before)
