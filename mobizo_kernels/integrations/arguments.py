@@ -91,8 +91,7 @@ def check_trainer(trainer: type, mixin: type, given: Mapping[str, Any]) -> None:
         ("fp16", False, "no loss is scaled; load the model in float16, or set bf16=True"),
         ("label_smoothing_factor", 0, "the loss is the cross-entropy, or an objective"),
         ("neftune_noise_alpha", None, "the directions are the noise"),
-        ("world_size", 1, "several processes are not supported yet"),
-        ("n_gpu", (0, 1), "several GPUs are not supported yet: set CUDA_VISIBLE_DEVICES to one of them"),
+        ("n_gpu", (0, 1), "a process has one: start one for each by torchrun, or set CUDA_VISIBLE_DEVICES"),
     ):
         value = getattr(args, name)
         allowed = expected if isinstance(expected, tuple) else (expected,)
@@ -102,7 +101,9 @@ def check_trainer(trainer: type, mixin: type, given: Mapping[str, Any]) -> None:
         raise ValueError("model must be what torch.compile was given: torch_compile=True compiles its layers")
     for name in ("deepspeed", "fsdp"):
         if getattr(args, name, None):
-            raise ValueError(f"{name} must be left out: several processes are not supported yet")
+            raise ValueError(
+                f"{name} must be left out: nothing has gradients or states to shard; use torchrun"
+            )
     for name in ("optimizers", "optimizer_cls_and_kwargs"):
         value = given.get(name)
         if value is not None and value != (None, None):

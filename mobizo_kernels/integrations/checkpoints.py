@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ def begin_journal(zo: ZerothOrder, directory: Path) -> None:
     Raises:
         OSError: if a run that still goes on holds that journal, or it cannot be written.
     """
-    _make_way(directory / JOURNAL)
+    zo.from_first(lambda: _make_way(directory / JOURNAL))
     zo.open_journal(directory / JOURNAL)
 
 
@@ -76,11 +76,12 @@ def resume_journal(zo: ZerothOrder, checkpoint: Path, directory: Path) -> None:
                 f"resume_from_checkpoint: the run of {checkpoint} began with a LoRA-B that is neither zero "
                 "nor that of the model; load what it began with first"
             )
-        with _replaced(directory / JOURNAL, source.read_bytes()):
+        # Of several ranks the first alone writes; all make the steps again.
+        content = source.read_bytes()
+        with _replaced(directory / JOURNAL, content) if zo.rank == 0 else nullcontext():
             zo.apply(zo.open_journal(directory / JOURNAL, resume=True))
             if not all(torch.equal(made, kept) for made, kept in zip(tuned, saved, strict=True)):
-                assert zo.journal is not None
-                zo.journal.close()
+                zo.close_journal()
                 raise ValueError(
                     f"resume_from_checkpoint: the adapter of {checkpoint} is not what its journal gives"
                 )

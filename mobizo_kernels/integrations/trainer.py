@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer
@@ -36,6 +38,9 @@ class ZOTrainerMixin(_Trainer):
     `gradient_accumulation_steps` make one estimate, weighted by labelled tokens. `grad_norm` in the logs is
     the root of the mean squared slope along the step's directions, whose expectation is the gradient's norm.
 
+    Started by torchrun or `accelerate launch`, each process takes the losses of the rows that Trainer's
+    sampler gives it. The losses travel, and all make the same update: no DDP is put around the model.
+
     Args:
         args: a :class:`ZOConfig`, or other arguments with :class:`ZOArguments`.
         objective: what is minimised in place of the cross-entropy, see :meth:`ZerothOrder.step`.
@@ -45,8 +50,8 @@ class ZOTrainerMixin(_Trainer):
         zo: the :class:`ZerothOrder` of the last or running :meth:`train`, None before.
 
     Raises:
-        ValueError: naming the argument, if one has no meaning without gradients, or if there are several
-            processes or GPUs.
+        ValueError: naming the argument, if one has no meaning without gradients, or if a process has several
+            GPUs.
     """
 
     # Typed anew: Trainer's own types do not know what train() makes sure of.
@@ -89,6 +94,12 @@ class ZOTrainerMixin(_Trainer):
         self._micro_batches, self._output = [], None
         whole = getattr(self.model, "_orig_mod", self.model)
         self._gives_back |= isinstance(whole, PeftModel) and not is_wrapped(whole)
+        several: dict[str, Any] = {}
+        if args.world_size > 1:
+            several = {"process_group": dist.group.WORLD, "split": "rows"}
+            for parameter in whole.parameters():  # those of PEFT's are drawn anew in every process
+                if parameter.requires_grad:
+                    dist.broadcast(parameter.data, 0)
         with self.accelerator.autocast():  # in which the model was prepared, if this is not its first run
             self.zo = ZerothOrder(
                 self.model,
@@ -96,6 +107,7 @@ class ZOTrainerMixin(_Trainer):
                 distribution=args.distribution,
                 run_seed=args.seed,
                 compile=args.torch_compile,
+                **several,
                 **args.rule_arguments(),
             )
         if is_wrapped(self.zo.model):
@@ -106,6 +118,15 @@ class ZOTrainerMixin(_Trainer):
                 resume_journal(self.zo, self._checkpoint, directory)
         self.optimizer = self.zo.optimizer
         return self.optimizer
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Overridden because accelerate would put DDP around the model, whose gradients are none."""
+        whole = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(whole, evaluation_mode=True)
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            del self.accelerator.prepare_model
 
     def training_step(
         self,
@@ -134,8 +155,8 @@ class ZOTrainerMixin(_Trainer):
         """Overridden to put what a resumed run needs beside it: the journal, or the number of steps."""
         assert self.zo is not None
         super()._save_optimizer_and_scheduler(output_dir)
-        keep_journal(self.zo, Path(output_dir))
-        if self.zo.journal is None:
+        keep_journal(self.zo, Path(output_dir))  # rank 0 has it
+        if not is_wrapped(self.zo.model) and self.args.should_save:
             state = self.zo.state_dict()
             del state["optimizer"]  # which Trainer saves
             torch.save(state, Path(output_dir) / STATE)
@@ -144,7 +165,7 @@ class ZOTrainerMixin(_Trainer):
         """Overridden to read that again; the journal was by :meth:`create_optimizer`."""
         assert self.zo is not None
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.zo.journal is None:
+        if checkpoint is not None and not is_wrapped(self.zo.model):
             state = torch.load(Path(checkpoint) / STATE, weights_only=True)
             self.zo.load_state_dict({**state, "optimizer": self.zo.optimizer.state_dict()})
 

@@ -32,6 +32,8 @@ def model_to_tune(model: nn.Module, several: bool = False) -> Iterator[tuple[nn.
             not make the steps together, or the adapter of a PeftModel cannot be taken over.
     """
     model, compiled = not_compiled(model)
+    if several and isinstance(model, nn.parallel.DistributedDataParallel):
+        model, compiled = not_compiled(model.module)  # nothing has a gradient that it could reduce
     if type(model).__name__ in _PARALLEL:
         raise ValueError(
             f"model must be on one device in one process, got {type(model).__name__}: give the model inside "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peft
 import tiny
 import torch
 import torch.distributed as dist
@@ -171,6 +172,50 @@ def faults(folder: Path) -> dict[str, Any]:
 
     note("killed", lambda: zo.step(batch, objective=killed))
     return found
+
+
+def trainer_run(argument: tuple[Path, str, list[Any]]) -> list[dict[str, Any]]:
+    """A rank of a run of ZOTrainer, and of one that goes on from its middle: what it began with and tuned,
+    its losses, and what is around the model.
+    """
+    from mobizo_kernels.integrations.transformers import ZOConfig, ZOTrainer
+
+    folder, kind, data = argument
+    rank = dist.get_rank()
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(dist.get_world_size()))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # read, but the group is there already
+    args = ZOConfig(
+        str(folder), max_steps=4, per_device_train_batch_size=2, use_cpu=True, report_to=[], logging_steps=1,
+        disable_tqdm=True, queries=2, eps=1e-2, learning_rate=0.01, seed=7, save_strategy="steps",
+        save_steps=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    found = []
+    for checkpoint in (None, str(folder / "checkpoint-2")):
+        torch.manual_seed(rank)  # PEFT draws another LoRA-A on every rank
+        model = tiny.llama()
+        if kind == "peft":
+            lora = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            model = peft.get_peft_model(model, lora)
+        start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        trainer = ZOTrainer(model, args, train_dataset=data, data_collator=collate)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found.append({
+            "start": start,
+            "tuned": {name: tensor.detach().clone() for name, tensor in model.named_parameters()},
+            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "around": type(trainer.model_wrapped).__name__,
+        })  # fmt: skip
+    return found
+
+
+def collate(rows: list[dict[str, list[int]]]) -> Batch:
+    """Fills rows up on the right."""
+    width = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+        for name, value in fill.items()
+    }
 
 
 def at_rate(zo: ZerothOrder, lr: float, batch: Batch) -> None:
