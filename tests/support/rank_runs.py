@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from torch import nn
 import mobizo_kernels as mobizo
 from mobizo_kernels.journal import JournalLost
 from mobizo_kernels.zo import RankFailed, RanksDisagree, ZerothOrder, tuned_parameters
+from mobizo_kernels.zo.trials import Trials
 
 Batch = dict[str, torch.Tensor]
 STEPS = 3
@@ -181,9 +185,6 @@ def trainer_run(argument: tuple[Path, str, list[Any]]) -> list[dict[str, Any]]:
     from mobizo_kernels.integrations.transformers import ZOConfig, ZOTrainer
 
     folder, kind, data = argument
-    rank = dist.get_rank()
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(dist.get_world_size()))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # read, but the group is there already
     args = ZOConfig(
         str(folder), max_steps=4, per_device_train_batch_size=2, use_cpu=True, report_to=[], logging_steps=1,
         disable_tqdm=True, queries=2, eps=1e-2, learning_rate=0.01, seed=7, save_strategy="steps",
@@ -191,7 +192,7 @@ def trainer_run(argument: tuple[Path, str, list[Any]]) -> list[dict[str, Any]]:
     )  # fmt: skip
     found = []
     for checkpoint in (None, str(folder / "checkpoint-2")):
-        torch.manual_seed(rank)  # PEFT draws another LoRA-A on every rank
+        torch.manual_seed(dist.get_rank())  # PEFT draws another LoRA-A on every rank
         model = tiny.llama()
         if kind == "peft":
             lora = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -239,3 +240,25 @@ def late(world: dist.ProcessGroup, journal: Path) -> dict[str, torch.Tensor]:
     zo.step(case.rows(2)[0])
     zo.close_journal()
     return tuned(zo)
+
+
+def run_script(argument: tuple[list[str], int | None]) -> str:
+    """Run a script, whose rank 2 is killed in a step when its losses have been taken; the text of what befell
+    another rank then.
+    """
+    arguments, kill_at = argument
+    losses_of, counted = Trials.losses, itertools.count()
+
+    def losses(self: Trials, *args: Any) -> Any:
+        found = losses_of(self, *args)
+        if next(counted) == kill_at and os.environ["RANK"] == "2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    Trials.losses = losses  # type: ignore[method-assign]
+    sys.argv = arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except RankFailed as error:
+        return str(error)
+    return ""

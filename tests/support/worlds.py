@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -19,7 +21,9 @@ CHILDREN.set_forkserver_preload(["mobizo_kernels.zo"])
 TIMEOUT = 60.0
 
 
-def run_world(ranks: int, run: Callable[[Any], Any], argument: Any, folder: Path) -> list[Any]:
+def run_world(
+    ranks: int, run: Callable[[Any], Any], argument: Any, folder: Path, *, joined: bool = True
+) -> list[Any]:
     """What `run(argument)` returns in each process, in which all of a gloo group are ranks.
 
     Args:
@@ -27,6 +31,7 @@ def run_world(ranks: int, run: Callable[[Any], Any], argument: Any, folder: Path
         run: of a module that children can import.
         argument: for all of them.
         folder: where they meet.
+        joined: they have; otherwise the environment says where they are to meet, as torchrun does it.
 
     Returns:
         A value for each rank, None for one that was killed.
@@ -35,12 +40,14 @@ def run_world(ranks: int, run: Callable[[Any], Any], argument: Any, folder: Path
         AssertionError: with its traceback, if a rank raised an error.
     """
     ends, processes = [], []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     for rank in range(ranks):
         here, there = CHILDREN.Pipe()
-        address = f"file://{folder}/meeting"
-        process = CHILDREN.Process(
-            target=_child, args=(there, rank, ranks, address, run, argument), daemon=True
-        )
+        names = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        address = f"file://{folder}/meeting" if joined else None
+        process = CHILDREN.Process(target=_child, args=(there, names, address, run, argument), daemon=True)
         process.start()
         there.close()
         ends.append(here)
@@ -59,11 +66,14 @@ def run_world(ranks: int, run: Callable[[Any], Any], argument: Any, folder: Path
 
 
 def _child(
-    end: Connection, rank: int, ranks: int, address: str, run: Callable[[Any], Any], argument: Any
+    end: Connection, names: dict[str, str], address: str | None, run: Callable[[Any], Any], argument: Any
 ) -> None:
+    os.environ.update(names)
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", address, timedelta(seconds=30), world_size=ranks, rank=rank)
+        if address is not None:
+            ranks, rank = int(names["WORLD_SIZE"]), int(names["RANK"])
+            dist.init_process_group("gloo", address, timedelta(seconds=30), world_size=ranks, rank=rank)
         end.send_bytes(pickle.dumps((None, run(argument))))
     except BaseException:
         end.send_bytes(pickle.dumps((traceback.format_exc(), None)))
