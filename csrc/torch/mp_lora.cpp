@@ -171,7 +171,10 @@ Tensor mp_lora_linear(const Tensor& x, const Tensor& weight, std::optional<Tenso
   }
   const Adapter adapter = check_adapter(x, weight.size(0), lora_a, lora_b, seeds, coeffs, scaling, stream, distribution, op);
   const Tensor out = linear(x, weight, bias);
-  run(adapter, out, x, out);
+  // Under autocast it may be of another type, where its rule for this op (mobizo_kernels/ops) is not loaded.
+  MOBIZO_CHECK(out.scalar_type() == x.scalar_type(), op, "x must have the dtype that linear gives it here (",
+               name_of(out.scalar_type()), "), got ", name_of(x.scalar_type()), "; is autocast on?");
+  run_into(adapter, out, x, out);
   return out;
 }
 

@@ -1,7 +1,7 @@
 """The ops, `torch.ops.mobizo.*`, with their Python faces. Kernels come from the compiled extension."""
 
 from mobizo_kernels import _library  # noqa: F401  (first: it registers the schemas that the fakes below attach to)
-from mobizo_kernels.ops import _cuda, linear_traced, mp_lora_gradients, mp_lora_traced  # noqa: F401
+from mobizo_kernels.ops import _cuda, autocast, linear_traced, mp_lora_gradients, mp_lora_traced  # noqa: F401
 from mobizo_kernels.ops.mp_lora import mp_lora, mp_lora_, mp_lora_linear
 from mobizo_kernels.ops.mp_outer import mp_outer_
 from mobizo_kernels.ops.noise import noise

@@ -18,6 +18,7 @@ from mobizo_kernels.ops.checks import (
     check_storage_dtype,
     shape_of,
 )
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def mp_lora(
@@ -36,7 +37,8 @@ def mp_lora(
     MP-LoRA of MobiZO (arXiv 2409.15520): the rows are G equal contiguous blocks, one for each perturbed copy
     of the batch. The directions are made inside the kernel. Sums and the perturbed B are float32 whatever the
     storage types; the result is rounded once. One group with coefficient 0 is plain LoRA. The op is
-    differentiable in `base`, `x`, `lora_a`, `lora_b` and `coeffs`.
+    differentiable in `base`, `x`, `lora_a`, `lora_b` and `coeffs` by torch.autograd, also twice. Under
+    autocast x is cast to the dtype of `base`.
 
     Args:
         base: [..., out], the output of the frozen linear on x; float32, bfloat16 or float16.
@@ -53,8 +55,10 @@ def mp_lora(
         New tensor of the shape and dtype of `base`.
 
     Raises:
-        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong.
+        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong, or inside of
+            `torch.func.grad`, `jvp` and the like.
     """
+    check_transforms("mp_lora", base, x, lora_a, lora_b, coeffs)
     return torch.ops.mobizo.mp_lora(base, x, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution)
 
 
@@ -82,6 +86,7 @@ def mp_lora_(
         RuntimeError: before anything is written, in the cases of :func:`mp_lora`, if `base` shares memory, or
             if it is a leaf that requires a gradient.
     """
+    check_transforms("mp_lora_", base, x, lora_a, lora_b, coeffs)
     differentiable = torch.is_grad_enabled() and (
         base.requires_grad
         or x.requires_grad
@@ -116,11 +121,17 @@ def mp_lora_linear(
         lora_a, lora_b, seeds, coeffs, scaling, stream, distribution: as in :func:`mp_lora`.
 
     Returns:
-        New tensor [..., out] of the dtype of `x`.
+        New tensor [..., out] of the dtype of `x`; under autocast of autocast's, to which x, weight and bias
+        are cast then.
 
     Raises:
-        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong.
+        RuntimeError: if a shape, dtype, device, the number of rows or the distribution is wrong, or inside of
+            `torch.func.grad`, `jvp` and the like.
     """
+    tensors = (
+        (x, weight, lora_a, lora_b, coeffs) if bias is None else (x, weight, bias, lora_a, lora_b, coeffs)
+    )
+    check_transforms("mp_lora_linear", *tensors)
     return torch.ops.mobizo.mp_lora_linear(
         x, weight, bias, lora_a, lora_b, seeds, coeffs, scaling, stream, distribution
     )
