@@ -48,9 +48,8 @@ nitpick_ignore_regex = [("py:.*", r"(?!mobizo_kernels).*"), ("py:.*", r"mobizo_k
 
 html_theme = "furo"  # system fonts, no scripts from elsewhere
 html_title = project
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = html_domain_indices = False  # lists that no phone is wide enough for; there is the search
 html_show_copyright = False
 
 
