@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage docs bench properties crash soak statistics lint native arm wheel clean
+.PHONY: help install demo test quick coverage docs browse bench properties crash soak statistics lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -45,8 +45,13 @@ coverage: install  ## lines that the test suite runs, of Python and of C++
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
 
 docs: install  ## the site of these pages, in build/site (Python 3.11 or later)
+	rm -rf build/site
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
 	@echo "build/site/index.html"
+
+browse: docs  ## that site in Chromium: links, the search, the width of a phone; needs Debian's chromium
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) playwright
+	$(BIN)/python tests/docs/browser.py build/site
 
 bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please)
 	for name in cpu.bench_noise cpu.bench_perturb cpu.bench_zo_optimizers cpu.bench_mp_lora cpu.bench_mp_outer cpu.bench_products cpu.bench_step executorch.bench; do \

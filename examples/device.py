@@ -40,6 +40,7 @@ trainer.tokenize(reviews, dataset, tokenizer=definition, steps=40)
 trainer.train(
     dataset,
     steps=40,
+    eps=1e-2,
     journal=output / "run.journal",  # a run that is killed goes on from it, with resume=True
     on_step=lambda report: print(f"step {report.step}: loss {report.loss:.3f}"),
 )

@@ -22,7 +22,7 @@ rows = encoder.encode(load_splits(reviews).train)
 mobizo.wrap(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
 zo = mobizo.ZerothOrder(
     model,
-    estimator=mobizo.TwoSided(queries=8, eps=0.1, normalize=True),
+    estimator=mobizo.TwoSided(queries=8, eps=1e-2, normalize=True),
     lr=0.1,
     candidate_tokens=encoder.candidate_tokens,
 )

@@ -1,4 +1,4 @@
-"""The site in a real browser: `make docs-check`.
+"""The site in a real browser: `make browse`.
 
     python tests/docs/browser.py build/site [--pictures docs/pictures]
 
