@@ -23,6 +23,7 @@ from mobizo_kernels.cli.interrupts import StopRequest, exit_code
 from mobizo_kernels.cli.options import Json, Told, takes
 from mobizo_kernels.cli.settings import (
     AdapterSettings,
+    BenchSettings,
     ExportSettings,
     ReplaySettings,
     TokenizeSettings,
@@ -205,6 +206,19 @@ def demo_command(
         return demo(out, engines)
 
     _print(_done(work, "what is not in --out yet is lost"), report.demo_table, Told(print_json))
+
+
+@app.command("bench")
+@takes(BenchSettings)
+def bench_command(settings: BenchSettings, told: Told) -> None:
+    """Time a training step on this machine, beside the bare forward of its rows and a copy in memory."""
+
+    def work() -> dict[str, Any]:
+        from mobizo_kernels.cli.bench import bench
+
+        return bench(settings)
+
+    _print(_done(work), report.bench_table, told)
 
 
 @app.command("env")

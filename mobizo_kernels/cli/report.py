@@ -91,6 +91,28 @@ def plan_table(plan: dict[str, Any]) -> str:
     )
 
 
+def bench_table(result: dict[str, Any]) -> str:
+    """The result of `bench`."""
+    settings = result["settings"]
+    return "\n".join(
+        [
+            f"{settings['model']}, {result['parameters'] / 1e6:.0f} million parameters in "
+            f"{settings['dtype']}; {settings['batch_size']} rows of {settings['tokens']} tokens; "
+            f"{result['kernels']}, {result['threads']} threads",
+            *_aligned(
+                {
+                    "bare forward": f"{result['forward_ms']:.0f} ms",
+                    f"step, {result['groups']} groups": f"{result['step_ms']:.0f} ms: "
+                    f"{result['step_per_forward']:.2f} x the forward",
+                    "noise, in place": f"{result['noise_gb_per_s']:.1f} GB/s ({settings['distribution']})",
+                    "copy": f"{result['copy_gb_per_s']:.1f} GB/s",
+                    "peak memory": f"{result['peak_rss_mb']:.0f} MB",
+                }
+            ),
+        ]
+    )
+
+
 def interrupted(summary: dict[str, Any]) -> str:
     """What to say of a run that was told to end early."""
     settings = summary["settings"]

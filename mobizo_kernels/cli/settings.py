@@ -311,6 +311,38 @@ class ReplaySettings:
         check_numbers(self)
 
 
+RANDOM_MODEL = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What `mobizo bench` can be told. The defaults are those of `mobizo train`."""
+
+    model: Annotated[
+        str,
+        Option(
+            help=f"{RANDOM_MODEL}: random weights in the sizes of SmolLM2-135M; {SMOLLM2}; a directory; "
+            "or a name on the hub."
+        ),
+    ] = RANDOM_MODEL
+    dtype: Annotated[Dtype, Option(help="Type of the base model's weights.")] = "bfloat16"
+    quantization: Annotated[Quantization, Option(help="Of the base weights.")] = "none"
+    batch_size: Annotated[int, Option(min=1, help="Rows in each step.")] = StepSettings.batch_size
+    tokens: Annotated[int, Option(min=2, help="Of each row, with the one that is its label.")] = 48
+    queries: Annotated[int, Option(min=1, help="Directions tried in each step.")] = StepSettings.queries
+    distribution: Annotated[Distribution, Option(help="Of the directions.")] = StepSettings.distribution
+    rank: Annotated[int, Option(min=1, max=MAX_RANK, help="Of the LoRA.")] = StepSettings.rank
+    tail: Annotated[int, Option(min=0, help="Tokens on which the adapter acts; 0 for all.")] = (
+        StepSettings.tail
+    )
+    layers: Annotated[str, Option(help="Layers to adapt.")] = StepSettings.layers
+    rounds: Annotated[int, Option(min=1, help="Times that each is timed.")] = 5
+    threads: Annotated[int | None, Option(min=1, help="CPU threads.", show_default="torch's choice")] = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+
 def estimator(settings: TrainSettings) -> Estimator:
     """The estimator that the settings ask for. Raises ValueError if there is none."""
     from mobizo_kernels.zo import make_estimator
