@@ -19,7 +19,7 @@ def test_figures(tail: int, inputs: Path, capsys: pytest.CaptureFixture[str]) ->
     options = [f"--model={inputs / 'model'}", *SHORT, f"--tail={tail}", "--dtype=float32"]
     assert run("bench", *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["groups"], found["tuned_parameters"]) == (6, 4 * (32 + 16 + 16 + 32 + 64 + 64 + 32))
+    assert (found["groups"], found["tuned_parameters"]) == (6, 4 * (32 + 16 + 16 + 32 + 48 + 48 + 32))
     assert found["step_per_forward"] == pytest.approx(found["step_ms"] / found["forward_ms"], abs=0.02)
     assert found["noise_gb_per_s"] > 0 and found["copy_gb_per_s"] > 0 and found["peak_rss_mb"] > 50
     assert found["settings"]["tail"] == tail
@@ -45,7 +45,7 @@ def test_a_random_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         ("--model=./absent", "model './absent'"),
         ("--tokens=3", "tokens: expected more than --tail and a label have, got 3"),
-        ("--model={inputs}/few_positions", "max_length: expected at most 8"),
+        ("--model={inputs}/few_positions", "tokens: the model has 8 positions, got 12"),
         ("--layers=3:4", "layers: expected layers of the model"),
     ],
 )
