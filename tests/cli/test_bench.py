@@ -20,7 +20,7 @@ def test_figures(tail: int, inputs: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run("bench", *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["groups"], found["tuned_parameters"]) == (6, 4 * (32 + 16 + 16 + 32 + 48 + 48 + 32))
-    assert found["step_per_forward"] == pytest.approx(found["step_ms"] / found["forward_ms"], abs=0.02)
+    assert found["step_per_forward"] == pytest.approx(found["step_ms"] / found["forward_ms"], rel=0.02)
     assert found["noise_gb_per_s"] > 0 and found["copy_gb_per_s"] > 0 and found["peak_rss_mb"] > 50
     assert found["settings"]["tail"] == tail
 

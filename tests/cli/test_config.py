@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from commands import PROMPT, run, train
 
 from mobizo_kernels.cli import commands
 from mobizo_kernels.cli.settings import TrainSettings
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "command_line.md"
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
@@ -121,6 +124,15 @@ def test_exit_codes_are_the_same_in_all_commands(
     needed = {"train": ["--out=x"], "export": ["--out=x.pte"], "generate": ["hi"], "adapter": ["a", "b"]}
     options = needed.get(command, ["--out=x"] if command == "tokenize" else [])
     assert run(command, *options) == 130
+
+
+def test_the_page_has_every_command_and_exit_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    rows = " ".join(re.findall(r"^\| (`mobizo .*?) \|", page, re.MULTILINE))
+    known = {command.name for command in commands.app.registered_commands}
+    assert set(re.findall(r"`mobizo (\w+)`", rows)) == known
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == ["0", "1", "2", "130", "143"]
+    assert set(re.findall(r"\b\d+\b", commands.EXIT_CODES)) == {"0", "1", "2", "130", "143"}
 
 
 def _interrupted(work: object, advice: str | None = None) -> None:
