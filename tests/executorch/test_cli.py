@@ -144,7 +144,11 @@ def test_files(inside: dict[str, Any], finished: Path) -> None:
 def test_an_interrupted_run_goes_on(
     inside: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = TrainSettings(**inside, out=tmp_path, journal=tmp_path / "journal", overwrite=True)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = tmp_path / "board"
+    settings = TrainSettings(
+        **inside, out=tmp_path, journal=tmp_path / "journal", overwrite=True, tensorboard=board
+    )
     stop, show = StopRequest(), TuningBar.show_step
 
     def shown(self: TuningBar, step: int, *what: Any) -> None:
@@ -157,6 +161,8 @@ def test_an_interrupted_run_goes_on(
     assert (summary["steps"], summary["best_step"], summary["interrupted"]) == (3, 3, True)
     assert metrics_of(tmp_path)["losses"] == metrics_of(finished)["losses"][:3]
     assert summary["accuracy_after"] is None
+    shown = events.EventAccumulator(str(board)).Reload().Scalars("train/loss")
+    assert [event.value for event in shown] == pytest.approx(metrics_of(tmp_path)["losses"])
     of_three = Trainer(inside["program"])
     assert of_three.replay(finished / "journal", until=3) == 3
     of_three.save_adapter(tmp_path / "replayed.safetensors")
