@@ -218,7 +218,7 @@ def test_a_killed_process_is_one_sentence() -> None:
 
 def test_what_libraries_say_as_they_load_is_not_printed() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", "from mobizo_kernels.cli.main import run; run(['env'])"],
+        [sys.executable, "-c", "from mobizo_kernels.cli import main, train; main.run(['env'])"],
         capture_output=True,
         text=True,
         check=True,
