@@ -132,7 +132,8 @@ def _check_mergeable(name: str, base: nn.Module, uses: Counter[int]) -> None:
     if type(base) not in (nn.Linear, Conv1D) or type(weight) is not nn.Parameter:
         raise ValueError(
             f"unwrap: merge=True needs plain linears, but {name} is a {type(base).__name__} "
-            f"whose weight is a {type(weight).__name__}"
+            f"whose weight is a {type(weight).__name__}; to_peft(model).merge_and_unload() merges into those "
+            "quantised weights that PEFT can write, and rounds there"
         )
     if uses[id(weight)] > 1:
         raise ValueError(

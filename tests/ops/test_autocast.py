@@ -84,6 +84,19 @@ def test_other_types_are_refused_as_ever(rng: torch.Generator) -> None:
             ops.mp_lora(drawn(rng, 6, 24).double(), x, *lora)
 
 
+def test_the_kernel_refuses_what_the_rule_would_cast(rng: torch.Generator) -> None:
+    """As in a program that loads the library without this package: nothing is written past its end."""
+    op, cpu = torch.ops.mobizo.mp_lora_linear.default, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    arguments = (drawn(rng, 6, 40), drawn(rng, 24, 40), None, *adapter(rng))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(
+            RuntimeError, match=r"mp_lora_linear: x must .* \(bfloat16\), got float32; is autocast on"
+        ),
+    ):
+        op.redispatch(cpu, *arguments)
+
+
 def test_compiled(rng: torch.Generator) -> None:
     x, weight, lora = drawn(rng, 6, 40), drawn(rng, 24, 40), adapter(rng)
 
