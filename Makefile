@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage docs browse bench properties crash soak statistics lint native arm wheel clean
+.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics lint native arm wheel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -43,6 +43,19 @@ quick: install  ## what a change of kernels, ops, adapters, optimizers, steps or
 coverage: install  ## lines that the test suite runs, of Python and of C++
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) pytest-cov gcovr
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/coverage.sh
+
+# Flower wants other versions of some packages than .venv has; it sees all that it does not bring itself.
+FLOWER := $(VENV)/flower
+$(FLOWER)/.installed: .ci/constraints-flower.txt
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/pip --disable-pip-version-check install --quiet --constraint $< 'flwr[simulation]'
+	echo 'import site; site.addsitedir("$(CURDIR)/$(VENV)/lib/'$$(basename $(FLOWER)/lib/python3*)'/site-packages")' > \
+		$$(echo $(FLOWER)/lib/python3*/site-packages)/mobizo.pth
+	touch $@
+
+federated: install $(FLOWER)/.installed  ## the tests of Flower and Ray, with their examples (Python 3.11 or later)
+	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
+		$(FLOWER)/bin/python -m pytest $(addprefix tests/integrations/test_,flower.py ray.py)
 
 docs: install  ## the site of these pages, in build/site (Python 3.11 or later)
 	rm -rf build/site

@@ -45,3 +45,21 @@ class Wire:
         for other in others:
             for name, value in first.items():
                 assert_same_bits(other[name], value)
+
+
+def labelled_rows(rng: torch.Generator, count: int, label: int | None = None) -> dict[str, torch.Tensor]:
+    """Random words of which the last but one tells the label; the answer is token 3 or 4."""
+    given = torch.full((count,), label or 0)
+    labels = torch.randint(0, 2, (count,), generator=rng) if label is None else given
+    tokens = torch.randint(10, tiny.VOCABULARY, (count, 7), generator=rng)
+    tokens[:, -2], tokens[:, -1] = 5 + labels, 3 + labels
+    ignored = torch.full_like(tokens, -100)
+    ignored[:, -1] = tokens[:, -1]
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": ignored}
+
+
+@torch.no_grad()
+def accuracy(model: Any, rows: dict[str, torch.Tensor]) -> float:
+    """Of the likelier of both answers."""
+    logits = model(rows["input_ids"][:, :-1]).logits[:, -1, [3, 4]]
+    return (logits.argmax(1) == rows["labels"][:, -1] - 3).float().mean().item()
