@@ -49,7 +49,7 @@ FLOWER := $(VENV)/flower
 $(FLOWER)/.installed: .ci/constraints-flower.txt
 	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
 	$(FLOWER)/bin/pip --disable-pip-version-check install --quiet --constraint $< 'flwr[simulation]'
-	echo 'import site; site.addsitedir("$(CURDIR)/$(VENV)/lib/'$$(basename $(FLOWER)/lib/python3*)'/site-packages")' > \
+	echo 'import site; site.addsitedir("$(abspath $(VENV))/lib/'$$(basename $(FLOWER)/lib/python3*)'/site-packages")' > \
 		$$(echo $(FLOWER)/lib/python3*/site-packages)/mobizo.pth
 	touch $@
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +23,14 @@ import tiny_texts
 from federation import SETTINGS, labelled_rows
 from flower_grid import LocalGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod, message_size_mod
 from journals import adapters, assert_same_adapters, wrapped
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.integrations import flower
 from mobizo_kernels.integrations.flower import SeedsAndScalars, client_app
 from mobizo_kernels.journal import read_journal, replay
-from mobizo_kernels.rounds import Participant
+from mobizo_kernels.rounds import Participant, payloads
 from mobizo_kernels.zo import ZerothOrder
 
 NODES = 8
@@ -148,6 +152,33 @@ def test_errors_are_named_and_the_round_goes_on(nodes: Nodes, tmp_path: Path) ->
         assert "no label" in made.refused[103] and made.refused[104]
     with pytest.raises(ValueError, match=r"initial_arrays must be empty: no arrays travel; got \['w'\]"):
         strategy.start(nodes.grid, ArrayRecord({"w": Array(np.zeros(1))}))
+
+
+def test_flowers_mods(rng: torch.Generator, tmp_path: Path) -> None:
+    """What docs/federated.md says of them, and its mod that hides scalars."""
+    page = (EXAMPLE.parents[2] / "docs/federated.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {
+        "math": math, "random": random, "dataclasses": dataclasses,
+        "Answer": payloads.Answer, "Kind": payloads.Kind, "kind_of": payloads.kind_of,
+    }  # fmt: skip
+    exec(page[page.index("def private_scalars") : page.index("app = client_app(make, batch, mods")], names)
+    for name, mod in (
+        ("hidden", names["private_scalars"]),
+        ("size", message_size_mod),
+        ("clipped", fixedclipping_mod),
+        ("noisy", LocalDpMod(1.0, 1.0, 1.0, 1e-5)),
+    ):
+        nodes = Nodes(rng, 2)
+        nodes.grid.app = client_app(nodes.make, nodes.batch, mods=[mod])
+        strategy = SeedsAndScalars(tmp_path / name)
+        if name in ("hidden", "size"):
+            strategy.start(nodes.grid, num_rounds=2)
+            assert [made.refused for made in strategy.rounds] == [{}, {}]
+            assert sorted(strategy.rounds[1].weights.values()) == ([1, 1] if name == "hidden" else [2, 3])
+            assert (strategy.rounds[1].loss == 0) == (name == "hidden")
+        else:
+            with pytest.raises(ValueError, match="ArrayRecord"):
+                strategy.start(nodes.grid, num_rounds=1)
 
 
 def test_a_message_without_a_payload(nodes: Nodes) -> None:
