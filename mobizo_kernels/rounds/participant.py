@@ -18,6 +18,7 @@ from mobizo_kernels.rounds.payloads import (
     heads_of,
     kind_of,
     next_head,
+    record_size,
     split_records,
 )
 from mobizo_kernels.zo import Objective, ZerothOrder
@@ -121,9 +122,10 @@ class Participant:
             raise PayloadError(
                 f"head is {request.head.hex()} there, but {head.hex()} here: other settings, model or records"
             )
-        records = decode_records(request.records, request.first, queries)
         if new:
-            self.zo.apply(records[self.steps - request.first :])
+            size = record_size(queries)
+            lacking = request.records[(self.steps - request.first) * size :]
+            self.zo.apply(decode_records(lacking, self.steps, queries))
             self._heads += new
 
     def answer(self, batch: Batch | Sequence[Batch], *, objective: Objective | None = None) -> Answer:
