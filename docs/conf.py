@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+from contextlib import redirect_stdout, suppress
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from typer.main import get_command
 
 import mobizo_kernels
+from mobizo_kernels.cli.commands import app as commands
+from mobizo_kernels.cli.main import run as run_command
 
 project = "mobizo-kernels"
 author = "the authors of mobizo-kernels"
@@ -66,6 +75,27 @@ def show_schema(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
         lines.extend([".. code-block:: text", "   :caption: Schema", "", f"   {schema}", ""])
 
 
+class CommandHelp(SphinxDirective):
+    """A section for each command, with what `mobizo COMMAND --help` prints."""
+
+    def run(self) -> list[nodes.Node]:
+        sections: list[nodes.Node] = []
+        for name in get_command(commands).commands:
+            printed = io.StringIO()
+            with (
+                patch.dict(os.environ, COLUMNS="88", TERM="dumb"),
+                redirect_stdout(printed),
+                suppress(SystemExit),
+            ):
+                run_command([name, "--help"])
+            text = "\n".join(line.rstrip() for line in printed.getvalue().strip("\n").splitlines())
+            section = nodes.section(ids=[f"mobizo-{name}"])
+            section += [nodes.title(text=f"mobizo {name}"), nodes.literal_block(text, text, language="text")]
+            sections.append(section)
+        return sections
+
+
 def setup(app: Sphinx) -> None:
+    app.add_directive("command-help", CommandHelp)
     app.connect("source-read", name_pages_by_their_titles)
     app.connect("autodoc-process-docstring", show_schema)
