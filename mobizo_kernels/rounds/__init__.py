@@ -1,7 +1,7 @@
 """One run on several machines that send each other seeds and scalars only; docs/federated.md.
 
 A coordinator has the journal and no model. Participants have the model and their own rows. What carries the
-payloads between them, and knows nothing of what is in them, is in :mod:`mobizo_kernels.integrations`.
+payloads between them, and knows nothing of what is in them, is in `mobizo_kernels.integrations`.
 """
 
 from mobizo_kernels.rounds.coordinator import Coordinator, Round
