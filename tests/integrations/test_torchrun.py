@@ -50,7 +50,8 @@ def test_torchrun_starts_it_again(split: str, tmp_path: Path) -> None:
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     support = str(Path(__file__).parents[1] / "support")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     for out, script in (("whole", [str(SCRIPT)]), ("killed", [str(killer), str(SCRIPT)])):
         command = [*torchrun, "--max-restarts", "1", *script, *arguments(tmp_path, out)[1:], "--split", split]
         ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

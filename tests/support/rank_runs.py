@@ -129,6 +129,8 @@ def faults(folder: Path) -> dict[str, Any]:
     targets = ["q_proj", "o_proj"] if rank == 1 else ["q_proj", "v_proj"]
     note("names", lambda: ZerothOrder(a_model("lora", 0, targets), process_group=group) and None)
 
+    ddp = nn.parallel.DistributedDataParallel(a_model("in place"))  # as accelerator.prepare returns it
+    found["inside of DDP"] = ZerothOrder(ddp, process_group=group).model is ddp.module
     zo = case.make(process_group=group, check_every=2)
     before = tuned(zo)
     own = tiny.batch(torch.Generator().manual_seed(rank), (5, 6))

@@ -69,7 +69,7 @@ def test_faults(tmp_path: Path) -> None:
         for name, (kind, text) in expected.items():
             assert found[name][0] == kind, (name, found[name])
             assert text in found[name][1], (name, found[name])
-        assert found["untouched"] and found["skipped"] == ("", (True, 1, 1))
+        assert found["inside of DDP"] and found["untouched"] and found["skipped"] == ("", (True, 1, 1))
         assert found["journal"] == (rank == 0) and found["steps"] == 1
         assert_same_bits(found["no labels on three"][1], alone(Case("lora"))[0][0])
         assert same_bits([found["late"][1], alone(Case("lora"), slices=4)[1]])
