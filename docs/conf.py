@@ -51,7 +51,6 @@ add_module_names = False
 
 # A name of ours that leads nowhere is an error, unless it is of a module that only the package's own code
 # imports from. Names of torch, transformers and PEFT lead to other sites.
-suppress_warnings = ["etoc.glob"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mobizo_kernels).*"), ("py:.*", r"mobizo_kernels(\.\w+){3,}")]
 
