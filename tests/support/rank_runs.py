@@ -20,7 +20,9 @@ from peft import LoraConfig
 from torch import nn
 
 import mobizo_kernels as mobizo
+from mobizo_kernels.data import EncodedExample
 from mobizo_kernels.journal import JournalLost
+from mobizo_kernels.training import fit
 from mobizo_kernels.zo import RankFailed, RanksDisagree, ZerothOrder, tuned_parameters
 from mobizo_kernels.zo.trials import Trials
 
@@ -100,8 +102,19 @@ def one_of_several(case: Case) -> tuple[list[torch.Tensor], dict[str, torch.Tens
     return losses, tuned(zo)
 
 
-def all_cases(_: None) -> dict[str, Any]:
-    return {name: one_of_several(case) for name, case in CASES.items()}
+def all_cases(journal: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: one_of_several(case) for name, case in CASES.items()}
+    return {**found, "fit": fitted(journal, process_group=dist.group.WORLD)}
+
+
+def fitted(journal: Path, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A run with validations, and what is kept of it."""
+    rng = torch.Generator().manual_seed(3)
+    texts = torch.randint(8, tiny.VOCABULARY, (12, 5), generator=rng).tolist()
+    rows = [EncodedExample([*text, 5 + 2 * (row % 2)], row % 2) for row, text in enumerate(texts)]
+    zo = ZerothOrder(a_model("lora"), queries=2, lr=0.5, candidate_tokens=[5, 7], **options)
+    result = fit(zo, [rows[:4], rows[4:8]], steps=4, validation=rows[8:], eval_every=2, journal=journal)
+    return (result.losses, result.validations, result.best_step, zo.journal), tuned(zo)
 
 
 def faults(folder: Path) -> dict[str, Any]:

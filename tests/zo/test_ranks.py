@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits
-from rank_runs import CASES, Case, a_model, all_cases, alone, faults
+from rank_runs import CASES, Case, a_model, all_cases, alone, faults, fitted
 from worlds import run_world, same_bits
 
 from mobizo_kernels.zo import ZerothOrder
@@ -18,8 +18,13 @@ from mobizo_kernels.zo.split import Split, make_split
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_world(4, all_cases, None, tmp_path_factory.mktemp("world"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="module")
+def four(place: Path) -> list[dict[str, Any]]:
+    return run_world(4, all_cases, place / "fit", place)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,6 +49,14 @@ def test_rows_are_weighted_by_labelled_tokens(four: list[dict[str, Any]]) -> Non
             math.fsum(map(operator.mul, weights, losses)) / sum(weights) for losses in zip(*each, strict=True)
         ]
         assert combined.double().tolist() == pytest.approx(expected, rel=2**-24)
+
+
+def test_a_whole_run(four: list[dict[str, Any]], place: Path, tmp_path: Path) -> None:
+    result, parameters = fitted(tmp_path / "alone", slices=4)
+    for rank in four:
+        assert rank["fit"][0] == result
+        assert same_bits([rank["fit"][1], parameters])
+    assert (place / "fit").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def test_faults(tmp_path: Path) -> None:
