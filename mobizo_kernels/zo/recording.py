@@ -32,7 +32,11 @@ class Recorded:
     skipped_steps: int
     journal: JournalWriter | None
     _team: Team
-    _captured: bool  # a CUDA graph holds the whole step
+
+    @property
+    def _captured(self) -> bool:
+        """Whether a CUDA graph holds the whole step."""
+        raise NotImplementedError
 
     def open_journal(
         self,

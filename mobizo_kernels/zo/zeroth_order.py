@@ -154,7 +154,6 @@ class ZerothOrder(Recorded):
         self.skipped_steps = 0
         self.journal: JournalWriter | None = None
         self._graphed: GraphedSteps | None = None
-        self._captured = cuda_graph
         several = process_group is not None
         self._team = Team(
             TeamSettings(self.estimator.groups, several, split, query_ranks, slices, check_every)
@@ -188,6 +187,10 @@ class ZerothOrder(Recorded):
         self._trials = Trials(model, self.estimator, self.optimizer, self.distribution)
         if cuda_graph:
             self._graphed = GraphedSteps(self.loss, self.estimator, self.optimizer, self.distribution)
+
+    @property
+    def _captured(self) -> bool:
+        return self._graphed is not None
 
     @property
     def rule(self) -> UpdateRule:
