@@ -1,7 +1,8 @@
 """Builds csrc/ into mobizo_kernels/_C and executorch_ops/ into mobizo_kernels/executorch, by CMake and Ninja.
 
-MOBIZO_EXECUTORCH=0 leaves the second out: nothing of ExecuTorch is built, or asked for at run time. All else
-about the package: pyproject.toml.
+MOBIZO_EXECUTORCH=0 leaves the second out: nothing of ExecuTorch is built, or asked for at run time.
+MOBIZO_MANYLINUX=1 builds for a manylinux_2_28 wheel. CMAKE_ARGS are further arguments of CMake. All else:
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,7 @@ TRAINER_HEADER = "executorch_ops/trainer/c_interface/mobizo.h"
 # Beside it.
 TRAINER_FILES = ("libmobizo_executorch.so", "libmobizo.so", "mobizo.h", "mobizo_runner", "_built_for")
 WITH_EXECUTORCH = os.environ.get("MOBIZO_EXECUTORCH", "1") != "0"
+MANYLINUX = os.environ.get("MOBIZO_MANYLINUX", "0") != "0"
 REQUIREMENTS = [
     "torch>=2.10",
     "numpy>=2.0",
@@ -35,7 +38,7 @@ REQUIREMENTS = [
     "peft>=0.19",
     "safetensors>=0.4.3",
     "scikit-learn>=1.7.1",
-    "typer>=0.15",
+    "typer>=0.19",
     "tqdm>=4.66",
     "pyyaml>=6.0",
     "wrapt>=1.17",
@@ -147,7 +150,9 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DMOBIZO_HIDDEN_PREFIXES={';'.join(hidden_prefixes(build))}",
+            f"-DMOBIZO_MANYLINUX={'ON' if MANYLINUX else 'OFF'}",
             *options,
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         for command in (configure, [cmake, "--build", str(build), "--target", *targets]):
             built = subprocess.run(command).returncode == 0
@@ -169,5 +174,9 @@ setup(
     ext_modules=extensions,
     cmdclass={"build_ext": CMakeBuild},
     install_requires=REQUIREMENTS + (EXECUTORCH_REQUIREMENTS if WITH_EXECUTORCH else []),
+    # What an earlier build with ExecuTorch has left in the sources.
+    exclude_package_data={}
+    if WITH_EXECUTORCH
+    else {"mobizo_kernels": [f"executorch/{name}" for name in TRAINER_FILES]},
     options={} if WITH_EXECUTORCH else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -3,7 +3,6 @@
 // Only LibTorch's stable ABI is used (torch/csrc/stable, torch/headeronly), so one build serves later torch releases.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "../kernels/run.h"
+#include "registration.h"
 
 namespace mobizo {
 

@@ -7,7 +7,7 @@
 #define MOBIZO_UPDATE_TAIL "float decay=1.0, str distribution=\"gaussian\""
 #define MOBIZO_ADAM_NUMBERS "float beta1, float beta2, float eps, "
 
-STABLE_TORCH_LIBRARY(mobizo, m) {
+MOBIZO_LIBRARY(m) {
   m.def("noise(SymInt[] size, Tensor seed, int stream, str distribution=\"gaussian\", *, ScalarType? dtype=None) -> Tensor");
   m.def(
       "noise.out(SymInt[] size, Tensor seed, int stream, str distribution=\"gaussian\", *, ScalarType? dtype=None,"
@@ -56,6 +56,4 @@ std::string cpu_capability() { return kernels().name; }
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CompositeExplicitAutograd, m) {
-  m.impl("cpu_capability", TORCH_BOX(&mobizo::cpu_capability));
-}
+MOBIZO_LIBRARY_IMPL(CompositeExplicitAutograd, m) { m.impl("cpu_capability", TORCH_BOX(&mobizo::cpu_capability)); }

@@ -181,7 +181,7 @@ Tensor mp_lora_linear(const Tensor& x, const Tensor& weight, std::optional<Tenso
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("mp_lora", TORCH_BOX(&mobizo::mp_lora));
   m.impl("mp_lora.out", TORCH_BOX(&mobizo::mp_lora_out));
   m.impl("mp_lora_", TORCH_BOX(&mobizo::mp_lora_));

@@ -52,4 +52,4 @@ void mp_outer_(Tensor base, const Tensor& x, const Tensor& seeds, const Tensor& 
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) { m.impl("mp_outer_", TORCH_BOX(&mobizo::mp_outer_)); }
+MOBIZO_LIBRARY_IMPL(CPU, m) { m.impl("mp_outer_", TORCH_BOX(&mobizo::mp_outer_)); }

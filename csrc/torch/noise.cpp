@@ -63,7 +63,7 @@ Tensor noise_out(std::vector<int64_t> size, const Tensor& seed, int64_t stream, 
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("noise", TORCH_BOX(&mobizo::noise));
   m.impl("noise.out", TORCH_BOX(&mobizo::noise_out));
 }

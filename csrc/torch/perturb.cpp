@@ -34,7 +34,7 @@ void foreach_perturb_(std::vector<Tensor> self, const Tensor& seeds, const Tenso
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("perturb_", TORCH_BOX(&mobizo::perturb_));
   m.impl("foreach_perturb_", TORCH_BOX(&mobizo::foreach_perturb_));
 }

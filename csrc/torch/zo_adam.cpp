@@ -61,7 +61,7 @@ void foreach_zo_adam_(std::vector<Tensor> params, std::vector<Tensor> exp_avgs, 
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("zo_adam", TORCH_BOX(&mobizo::zo_adam));
   m.impl("zo_adam.out", TORCH_BOX(&mobizo::zo_adam_out));
   m.impl("foreach_zo_adam_", TORCH_BOX(&mobizo::foreach_zo_adam_));

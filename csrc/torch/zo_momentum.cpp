@@ -51,7 +51,7 @@ void foreach_zo_momentum_(std::vector<Tensor> params, std::vector<Tensor> moment
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("zo_momentum", TORCH_BOX(&mobizo::zo_momentum));
   m.impl("zo_momentum.out", TORCH_BOX(&mobizo::zo_momentum_out));
   m.impl("foreach_zo_momentum_", TORCH_BOX(&mobizo::foreach_zo_momentum_));

@@ -44,7 +44,7 @@ void foreach_zo_sign_(std::vector<Tensor> params, const Tensor& seeds, const Ten
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("zo_sign", TORCH_BOX(&mobizo::zo_sign));
   m.impl("zo_sign.out", TORCH_BOX(&mobizo::zo_sign_out));
   m.impl("foreach_zo_sign_", TORCH_BOX(&mobizo::foreach_zo_sign_));

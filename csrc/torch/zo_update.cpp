@@ -25,7 +25,7 @@ Tensor zo_update(Tensor param, const Tensor& seeds, const Tensor& coeffs, int64_
 }  // namespace
 }  // namespace mobizo
 
-STABLE_TORCH_LIBRARY_IMPL(mobizo, CPU, m) {
+MOBIZO_LIBRARY_IMPL(CPU, m) {
   m.impl("zo_update", TORCH_BOX(&mobizo::zo_update));
   m.impl("zo_update.out", TORCH_BOX(&mobizo::zo_update_out));
 }

@@ -3,10 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl/filesystem.h>
 
 #include <atomic>
-#include <filesystem>
 
 #include "../files/errors.h"
 #include "../files/safetensors.h"
@@ -16,6 +14,7 @@
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
 #include "../text/tokenized.h"
+#include "python_path.h"
 #include "python_text.h"
 #include "python_tokenizer.h"
 
@@ -24,8 +23,6 @@ using namespace pybind11::literals;
 
 namespace mobizo::trainer {
 namespace {
-
-using Path = std::filesystem::path;
 
 template <typename T>
 py::array_t<T> to_array(const std::vector<T>& values, const std::vector<int64_t>& shape) {

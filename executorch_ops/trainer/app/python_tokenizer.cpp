@@ -2,12 +2,10 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl/filesystem.h>
-
-#include <filesystem>
 
 #include "../tokenizer/tokenizer.h"
 #include "../tokenizer/unicode.h"
+#include "python_path.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -37,7 +35,7 @@ void bind_tokenizer(py::module_& module) {
       .def("push", &StreamDecoder::push, "id"_a)
       .def("finish", &StreamDecoder::finish);
   py::class_<Tokenizer>(module, "NativeTokenizer")
-      .def(py::init([](const std::filesystem::path& path) { return Tokenizer::load(path.string()); }), "path"_a)
+      .def(py::init([](const Path& path) { return Tokenizer::load(path.string()); }), "path"_a)
       .def("encode", &encode, "text"_a, "add_special_tokens"_a = true)
       .def("decode", &Tokenizer::decode, "ids"_a, "skip_special_tokens"_a = true)
       .def(

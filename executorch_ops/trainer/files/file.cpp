@@ -8,7 +8,7 @@
 
 #include <cerrno>
 #include <cstdlib>
-#include <filesystem>
+#include <memory>
 #include <random>
 
 #include "errors.h"
@@ -19,6 +19,13 @@ namespace {
 std::string parent_of(const std::string& path) {
   const size_t slash = path.find_last_of('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// Empty if the current directory is gone.
+std::string absolute(const std::string& path) {
+  if (!path.empty() && path[0] == '/') return path;
+  const std::unique_ptr<char, decltype(&std::free)> directory(::getcwd(nullptr, 0), &std::free);
+  return directory ? std::string(directory.get()) + "/" + path : "";
 }
 
 void write_all(int descriptor, const char* data, size_t bytes, const std::string& path) {
@@ -146,8 +153,7 @@ File::File(std::string path, int flags) : File(path, Opened{::open(path.c_str(),
 
 File::File(std::string path, Opened opened) : path_(std::move(path)), descriptor_(opened.descriptor) {
   if (descriptor_ < 0) throw SystemError(errno, "cannot open " + path_);
-  std::error_code error;
-  absolute_ = std::filesystem::absolute(path_, error).string();
+  absolute_ = absolute(path_);
   struct stat status{};
   const bool known = ::fstat(descriptor_, &status) == 0;
   if (known && S_ISREG(status.st_mode)) return;
