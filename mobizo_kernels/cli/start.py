@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,7 @@ from mobizo_kernels.conventions import PEFT_WEIGHTS
 from mobizo_kernels.data import EncodedExample
 from mobizo_kernels.errors import InputError, blame_input, first_line
 from mobizo_kernels.files.safetensors import read_safetensors
-from mobizo_kernels.lora import adapt_head, save_adapter
+from mobizo_kernels.lora import adapt_head, peft_from_device, save_adapter
 from mobizo_kernels.lora.head import head_name
 from mobizo_kernels.lora.peft_check import peft_key
 from mobizo_kernels.loss import LabelledLoss
@@ -30,6 +32,21 @@ if TYPE_CHECKING:
     from mobizo_kernels.executorch import Trainer
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run goes on from.
+
+    Attributes:
+        summary: what there is to say of it: nothing where it is zero.
+        keep: keeps it beside the journal, which replays from there, or removes that of an earlier run. To be
+            called when the journal is open: what other runs keep is then safe, and the journal has said that
+            the start is its own. Raises InputError.
+    """
+
+    summary: dict[str, Any]
+    keep: Callable[[], None] = lambda: None
 
 
 def start_directory(journal: Path) -> Path:
@@ -50,14 +67,10 @@ def begin(
     validation: list[EncodedExample],
     pad_token: int,
     score_test: Callable[[], Scored],
-) -> dict[str, Any]:
-    """Give a model in torch the start that `settings` ask for, and keep it beside the journal, which replays
-    from there.
+) -> Beginning:
+    """Give a model in torch the start that `settings` ask for.
 
     A run that goes on with a journal takes the start that is kept with it.
-
-    Returns:
-        What there is to say of it in the summary: nothing where it is zero.
 
     Raises:
         InputError: the start cannot be read or written; or a readout is asked for and cannot be made, as
@@ -89,7 +102,7 @@ def begin(
 
 def begin_native(
     settings: TrainSettings, trainer: Trainer, dataset: Path, score_test: Callable[[], Scored]
-) -> dict[str, Any]:
+) -> Beginning:
     """:func:`begin` for a program of ExecuTorch and the file of its data set."""
 
     def recall(kept: Path) -> None:
@@ -100,10 +113,22 @@ def begin_native(
                 f"journal: the start {str(kept)!r} cannot be read ({first_line(error)})"
             ) from error
 
-    def read_out() -> NativeReadout:
-        return trainer.read_out(dataset, rows=settings.readout_rows, validation_rows=settings.validation_rows)
+    made: list[bytes] = []  # of the start's file: the trainer is at work when it is kept
 
-    return _begin(settings, recall, read_out, trainer.save_peft, score_test)
+    def read_out() -> NativeReadout:
+        rows = {"rows": settings.readout_rows, "validation_rows": settings.validation_rows}
+        found = trainer.read_out(dataset, **rows)
+        with TemporaryDirectory() as scratch:
+            trainer.save_adapter(file := Path(scratch, PEFT_WEIGHTS))
+            made.append(file.read_bytes())
+        return found
+
+    def save(kept: Path) -> None:
+        with TemporaryDirectory() as scratch:
+            (file := Path(scratch, PEFT_WEIGHTS)).write_bytes(made[-1])
+            peft_from_device(file, kept)
+
+    return _begin(settings, recall, read_out, save, score_test)
 
 
 def _begin(
@@ -112,23 +137,20 @@ def _begin(
     read_out: Callable[[], Readout | NativeReadout],
     save: Callable[[Path], object],
     score_test: Callable[[], Scored],
-) -> dict[str, Any]:
+) -> Beginning:
     """`begin`, by what an engine has for each part of it."""
     journal = settings.journal
     kept = None if journal is None else start_directory(journal)
-    goes_on = settings.resume and journal is not None and journal.exists()
-    if kept is not None:
-        if goes_on and settings.start != "zero" and any(path.exists() for path in adapter_files(kept)):
+    fresh = journal is None or not (settings.resume and journal.exists())
+    if not fresh and kept is not None:
+        if settings.start != "zero" and any(path.exists() for path in adapter_files(kept)):
             recall(kept)
-            return _summary(None, score_test())
-        if goes_on and settings.start != "readout":
-            return {}
-        if not goes_on:
-            with blame_input("journal"):
-                for path in adapter_files(kept):  # of an earlier run, which this one would go on from
-                    path.unlink(missing_ok=True)
+            return Beginning(_summary(None, score_test()))
+        if settings.start != "readout":
+            return Beginning({})
+    forget = partial(_keep, journal, fresh, None)
     if settings.start == "zero":
-        return {}
+        return Beginning({}, forget)
     _log.info("reading out")
     try:
         with blame_input("start"):
@@ -137,11 +159,30 @@ def _begin(
         if settings.start == "readout":
             raise
         _log.info("%s; the run begins without a readout", error)
-        return {}
-    if kept is not None and not goes_on:  # it is that of a journal only if the run can go on with that
-        with blame_input(f"journal: the start {str(kept)!r} cannot be written"):
-            save(kept)
-    return _summary({**vars(made), "losses": list(made.losses.items())}, score_test())
+        return Beginning({}, forget)
+    summary = _summary({**vars(made), "losses": list(made.losses.items())}, score_test())
+    return Beginning(summary, partial(_keep, journal, fresh, save))
+
+
+def _keep(journal: Path | None, fresh: bool, save: Callable[[Path], object] | None) -> None:
+    """Save the start beside a journal; without `save` remove that of an earlier run, which this one would go
+    on from.
+    """
+    if journal is None:
+        return
+    kept = start_directory(journal)
+    try:
+        if save is not None:
+            with blame_input(f"journal: the start {str(kept)!r} cannot be written"):
+                save(kept)
+        elif fresh:
+            with blame_input("journal"):
+                for path in adapter_files(kept):
+                    path.unlink(missing_ok=True)
+    except BaseException:
+        if fresh:  # nothing could go on with it
+            journal.unlink(missing_ok=True)
+        raise
 
 
 def _summary(found: dict[str, Any] | None, test: Scored) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     )
     recorded = open_journal(run.zo, run.examples, settings)
     with run.zo.journal or nullcontext():
+        start.keep()
         made = tune(run.zo, run.batches, validate, recorded, run.pad_token, settings, stop, objective)
     after = None if made.interrupted else outcome(scored(run.test))
-    return write_results(settings, before, after, made, run.save, **start)
+    return write_results(settings, before, after, made, run.save, **start.summary)

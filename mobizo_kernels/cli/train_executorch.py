@@ -17,7 +17,7 @@ from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.quality import Outcome, outcome, quality_before
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, write_results
 from mobizo_kernels.cli.settings import ExportSettings, TrainSettings, estimator, update_rule
-from mobizo_kernels.cli.start import begin_native
+from mobizo_kernels.cli.start import Beginning, begin_native
 from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE
 from mobizo_kernels.cli.tensorboard import Scalars
 from mobizo_kernels.cli.tokenize import tokenized
@@ -56,10 +56,10 @@ def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, An
     with blame_input("program"):
         trainer = executorch.Trainer(program, threads=settings.threads or 0)
     test_outcome, before = _quality(settings, trainer, path, dataset)
-    start: dict[str, Any] = {}
+    start = Beginning({})
     if not settings.free_answers:
         start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
-    run = _tune(trainer, path, settings, stop)
+    run = _tune(trainer, path, settings, stop, start.keep)
 
     def save(directory: Path) -> None:
         trainer.save_adapter(directory / ADAPTER_FILE)
@@ -67,7 +67,7 @@ def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, An
 
     after = None if run.interrupted else test_outcome()
     size = program.stat().st_size
-    return write_results(settings, before, after, run, save, program_bytes=size, **start)
+    return write_results(settings, before, after, run, save, program_bytes=size, **start.summary)
 
 
 def program_files(settings: TrainSettings) -> list[Path]:
@@ -186,7 +186,13 @@ class _Stopped(Exception):
     """The run is to end."""
 
 
-def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRequest) -> FitResult:
+def _tune(
+    trainer: Trainer,
+    dataset: Path,
+    settings: TrainSettings,
+    stop: StopRequest,
+    on_begin: Callable[[], None],
+) -> FitResult:
     """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps; with that of
     the last step if `stop` ends the run.
     """
@@ -230,6 +236,7 @@ def _tune(trainer: Trainer, dataset: Path, settings: TrainSettings, stop: StopRe
                     eval_every=settings.eval_every,
                     validation_rows=settings.validation_rows,
                     stop_unsteady=settings.stop_unsteady,
+                    on_begin=on_begin,
                     on_step=on_step,
                     on_evaluation=on_evaluation,
                 )

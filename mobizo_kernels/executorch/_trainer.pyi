@@ -65,6 +65,7 @@ class Trainer:
         validation_rows: int,
         keep: str,
         stop_unsteady: bool,
+        on_begin: Callable[[], object] | None,
         on_step: Callable[[dict[str, Any]], object] | None,
         on_evaluation: Callable[[dict[str, Any]], object] | None,
     ) -> dict[str, Any]: ...

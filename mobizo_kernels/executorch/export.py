@@ -104,7 +104,6 @@ def export_training_program(
         tail_length: n, most tokens of a row's input from its invocation tokens on; by default these and all
             targets but the last. For Activated LoRA only.
         context: let the program write, too, and give it room for so many tokens of a prompt and its answer.
-            A readout is for labels and has no part in it.
         tokenizer: its fingerprint goes into the program, which then refuses data of any other, and so does
             its chat template in pieces, by which the program takes conversations as text.
         prompt: by which the program takes labelled texts, of this tokenizer and these candidate tokens.

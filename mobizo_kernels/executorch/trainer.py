@@ -71,6 +71,7 @@ class Trainer(ProgramMethods):
         validation_rows: int = RUN.validation_rows,
         keep: str = RUN.keep,
         stop_unsteady: bool = RUN.stop_unsteady,
+        on_begin: Callable[[], object] | None = None,
         on_step: Callable[[StepReport], object] | None = None,
         on_evaluation: Callable[[Validation], object] | None = None,
     ) -> TrainResult:
@@ -93,9 +94,11 @@ class Trainer(ProgramMethods):
                 :class:`mobizo_kernels.training.Selection`), or "last".
             stop_unsteady: end the run when its loss has run away, see
                 :class:`mobizo_kernels.training.DivergenceGuard`.
+            on_begin: called before the first step, when the journal is open, which no other run writes then.
+                Like the next two it may not use this trainer.
             on_step: called after each step that is made, not after those applied from a journal.
-            on_evaluation: called after each validation. What either raises ends the run; the adapter is then
-                that of the last step made.
+            on_evaluation: called after each validation. What one of them raises ends the run; the adapter is
+                then that of the last step made.
 
         Raises:
             ValueError: before the first step if an argument, the data set or the journal does not fit, or
@@ -120,6 +123,7 @@ class Trainer(ProgramMethods):
             validation_rows=validation_rows,
             keep=keep,
             stop_unsteady=stop_unsteady,
+            on_begin=on_begin,
             on_step=None if on_step is None else lambda report: on_step(StepReport(**report)),
             on_evaluation=None if on_evaluation is None else lambda v: on_evaluation(Validation(**v)),
         )
@@ -160,7 +164,7 @@ class Trainer(ProgramMethods):
             label_column: of labelled texts.
             answers: of a conversation, "all" or the "last".
             steps: to lay out batches for; more start again.
-            seed: of the batches; `run_seed` of the run, for the batches of `mobizo train`.
+            seed: of the batches; that of the run, `run_seed`, for the batches of `mobizo train`.
             train_rows: most rows of the training split, all by default.
             validation_rows: most rows of the validation split.
             test_rows: most rows of the test split.
@@ -310,7 +314,7 @@ class Trainer(ProgramMethods):
         unless the adapter has changed: a conversation that goes on costs its new turns.
 
         With invocation tokens (Activated LoRA) the adapters act from their last occurrence in the prompt on,
-        and nowhere without one, as in PEFT. A readout has no part in what is written.
+        and nowhere without one, as in PEFT. A readout adds to the logits of the candidate tokens there.
 
         Args:
             prompt: tokens.
@@ -322,7 +326,8 @@ class Trainer(ProgramMethods):
             on_token: called with each token as it is chosen; what it raises ends the call.
 
         Raises:
-            ValueError: if the program was exported without a context, if the prompt is empty, longer than the
+            ValueError: if the program was exported without a context, or by a version that could not write
+                with a readout and the adapter has one, if the prompt is empty, longer than the
                 context or has a token outside of the vocabulary, or if another argument is out of range.
         """
         found = self._native.generate(

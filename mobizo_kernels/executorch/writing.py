@@ -151,7 +151,7 @@ class Writer(nn.Module):
         self.cache = KeyValueCache(context, graph.attention.kept)
         self.attention = CachedAttention(self.cache)
         head: Any = graph.model.get_output_embeddings()
-        if isinstance(head, MPLoRALinear):  # a readout is for labels
+        if isinstance(head, MPLoRALinear):  # the trainer adds a readout
             head = head.base_layer
         self.own_head = None
         if graph.rows is not None and quantization != "none":
@@ -163,8 +163,14 @@ class Writer(nn.Module):
         self.heads = [head if self.own_head is None else self.own_head]
 
 
+Written = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
 class Prefill(Method):
-    """The logits [1, V] that follow one of T tokens, which join the cache."""
+    """The logits [1, V] that follow one of T tokens, which join the cache; where there can be a readout, the
+    states [1, H + C], too: what the head is given there, and gives for the candidates, before the model
+    scales or caps it.
+    """
 
     def forward(
         self,
@@ -173,7 +179,7 @@ class Prefill(Method):
         key_positions: torch.Tensor,
         target_positions: torch.Tensor,
         *rest: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> Written:
         states, active = self.states(input_ids, positions, key_positions, rest)
         if active is not None:
             active = self.program.gathered(active, target_positions)
@@ -208,20 +214,27 @@ class Prefill(Method):
             directions.active = None
         return states, active
 
-    def logits(self, states: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-        """states [1, 1, H] -> [1, V]; active [1, 1, 1]: whether an adapter of the head acts."""
+    def logits(self, states: torch.Tensor, active: torch.Tensor | None) -> Written:
+        """states [1, 1, H] -> what the method returns; active [1, 1, 1]: whether an adapter of the head
+        acts.
+        """
         program = self.program
         assert program.writer is not None
         (head,) = program.writer.heads
         program.directions.active = active
         try:
-            return after_head(program.model, head(states)).view(1, -1)
+            outputs = head(states)
+            logits = after_head(program.model, outputs).view(1, -1)
+            if not program.readout:
+                return logits
+            words = outputs.index_select(-1, program.candidates)
+            return logits, torch.cat([states, words], dim=-1).view(1, -1)
         finally:
             program.directions.active = None
 
 
 class Decode(Prefill):
-    """The logits [1, V] that follow one token, which joins the cache."""
+    """The same behind one token, which joins the cache."""
 
     def forward(  # type: ignore[override]
         self,
@@ -229,5 +242,5 @@ class Decode(Prefill):
         positions: torch.Tensor,
         key_positions: torch.Tensor,
         *rest: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> Written:
         return self.logits(*self.states(input_ids, positions, key_positions, rest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mobizo_kernels.executorch.agreement import DEEPER, tolerance
@@ -72,5 +74,8 @@ class WritingAgreement:
             rest += [linear.lora_b for linear in graph.linears]
         batch = (self._tokens[None, start:end], positions[None], torch.arange(end))
         if end - start == 1:
-            return Decode(graph)(*batch, *rest)
-        return Prefill(graph)(*batch, torch.tensor([[end - start - 1]]), *rest)
+            found: Any = Decode(graph)(*batch, *rest)
+        else:
+            found = Prefill(graph)(*batch, torch.tensor([[end - start - 1]]), *rest)
+        logits: torch.Tensor = found[0] if graph.readout else found
+        return logits

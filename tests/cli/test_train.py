@@ -197,7 +197,11 @@ def test_a_start_that_cannot_be_taken(task: dict[str, Any], tmp_path: Path) -> N
         InputError, match="lora_a is .*; the run began with another adapter, such as a readout"
     ):
         train(TrainSettings(**again))
+    with pytest.raises(InputError, match="lora_[ab] is .* there, but"):
+        train(TrainSettings(**again | {"start": "readout", "readout_rows": 20}))
+    assert not kept.exists()  # what the journal refuses is not kept
     assert train(TrainSettings(**again | {"start": "readout"}))["steps"] == 2
+    assert load_file(weights).keys() == tensors.keys()
 
 
 def test_a_start_that_a_journal_refuses_is_not_kept(task: dict[str, Any], tmp_path: Path) -> None:

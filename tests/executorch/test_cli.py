@@ -410,7 +410,12 @@ def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], t
     resumed = train(TrainSettings(**values, resume=True))
     assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
     assert adapter_bytes(out) == whole
-    (tmp_path / "journal.start" / "adapter_model.safetensors").write_bytes(b"damaged")
+    kept = tmp_path / "journal.start" / "adapter_model.safetensors"
+    content = kept.read_bytes()
+    shutil.rmtree(kept.parent)  # made again, and kept again
+    train(TrainSettings(**{**values, "start": "readout"}, resume=True))
+    assert kept.read_bytes() == content and adapter_bytes(out) == whole
+    kept.write_bytes(b"damaged")
     with pytest.raises(InputError, match="^journal: the start .* cannot be read"):
         train(TrainSettings(**values, resume=True))
 

@@ -17,6 +17,8 @@ import torch
 from crash import start_runner
 from executorch.exir._serialize._program import deserialize_pte_binary
 from programs import (
+    CANDIDATES,
+    DEFAULTS,
     MODELS,
     export_quietly,
     lora_b_of,
@@ -31,15 +33,16 @@ from tiny_texts import TEMPLATE, WORDS, save_chat_model, tokenizer
 from tokenizers_of_kinds import saved
 from transformers import AutoTokenizer
 
-from mobizo_kernels import wrap
+from mobizo_kernels import save_adapter, wrap
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.generate import generate
 from mobizo_kernels.cli.writing_settings import GenerateSettings
 from mobizo_kernels.data import ChatEncoder
-from mobizo_kernels.executorch import Trainer, _trainer, read_description
+from mobizo_kernels.executorch import Trainer, _trainer, lowering, read_description
 from mobizo_kernels.executorch.quantization import quantize
+from mobizo_kernels.executorch.writing import Prefill
 from mobizo_kernels.generation import Sampling
-from mobizo_kernels.lora import adapter_layers
+from mobizo_kernels.lora import adapt_head, adapter_layers
 from mobizo_kernels.optim.seeds import query_seed
 
 CONTEXT, CHUNK, STOP, INVOCATION = 40, 24, 2, [7, 8]
@@ -119,6 +122,48 @@ def test_greedy_tokens_are_those_of_peft(name: str, tmp_path_factory: pytest.Tem
             assert result.reused + result.prefilled == len(prompt)
             answers.add((*prompt, *result.tokens))
     assert len(answers) > len(PROMPTS) + 3  # what the update changed is heard
+
+
+@pytest.mark.parametrize("name", ["candidates", "delegated, activated", "capped"])
+def test_a_readout_is_heard_as_in_peft(
+    name: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """It adds to the logits of the candidates, where the adapter acts, before they are scaled and capped."""
+    options = {**PROGRAMS, "capped": {"kind": "gemma2"}}[name]
+    trainer = Trainer(writing_program(tmp_path_factory, **options))
+    build, layers = MODELS[options.get("kind", "llama")], options.get("layers", 1)
+    rng = torch.Generator().manual_seed(3)
+    answers = set()
+    for size in (0.02, 0.2):
+        model = wrap(build(layers), lora_config(**options.get("adapter", {})))
+        directions, words = (torch.randn(shape, generator=rng) * size**0.5 for shape in ((2, 32), (2, 2)))
+        adapt_head(model, torch.tensor(CANDIDATES), directions, words)
+        save_adapter(model, tmp_path / "adapter")
+        trainer.load_adapter(tmp_path / "adapter")
+        for prompt in PROMPTS[2:6]:
+            tokens = list(trainer.generate(prompt, max_new_tokens=9).tokens)
+            assert tokens == by_peft(trainer, build(layers), prompt, 9)
+            answers.add((*prompt, *tokens))
+    assert len(answers) > 5 or name == "capped"  # what the readout changed is heard
+
+
+def test_a_program_of_an_earlier_version_writes_without_a_readout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the logits alone, and says so where the adapter has more."""
+    for method in (lowering.Prefill, lowering.Decode):
+        alone = type(method.__name__, (method,), {"logits": lambda self, *s: Prefill.logits(self, *s)[0]})
+        monkeypatch.setattr(lowering, method.__name__, alone)
+    old = tmp_path / "old.pte"
+    model = wrap(tiny_llama(1), lora_config())
+    export_quietly(model, old, **DEFAULTS, context=CONTEXT)
+    trainer = Trainer(old)
+    assert trainer.generate(PROMPTS[3]).tokens
+    adapt_head(model, torch.tensor(CANDIDATES), torch.ones(1, 32), torch.ones(2, 1))
+    save_adapter(model, tmp_path / "adapter")
+    trainer.load_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="an earlier version and cannot write with a readout, which the ad"):
+        trainer.generate(PROMPTS[3])
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)

@@ -293,6 +293,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}},
         r"normalizer: normalizers\[1\]: the kind 'Lowercase' is not known, .*",
     ),
+    (
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+                "special_tokens": {"<s>": {"ids": [70000]}},
+            }
+        },
+        "post_processor: special_tokens: the vocabulary has no token 70000",
+    ),
     ({"pre_tokenizer": {"type": "BertPreTokenizer"}}, "pre_tokenizer: the kind 'BertPreTokenizer' .*"),
     (
         {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "Other"}},
@@ -358,6 +368,11 @@ def test_what_is_not_known_is_named(tmp_path: Path) -> None:
         r"(*UCP)a": r"'\(\*' at byte 0 is not known",
         r"(?<n>a)": r"'\(\?<n' at byte 0 is not known",
         r"a(?i)b": r"'\(\?i\)' at byte 1 is not known",
+        r"[\w-x]": "'-' at byte 3 is not known",  # the library refuses these two as well
+        r"[a-\d]": r"'\\d' at byte 3 is not known",
+        r"(?i)\p{Lu}": r"'\\p{Lu}' at byte 4 is not known",
+        r"(?i:'ss)": "'s' at byte 6 is not known",
+        r"(?i)\x{DF}": r"'\\x{DF}' at byte 4 is not known",
         r"a{2}+": r"'\{2\}\+' at byte 1 is not known",
         r"(a": "missing closing parenthesis",
     }.items(),
@@ -368,6 +383,20 @@ def test_what_pcre2_takes_otherwise_is_refused(pattern: str, sentence: str, tmp_
     changed(path, lambda values: values.update(pre_tokenizer=split))
     with pytest.raises(ValueError, match=f": pre_tokenizer: regular expression '.*': {sentence}$"):
         NativeTokenizer(path)
+
+
+@pytest.mark.skipif(not _trainer.HAS_REGEX, reason="built without PCRE2")
+@pytest.mark.parametrize(
+    "pattern", [r"[a-z-\d]+", r"[\w-]+", r"[-\d]", r"(?i)[a-fk]+", r"(?i:'s|k)+", r"(?i)[^s]", r"a[\-z]"]
+)
+def test_hyphens_and_case_within_classes(pattern: str, tmp_path: Path) -> None:
+    base = trained("llama2")
+    base.normalizer = normalizers.Sequence([])  # type: ignore[assignment]
+    base.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    base.save(str(tmp_path / "tokenizer.json"))
+    pair = base, NativeTokenizer(tmp_path / "tokenizer.json")
+    for text in ("a-b 1-z", "Ab\u212a\u017fS's-'S", "a-z -- za- kK9", "\u00dfSs\ufb01F"):
+        check_ids(pair, text)
 
 
 @pytest.mark.skipif(not _trainer.HAS_REGEX, reason="built without PCRE2")

@@ -4,6 +4,7 @@ from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ from mobizo_kernels import load_adapter, save_adapter, wrap
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.executorch import EvaluationResult, Readout, Trainer
 from mobizo_kernels.journal import read_journal, replay
+from mobizo_kernels.journal.file import JournalFile
 from mobizo_kernels.lora import (
     adapter_layers,
     adapter_of,
@@ -222,6 +224,22 @@ def test_runs_hold_it_and_replay(task: Task, tmp_path: Path) -> None:
         assert_same_bits(torch.from_numpy(value), getattr(layers[path], factor.lower()).detach())
 
 
+def test_a_start_is_kept_once_the_journal_is_open(plain: Task, tmp_path: Path) -> None:
+    trainer, _ = plain.native()
+    journal, start, made = tmp_path / "journal", tmp_path / "start.safetensors", []
+
+    def keep() -> None:
+        assert read_journal(journal)[1].losses.numel() == 0 and not made
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        trainer.train(plain.dataset, steps=2, journal=journal, on_begin=keep, on_step=made.append)
+    assert not made
+    options: dict[str, Any] = {"steps": 2, "journal": journal, "resume": True, "on_step": made.append}
+    trainer.train(plain.dataset, on_begin=lambda: start.write_text("kept"), **options)
+    assert start.exists() and len(made) == 2
+
+
 def test_a_run_ends_no_worse_than_it(plain: Task) -> None:
     trainer, found = plain.native()
     start = bits(trainer)
@@ -285,8 +303,12 @@ def test_the_runner(plain: Task, tmp_path: Path) -> None:
         [*train, "--resume", "--adapter-out", tmp_path / "other.safetensors", "--readout-rows", "10"]
     )
     assert again.communicate()[1].count("\n") == 1 and again.returncode == 2 and not start.exists()
+    with contextlib.closing(JournalFile.open(journal)):  # another run, whose start is its own
+        again = start_runner([*train, "--resume", "--adapter-out", tmp_path / "other.safetensors"])
+        assert "another process is writing this file" in again.communicate()[1] and not start.exists()
     run_to_end([*train, "--resume", "--adapter-out", tmp_path / "resumed.safetensors", "--quiet"])
     assert (tmp_path / "resumed.safetensors").read_bytes() == whole
+    assert start.read_bytes() == content  # made again, and kept
     start.write_bytes(b"damaged")
     again = start_runner([*train, "--resume", "--adapter-out", tmp_path / "other.safetensors"])
     _, errors = again.communicate()

@@ -63,7 +63,7 @@ def same(model: Path, data: Path, tmp_path: Path, description: str, python: Any,
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-@pytest.mark.parametrize("seed", [0, 7, -5, 2**40])
+@pytest.mark.parametrize("seed", [0, 7, -5, 2**40, 2**64 - 3, -(2**63)])
 def test_labelled_texts(kind: str, seed: int, model: Path, tmp_path: Path) -> None:
     rows = reviews()
     if kind == "csv":

@@ -53,9 +53,10 @@ def by(folder: Path) -> str:
     return f"--tokenizer={folder / 'tokenizer.json'}"
 
 
-def test_the_bytes_of_mobizo_tokenize(labelled: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [5, -5, 2**63 + 9])
+def test_the_bytes_of_mobizo_tokenize(seed: int, labelled: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
-    shared = ["--steps=9", "--seed=5", "--validation-rows=8"]
+    shared = ["--steps=9", f"--seed={seed}", "--validation-rows=8"]
     data = labelled / "data.csv"
     assert run("tokenize", f"--model={labelled / 'model'}", f"--data={data}", f"--out={here}", *PROMPT,
                "--batch-size=4", "--max-length=18", *shared) == 0  # fmt: skip

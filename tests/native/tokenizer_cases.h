@@ -26,9 +26,16 @@ inline void unicode_cases(Report& report) {
 inline void regex_cases(Report& report) {
   check_equal(report, "an expression as it is", to_pcre2("(?i:'s|'t)|a{1,3}\\r[^b\\n-]++"), "(?i:'s|'t)|a{1,3}\\r[^b\\n-]++");
   check_equal(report, "spaces", to_pcre2("\\s[\\s]"), "[\\p{Z}\\x{9}-\\x{d}\\x{85}][\\p{Z}\\x{9}-\\x{d}\\x{85}]");
+  for (const char* same : {"[-\\r]", "(?i:'s|'t|'re)\u2019", "(?i:a)\u00DFss|(?:ss)", "(?i)s|t", "[a\\-z]"})
+    check_equal(report, "an expression as it is", to_pcre2(same), same);
+  check_equal(report, "a hyphen behind a range", to_pcre2("[a-z-\\r]"), "[a-z\\-\\r]");
+  check_equal(report, "a hyphen behind a set", to_pcre2("[\\h-]"), "[0-9A-Fa-f-]");
   check_equal(report, "a category", to_pcre2("\\p{Sc}\\P{^Sc}"), "[\\p{Sc}][\\p{Sc}]");
-  for (const char* bad :
-       {"\\p{Greek}", "\\p{L", "\\X", "\\", "[\\W]", "[[a]]", "[a&&b]", "[]a]", "(?#a)", "(*FAIL)", "a{,2}", "a{2}?"})
+  for (const char* bad : {"\\p{Greek}",   "\\p{L",           "\\X",      "\\",        "[\\W]",
+                          "[[a]]",        "[a&&b]",          "[]a]",     "(?#a)",     "(*FAIL)",
+                          "a{,2}",        "a{2}?",           "[\\s-x]",  "[a-\\d]",   "[+-\\p{L}]",
+                          "(?i)\\p{Lu}",  "(?i:[\\p{Ll}])",  "(?i)mass", "(?i:a|Fi)", "(?i)\\x{73}t",
+                          "(?i)[\u00DF]", "(?i)stra\\u00dfe"})
     check_error(report, text("the expression ", bad), "is not known", [&] { to_pcre2(bad); });
   if (!Regex::supported()) {
     check_error(report, "an expression without PCRE2", "needs PCRE2", [] { Regex("a"); });

@@ -22,7 +22,7 @@ import tiny
 import torch
 from helpers import assert_same_bits
 from numpy.typing import NDArray
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, TokenizedDataset, write_dataset
@@ -130,6 +130,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "tied": lambda layers: tiny.causal_lm(LlamaConfig(**_sizes(layers, tie_word_embeddings=True))),
     "qwen2": lambda layers: tiny.causal_lm(Qwen2Config(**_sizes(layers))),  # with biases
     "qwen3": lambda layers: tiny.causal_lm(Qwen3Config(**_sizes(layers, head_dim=12))),
+    "gemma2": lambda layers: tiny.causal_lm(Gemma2Config(**_sizes(layers, head_dim=8))),  # caps its logits
 }
 
 

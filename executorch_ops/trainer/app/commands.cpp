@@ -9,11 +9,11 @@
 #include <cstdio>
 
 #include "../files/errors.h"
-#include "../loop/readout.h"
 #include "../loop/trainer.h"
 #include "../program/adapter.h"
 #include "../program/file_info.h"
 #include "options.h"
+#include "start.h"
 #include "text_input.h"
 
 namespace mobizo::trainer {
@@ -78,7 +78,8 @@ class Progress {
   }
 
   Observer observer() {
-    return {[this](const StepReport& report) { step(report); }, [this](const EvaluationReport& report) { evaluation(report); },
+    return {[] {}, [this](const StepReport& report) { step(report); },
+            [this](const EvaluationReport& report) { evaluation(report); },
             [](const std::string& text) { std::fprintf(stderr, "mobizo_runner: %s\n", text.c_str()); }};
   }
   double median_step_ms() const { return 1e3 * median(seconds_); }
@@ -113,44 +114,6 @@ class Progress {
   std::vector<double> seconds_;
 };
 
-// Beside the journal: what its run began with.
-std::string start_path(const std::string& journal) { return journal.empty() ? "" : journal + ".start.safetensors"; }
-
-// Whether a readout can be expected to be made and to help: there are labels, and a head that has no adapter yet.
-bool suits_a_readout(Program& program, const Dataset& dataset) {
-  return program.description().head && !program.adapter().head && !dataset.labels().empty() && !dataset.in_turn().empty();
-}
-
-// Gives the program what its steps go on from, which is kept beside the run's journal: a run that goes on takes that. Returns
-// the readout if one was made. start: "readout", "zero" or, for the first where it can be made, "auto".
-std::optional<Readout> begin(Program& program, const Dataset& dataset, const TrainOptions& options, const std::string& start,
-                             int64_t rows) {
-  const std::string kept = start_path(options.journal);
-  if (!kept.empty() && exists(options.journal)) {
-    if (!options.resume) fail(options.journal, " exists: name another journal, or resume");
-    if (start != "zero" && exists(kept)) {
-      load_adapter(kept, program);
-      return std::nullopt;
-    }
-    if (start != "readout") return std::nullopt;
-  }
-  std::optional<Readout> made;
-  if (start == "readout" || (start == "auto" && suits_a_readout(program, dataset))) {
-    try {
-      made = read_out(program, dataset, rows, options.validation_rows);
-    } catch (const Error& error) {
-      if (start == "readout") throw;
-      std::fprintf(stderr, "mobizo_runner: %s; the run begins without a readout\n", error.what());
-    }
-  }
-  if (kept.empty() || exists(options.journal)) return made;  // which is that of a journal if the run can open it
-  if (made)
-    save_adapter(kept, program.description(), program.adapter());
-  else
-    std::remove(kept.c_str());  // that of an earlier run, which this one would go on from
-  return made;
-}
-
 }  // namespace
 
 void train_command(int argc, char** argv) {
@@ -159,6 +122,7 @@ void train_command(int argc, char** argv) {
   int64_t threads = 0, print_every = 10, readout_rows = run_defaults::readout_rows;
   bool quiet = false, json = false;
   TextInput texts;
+  texts.options().seed = size_of(train_options.run_seed);
   Options options("train PROGRAM DATASET --adapter-out FILE [OPTION...]",
                   "Tune the adapter of a program on a data set or, with --tokenizer, on texts: FILE.csv or FILE.jsonl.");
   options.text("adapter-out", "FILE", adapter_out, "where the adapter goes, as .safetensors; needed");
@@ -175,7 +139,7 @@ void train_command(int argc, char** argv) {
   options.choice("lr-schedule", "constant|linear|cosine", train_options.lr_schedule, "how it goes on");
   options.flag("normalize", train_options.normalize, "divide by the spread of the losses");
   options.flag("no-normalize", train_options.normalize, "divide by eps", false);
-  options.seed("run-seed", train_options.run_seed, "seed of all directions");
+  options.seed("run-seed", train_options.run_seed, "seed of all directions", &texts.options().seed);
   options.text("journal", "FILE", train_options.journal, "record every step, so that the run can be resumed");
   options.whole("sync-every", train_options.sync_every, 1, "steps between syncs of the journal to the disk");
   options.flag("resume", train_options.resume, "go on with the journal if there is one");
@@ -210,7 +174,6 @@ void train_command(int argc, char** argv) {
   if (texts.given()) {
     texts.options().batch_size = program.description().batch_size;
     texts.options().steps = train_options.steps;
-    texts.options().seed = train_options.run_seed;
     texts.options().validation_rows = train_options.validation_rows;  // a run of the data set has the same journal
     texts.options().eval_rows = kTestRows;
     data.emplace(texts.dataset((*files)[1], program.description()));
@@ -220,13 +183,16 @@ void train_command(int argc, char** argv) {
     load_adapter(adapter_in, program);
     if (start_with == "auto") start_with = "zero";
   }
-  const std::optional<Readout> readout = begin(program, dataset, train_options, start_with, readout_rows);
+  const Beginning beginning = begin(program, dataset, train_options, start_with, readout_rows);
+  const std::optional<Readout>& readout = beginning.readout;
   if (readout && !quiet)
     std::printf("read out %lld rows in %.1f s, rank %lld\n", static_cast<long long>(readout->rows), readout->seconds,
                 static_cast<long long>(readout->rank));
   Progress progress(train_options.steps, print_every, quiet, log);
   const double load_seconds = seconds_since(start);
-  const TrainResult result = train(program, dataset, train_options, progress.observer());
+  Observer observer = progress.observer();
+  observer.on_begin = beginning.keep;
+  const TrainResult result = train(program, dataset, train_options, observer);
   save_adapter(adapter_out, program.description(), program.adapter());
   if (!result.lost.empty())
     throw JournalLost(message(result.lost, "; stopped after ", result.steps, " steps, the adapter so far is in ", adapter_out));

@@ -64,12 +64,16 @@ void Options::whole(const char* name, std::optional<int64_t>& target, int64_t le
       {name, "N", help, [&target, name, least](const std::string& text) { target = checked_whole(name, text, least); }});
 }
 
-void Options::seed(const char* name, int64_t& target, const std::string& help) {
-  options_.push_back({name, "N", message(help, " [", target, "]"), [&target, name](const std::string& text) {
+void Options::seed(const char* name, int64_t& target, const std::string& help, uint64_t* size) {
+  options_.push_back({name, "N", message(help, " [", target, "]"), [&target, name, size](const std::string& text) {
                         uint64_t bits = 0;
-                        if (parse_whole(text, target)) return;
-                        if (!parse_whole(text, bits)) fail("--", name, " must be a 64-bit integer, got '", text, "'");
-                        target = static_cast<int64_t>(bits);
+                        if (parse_whole(text, target))
+                          bits = target < 0 ? uint64_t{0} - static_cast<uint64_t>(target) : static_cast<uint64_t>(target);
+                        else if (parse_whole(text, bits))
+                          target = static_cast<int64_t>(bits);
+                        else
+                          fail("--", name, " must be a 64-bit integer, got '", text, "'");
+                        if (size != nullptr) *size = bits;
                       }});
 }
 

@@ -22,7 +22,8 @@ class Options {
   void whole(const char* name, int64_t& target, int64_t least, const std::string& help);
   void whole(const char* name, std::optional<int64_t>& target, int64_t least, const std::string& help);
   // any 64-bit integer, signed or unsigned
-  void seed(const char* name, int64_t& target, const std::string& help);
+  // Any integer of 64 bits, signed or not. size, if given: of that number, without its sign.
+  void seed(const char* name, int64_t& target, const std::string& help, uint64_t* size = nullptr);
 
   // Fills the targets and returns the `files` other arguments, and with `more` those behind them; nothing if --help was given,
   // after printing it. Throws Error.

@@ -78,8 +78,13 @@ class Trainer {
 
   const std::string& description() const { return program_.description().text; }
 
-  py::dict train(const Path& dataset, const TrainOptions& options, const py::object& on_step, const py::object& on_evaluation) {
-    const Observer observer{calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn};
+  py::dict train(const Path& dataset, const TrainOptions& options, const py::object& on_begin, const py::object& on_step,
+                 const py::object& on_evaluation) {
+    const auto begun = [&] {
+      const py::gil_scoped_acquire gil;
+      if (!on_begin.is_none()) on_begin();
+    };
+    const Observer observer{begun, calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn};
     const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
     py::list evaluations;
     for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
@@ -294,7 +299,7 @@ PYBIND11_MODULE(_trainer, module) {
           [](Trainer& trainer, const Path& dataset, int64_t steps, double eps, double lr, const std::string& lr_schedule,
              bool normalize, int64_t run_seed, const std::optional<Path>& journal, int64_t sync_every, bool resume,
              std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, bool stop_unsteady,
-             const py::object& on_step, const py::object& on_evaluation) {
+             const py::object& on_begin, const py::object& on_step, const py::object& on_evaluation) {
             TrainOptions options;
             options.steps = steps;
             options.eps = eps;
@@ -309,20 +314,20 @@ PYBIND11_MODULE(_trainer, module) {
             options.validation_rows = validation_rows;
             options.keep = keep;
             options.stop_unsteady = stop_unsteady;
-            return trainer.train(dataset, options, on_step, on_evaluation);
+            return trainer.train(dataset, options, on_begin, on_step, on_evaluation);
           },
           "dataset"_a, py::kw_only(), "steps"_a, "eps"_a, "lr"_a, "lr_schedule"_a, "normalize"_a, "run_seed"_a, "journal"_a,
-          "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_step"_a,
-          "on_evaluation"_a)
+          "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_begin"_a,
+          "on_step"_a, "on_evaluation"_a)
       .def(
           "tokenize",
           [](Trainer& trainer, const Path& texts, const Path& dataset, const Path& tokenizer, const std::string& text_column,
-             const std::string& label_column, const std::string& answers, int64_t steps, int64_t seed,
+             const std::string& label_column, const std::string& answers, int64_t steps, const py::int_& seed,
              std::optional<int64_t> train_rows, std::optional<int64_t> validation_rows, std::optional<int64_t> eval_rows,
              std::optional<int64_t> max_length) {
             trainer.tokenize(texts, dataset,
-                             {tokenizer.string(), text_column, label_column, answers, steps, /*batch_size=*/1, seed, train_rows,
-                              validation_rows, eval_rows, max_length});
+                             {tokenizer.string(), text_column, label_column, answers, steps, /*batch_size=*/1, size_of(seed),
+                              train_rows, validation_rows, eval_rows, max_length});
           },
           "texts"_a, "dataset"_a, py::kw_only(), "tokenizer"_a, "text_column"_a, "label_column"_a, "answers"_a, "steps"_a,
           "seed"_a, "train_rows"_a, "validation_rows"_a, "eval_rows"_a, "max_length"_a)

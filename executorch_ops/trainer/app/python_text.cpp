@@ -24,6 +24,10 @@ std::vector<Message> messages_of(const Pairs& pairs) {
 
 }  // namespace
 
+uint64_t size_of(const py::int_& seed) {
+  return py::reinterpret_steal<py::int_>(PyNumber_Absolute(seed.ptr())).cast<uint64_t>();
+}
+
 void bind_text(py::module_& module) {
   module.def(
       "chat_text",
@@ -57,10 +61,10 @@ void bind_text(py::module_& module) {
   module.def(
       "tokenized",  // the bytes of the data set, and warnings
       [](const std::string& path, const std::string& description, const std::string& tokenizer, const std::string& answers,
-         int64_t steps, int64_t batch_size, int64_t seed, std::optional<int64_t> train_rows,
+         int64_t steps, int64_t batch_size, const py::int_& seed, std::optional<int64_t> train_rows,
          std::optional<int64_t> validation_rows, std::optional<int64_t> eval_rows, std::optional<int64_t> max_length) {
-        TextOptions options{tokenizer, "text",     "label",         answers,   steps,     batch_size,
-                            seed,      train_rows, validation_rows, eval_rows, max_length};
+        TextOptions options{tokenizer,     "text",     "label",         answers,   steps,     batch_size,
+                            size_of(seed), train_rows, validation_rows, eval_rows, max_length};
         const Description parsed = parse_description(description);
         TokenizedTexts made = tokenized(path, parsed, options);
         static_cast<void>(Dataset(path, std::move(made.content)));  // checks it
@@ -72,8 +76,8 @@ void bind_text(py::module_& module) {
   module.def("tokenizer_fingerprint", [](const std::string& path) { return TokenizerFile(path).fingerprint(); }, "path"_a);
   module.def(
       "draw",  // shuffled numbers below n, then `count` of them, then one number below n
-      [](int64_t seed, size_t n, size_t count) {
-        PythonRandom random(seed);
+      [](const py::int_& seed, size_t n, size_t count) {
+        PythonRandom random(size_of(seed));
         std::vector<size_t> numbers(n);
         for (size_t i = 0; i < n; ++i) numbers[i] = i;
         random.shuffle(numbers);

@@ -16,7 +16,8 @@ void tokenize_command(int argc, char** argv) {
   TextInput input;
   TextOptions& texts = input.options();
   texts.steps = run_defaults::steps;
-  texts.seed = run_defaults::run_seed;
+  int64_t seed = run_defaults::run_seed;
+  texts.seed = size_of(seed);
   texts.validation_rows = run_defaults::validation_rows;
   texts.eval_rows = kTestRows;
   std::string out;
@@ -26,7 +27,7 @@ void tokenize_command(int argc, char** argv) {
   options.text("out", "FILE", out, "where the data set goes, as .safetensors; needed");
   input.declare(options);
   options.whole("steps", texts.steps, 1, "steps to lay out batches for; more start again");
-  options.seed("seed", texts.seed, "of the batches");
+  options.seed("seed", seed, "of the batches", &texts.seed);
   options.whole("train-rows", texts.train_rows, 1, "most rows of the training split to use [all]");
   options.whole("validation-rows", texts.validation_rows, 1,
                 message("most rows of the validation split to use [", *texts.validation_rows, "]"));

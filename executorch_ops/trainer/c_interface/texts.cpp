@@ -38,7 +38,7 @@ TextOptions checked(const mobizo_tokenize_options& told, const char* tokenizer, 
   if (told.steps < 1) fail("options.steps must be at least 1, got ", told.steps);
   options.steps = told.steps;
   options.batch_size = description.batch_size;
-  options.seed = told.seed;
+  options.seed = size_of(told.seed);
   options.train_rows = most(told.train_rows, "train_rows");
   options.validation_rows = most(told.validation_rows, "validation_rows");
   options.eval_rows = most(told.test_rows, "test_rows");

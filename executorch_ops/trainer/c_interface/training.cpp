@@ -59,7 +59,8 @@ class Listener {
       : use_(use), callbacks_(callbacks), planned_(steps) {}
 
   Observer observer() {
-    return {[this](const StepReport& report) { step(report); }, [this](const EvaluationReport& report) { validation(report); },
+    return {[] {}, [this](const StepReport& report) { step(report); },
+            [this](const EvaluationReport& report) { validation(report); },
             [this](const std::string& sentence) {
               if (callbacks_.on_warning != nullptr) callbacks_.on_warning(sentence.c_str(), callbacks_.user);
             },

@@ -46,6 +46,7 @@ class Run {
   }
 
   TrainResult make() {
+    observer_.on_begin();
     program_.reset_optimizer();
     try {
       validate();

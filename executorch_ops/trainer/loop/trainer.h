@@ -53,9 +53,11 @@ struct EvaluationReport {
   double loss, accuracy, balanced_accuracy;
 };
 
-// Called after each step and each validation, with a sentence that the user should read, and, with the steps made, before each
+// Called before the first step, when the journal, if there is one, is open and no other run writes it; after each step and each
+// validation, with a sentence that the user should read, and, with the steps made, before each
 // forward of a validation. What they throw ends the run: the adapter is then that of the last step that the journal has.
 struct Observer {
+  std::function<void()> on_begin = [] {};
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};
   std::function<void(const EvaluationReport&)> on_evaluation = [](const EvaluationReport&) {};
   std::function<void(const std::string&)> on_warning = [](const std::string&) {};

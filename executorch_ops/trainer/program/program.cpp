@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <new>
 #include <utility>
@@ -252,7 +253,26 @@ std::vector<float> Program::next_logits(const std::vector<int64_t>& tokens, cons
   auto outputs = methods_->run(path_, one ? "decode" : "prefill", arguments);
   if (static_cast<int64_t>(outputs[0].size()) != d.vocabulary)
     fail(path_, ": the logits must be ", d.vocabulary, ", got ", outputs[0].size());
+  const bool acts = !d.invocation_tokens || active[tokens.size() - 1] != 0;
+  if (head_ && acts) add_readout(outputs);
   return std::move(outputs[0]);
+}
+
+void Program::add_readout(std::vector<std::vector<float>>& outputs) const {
+  const Description& d = description_;
+  const auto width = static_cast<size_t>(d.head->shape[1]), classes = static_cast<size_t>(d.classes());
+  if (outputs.size() < 2)
+    fail(path_, ": the program was exported by an earlier version and cannot write with a readout, which the adapter has: ",
+         "export it again");
+  const std::vector<float>& states = outputs[1];
+  if (states.size() != width + classes) fail(path_, ": the states must be ", width + classes, ", got ", states.size());
+  for (size_t c = 0; c < classes; ++c) {
+    double logit = states[width + c];
+    for (size_t i = 0; i < width; ++i) logit += double{head_rows_[c * width + i]} * double{states[i]};
+    logit *= d.head->scale;
+    if (d.head->soft_cap > 0) logit = d.head->soft_cap * std::tanh(logit / d.head->soft_cap);
+    outputs[0][static_cast<size_t>((*d.candidate_tokens)[c])] = static_cast<float>(logit);
+  }
 }
 
 float Program::update(const Update& update) {

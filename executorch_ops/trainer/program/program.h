@@ -82,6 +82,8 @@ class Program {
 
  private:
   void check_length(int64_t length) const;
+  // To what prefill or decode returns: the logits, and the states that they are made of.
+  void add_readout(std::vector<std::vector<float>>& outputs) const;
   std::vector<std::vector<float>> run_evaluate(const Batch& batch);
   // What get_adapter returns: in a delegated program LoRA-B of the export, in all the head's adapter of the export.
   Adapter exported();

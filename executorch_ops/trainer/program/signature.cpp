@@ -43,6 +43,8 @@ void add_writing(std::vector<Signature>& signatures, const Description& d) {
       for (const AdapterParameter& parameter : d.adapter.parameters)
         method.inputs.push_back({ScalarType::Float, parameter.lora_b});
     method.outputs = {{ScalarType::Float, {1, d.vocabulary}}};
+    if (d.head) method.outputs.push_back({ScalarType::Float, {1, d.head->shape[1] + d.classes()}});
+    method.optional = d.head ? 1 : 0;
     signatures.push_back(std::move(method));
   }
 }
@@ -95,8 +97,10 @@ std::vector<Signature> signatures(const Description& description) {
 }
 
 void check_signature(const Signature& signature, const executorch::runtime::MethodMeta& meta, const std::string& where) {
-  const size_t inputs = signature.inputs.size(), outputs = signature.outputs.size();
-  if (meta.num_inputs() != inputs || meta.num_outputs() != outputs)
+  const size_t inputs = signature.inputs.size(), given = meta.num_outputs();
+  size_t outputs = signature.outputs.size();
+  if (given + signature.optional == outputs) outputs = given;
+  if (meta.num_inputs() != inputs || given != outputs)
     fail(where, " must have ", inputs, " inputs and ", outputs, " outputs, got ", meta.num_inputs(), " and ",
          meta.num_outputs());
   for (size_t i = 0; i < inputs; ++i)

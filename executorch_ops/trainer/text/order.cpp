@@ -14,7 +14,7 @@ using Numbers = std::vector<int32_t>;
 
 class Epochs {
  public:
-  Epochs(std::vector<Numbers> classes, const std::vector<Row>& rows, size_t per_class, size_t batch, int64_t seed)
+  Epochs(std::vector<Numbers> classes, const std::vector<Row>& rows, size_t per_class, size_t batch, uint64_t seed)
       : classes_(std::move(classes)), rows_(rows), per_class_(per_class), batch_(batch), random_(seed) {}
 
   // The batches of the next epoch, in their order.
@@ -85,7 +85,7 @@ class Epochs {
 
 }  // namespace
 
-std::vector<int32_t> training_order(const std::vector<Row>& rows, int64_t batch_size, int64_t seed, int64_t steps) {
+std::vector<int32_t> training_order(const std::vector<Row>& rows, int64_t batch_size, uint64_t seed, int64_t steps) {
   std::vector<Numbers> classes;  // as they come
   std::map<int64_t, size_t> known;
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -108,7 +108,7 @@ std::vector<int32_t> training_order(const std::vector<Row>& rows, int64_t batch_
   return order;
 }
 
-std::vector<int32_t> numbers_in_turn(const std::vector<Row>& rows, int64_t seed) {
+std::vector<int32_t> numbers_in_turn(const std::vector<Row>& rows, uint64_t seed) {
   Numbers all(rows.size());
   std::iota(all.begin(), all.end(), 0);
   std::map<int64_t, Numbers> by_label;

@@ -13,8 +13,8 @@ namespace mobizo::trainer {
 
 class PythonRandom {
  public:
-  explicit PythonRandom(int64_t seed) {
-    const uint64_t size = seed < 0 ? uint64_t{0} - static_cast<uint64_t>(seed) : static_cast<uint64_t>(seed);
+  // size: of the number, whose sign makes no difference
+  explicit PythonRandom(uint64_t size) {
     std::vector<uint32_t> key{static_cast<uint32_t>(size)};
     if (size >> 32 != 0) key.push_back(static_cast<uint32_t>(size >> 32));
     seed_by(key);

@@ -20,10 +20,15 @@ struct TextOptions {
   std::string answers = "all";  // of a conversation, or "last"
   int64_t steps = 1;            // to lay out batches for
   int64_t batch_size = 1;
-  int64_t seed = 0;                                               // of the batches
+  uint64_t seed = 0;                                              // of the batches; of a negative one the size, see size_of
   std::optional<int64_t> train_rows, validation_rows, eval_rows;  // all of them
   std::optional<int64_t> max_length;                              // that of the program
 };
+
+// Of a number, as TextOptions has it of a seed.
+constexpr uint64_t size_of(int64_t seed) {
+  return seed < 0 ? uint64_t{0} - static_cast<uint64_t>(seed) : static_cast<uint64_t>(seed);
+}
 
 // A data set and what was odd about the file, but no error.
 struct TokenizedTexts {

@@ -2,8 +2,10 @@
 // thing to the tokenizer that was trained and another one to this one.
 #include <cctype>
 #include <sstream>
+#include <vector>
 
 #include "../files/errors.h"
+#include "../files/utf8.h"
 #include "regex.h"
 #include "unicode.h"
 
@@ -49,11 +51,14 @@ class Translator {
         begin_class();
       } else if (c == '(') {
         group();
+      } else if (c == ')') {
+        if (!caseless_.empty()) caseless_.pop_back();
+        copy(1);
       } else if (c == '{') {
         interval();
       } else {
-        out_ += c;
-        ++at_;
+        if (c == '|') last_letter_ = 0;
+        literal();
       }
     }
     return out_;
@@ -72,8 +77,37 @@ class Translator {
     out_ += text;
     at_ += 2;
   }
+  // A character as it stands.
+  void literal() {
+    const CodePoint found = code_point_at(pattern_, at_);
+    one_character(found.value, found.length);
+    copy(found.length);
+  }
+
+  // Refuses a character, `bytes` of the pattern, if case makes it one of several: with (?i) Oniguruma takes "ss" for what is
+  // written as one character, too, and the other way round. To be called for each character that stands for itself.
+  void one_character(uint32_t code, size_t bytes) {
+    last_ = last_ == Last::kOpenRange ? Last::kRange : Last::kCharacter;
+    if (!caseless()) {
+      last_letter_ = 0;
+      return;
+    }
+    const bool may_be_several = (code >= 0x80 && code < 0x600) || (code >= 0x1e00 && code < 0x2000) || (code >> 8) == 0xfb;
+    const auto lower = static_cast<char>(code < 0x80 ? std::tolower(static_cast<int>(code)) : 0);
+    const std::string pair{last_letter_, lower};
+    last_letter_ = in_class_ ? '\0' : lower;
+    for (const char* several : {"ss", "st", "ff", "fi", "fl"})
+      if (pair == several) refuse(bytes);
+    if (may_be_several) refuse(bytes);
+  }
+
+  bool caseless() const { return !caseless_.empty() ? caseless_.back() : all_caseless_; }
+
   // A set of characters in place of an escape.
   void put_set(std::string_view members) {
+    if (in_class_ && last_ == Last::kOpenRange) refuse(2);  // a range that would end with a set
+    last_ = Last::kSet;
+    last_letter_ = 0;
     if (!in_class_) out_ += '[';
     put(members);
     if (!in_class_) out_ += ']';
@@ -105,6 +139,7 @@ class Translator {
       case 'D':
         return put_complement(members_of("Nd"));
       case 'v':
+        one_character('\v', 2);
         return put("\\x{b}");
       case 'p':
       case 'P':
@@ -117,6 +152,7 @@ class Translator {
       case 'r':
       case 't':
       case 'f':
+        one_character('\n', 2);
         return copy(2);
       case 'A':
       case 'z':
@@ -124,7 +160,8 @@ class Translator {
         return copy(2);
       default:
         if (c == '\0' || std::isalnum(static_cast<unsigned char>(c)) != 0) refuse(2);
-        return copy(2);
+        copy(1);
+        return literal();
     }
   }
 
@@ -148,6 +185,8 @@ class Translator {
     constexpr std::string_view kKnown =
         " L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp "
         "Cc Cf Co ";
+    if (caseless() && (name == "Lu" || name == "Ll" || name == "Lt"))
+      refuse(end - at_);  // which case is a matter of the library
     if (name.empty() || kKnown.find(message(' ', name, ' ')) == std::string_view::npos) refuse(end - at_);
     const std::string members = members_of(name);
     if (complement) {
@@ -163,6 +202,7 @@ class Translator {
     const std::string_view digits = braced(end);
     if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789ABCDEFabcdef") != std::string_view::npos)
       refuse(end - at_);
+    one_character(static_cast<uint32_t>(std::stoul(std::string(digits), nullptr, 16)), end - at_);
     copy(end - at_);
   }
 
@@ -171,12 +211,15 @@ class Translator {
     for (const char c : digits)
       if (std::isxdigit(static_cast<unsigned char>(c)) == 0) refuse(2);
     if (digits.size() < 4) refuse(2);
+    one_character(static_cast<uint32_t>(std::stoul(std::string(digits), nullptr, 16)), 6);
     out_ += message("\\x{", digits, "}");
     at_ += 6;
   }
 
   void begin_class() {
     in_class_ = true;
+    last_ = Last::kNothing;
+    last_letter_ = 0;
     copy(next_is("[^") ? 2 : 1);
     if (next_is("]")) refuse(1);
   }
@@ -185,14 +228,28 @@ class Translator {
   void class_member(char c) {
     if (c == '[') refuse(1);
     if (next_is("&&")) refuse(2);
-    if (c == ']') in_class_ = false;
-    copy(1);
+    if (c == ']') {
+      in_class_ = false;
+      return copy(1);
+    }
+    const bool last_member = at_ + 1 < pattern_.size() && pattern_[at_ + 1] == ']';
+    if (c == '-' && !last_member && last_ != Last::kNothing && last_ != Last::kOpenRange) {
+      if (last_ == Last::kSet) refuse(1);       // a range that would begin with a set
+      if (last_ == Last::kRange) out_ += '\\';  // where it stands for itself
+      if (last_ == Last::kCharacter) last_ = Last::kOpenRange;
+      return copy(1);
+    }
+    literal();
   }
 
   void group() {
-    if (next_is("(*")) refuse(2);  // a verb to PCRE2
+    if (next_is("(*")) refuse(2);       // a verb to PCRE2
+    if (next_is("(?i)") && at_ == 0) {  // further on it would have another reach
+      all_caseless_ = true;
+      return copy(4);
+    }
+    caseless_.push_back(caseless() || next_is("(?i:"));
     if (!next_is("(?")) return copy(1);
-    if (next_is("(?i)") && at_ == 0) return copy(4);  // further on it would have another reach
     for (const std::string_view start : {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:"})
       if (next_is(start)) return copy(start.size());
     refuse(4);
@@ -214,6 +271,10 @@ class Translator {
   std::string out_;
   size_t at_ = 0;
   bool in_class_ = false;
+  enum class Last { kNothing, kCharacter, kOpenRange, kRange, kSet } last_ = Last::kNothing;  // member of the class
+  bool all_caseless_ = false;
+  std::vector<bool> caseless_;  // of the groups around
+  char last_letter_ = 0;        // in lower case, of the part without case; 0 if it is none
 };
 
 }  // namespace

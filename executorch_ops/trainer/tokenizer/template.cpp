@@ -32,6 +32,13 @@ void Template::read(const Json& json) {
   templates_.push_back(std::move(items));
 }
 
+void Template::check(const std::function<bool(int64_t)>& is_token) const {
+  for (const std::vector<Item>& items : templates_)
+    for (const Item& item : items)
+      for (const int64_t id : item.ids)
+        if (!is_token(id)) fail("special_tokens: the vocabulary has no token ", id);
+}
+
 std::vector<int64_t> Template::apply(std::vector<int64_t> ids, bool add_special) const {
   for (const std::vector<Item>& items : templates_) {
     std::vector<int64_t> out;

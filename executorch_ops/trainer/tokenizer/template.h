@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "../files/json.h"
@@ -13,6 +14,8 @@ class Template {
   Template() = default;  // adds none
   explicit Template(const Json& json);
 
+  // Throws Error unless it puts tokens around a text that there are.
+  void check(const std::function<bool(int64_t)>& is_token) const;
   std::vector<int64_t> apply(std::vector<int64_t> ids, bool add_special) const;
 
  private:

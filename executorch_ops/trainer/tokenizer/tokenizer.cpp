@@ -29,6 +29,7 @@ Tokenizer::Tokenizer(const Json& json)
   size_ = static_cast<int64_t>(model_.size());
   for (const auto& [token, id] : added_.ids())
     if (!model_.id(token)) ++size_;
+  blaming("post_processor", [&] { template_.check([&](int64_t id) { return this->token(id) != nullptr; }); });
 }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, bool add_special) const {
