@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer import CallbackParam, Context
 
 from mobizo_kernels.errors import InputError, first_line
 
+if TYPE_CHECKING:
+    import yaml
+
+_AS_JSON = ("verbalizer",)  # what flags take as JSON, and a file also as names and texts
 _NOT_REPEATED = ("out", "overwrite", "journal", "resume", "dry_run", "tensorboard")
 
 
@@ -35,7 +40,7 @@ def _values(path: Path, known: set[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
     except (OSError, ValueError) as error:
         raise InputError(f"config: {str(path)!r} cannot be read ({first_line(error)})") from error
     except yaml.YAMLError as error:
@@ -51,11 +56,47 @@ def _values(path: Path, known: set[str]) -> dict[str, Any]:
             raise InputError(f"config: {path} has {str(key)!r}, which is no option of this command{meant}")
         if name in values:
             raise InputError(f"config: {path} has {name!r} twice")
-        if isinstance(value, list):
-            raise InputError(f"config: expected one value for {key!r} in {path}, got a list")
         if value is not None:
-            values[name] = json.dumps(value) if isinstance(value, dict) else str(value)
+            values[name] = _flag(path, name, value)
     return values
+
+
+def _flag(path: Path, name: str, value: object) -> str:
+    """A value of the file `path` as the command line would have it."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise InputError(f"config: expected one value for {name!r} in {path}, got a {type(value).__name__}")
+    if name not in _AS_JSON:
+        raise InputError(f"config: expected one value for {name!r} in {path}, got names and values")
+    if not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise InputError(f"config: expected a text for each name in {name!r} in {path}")
+    return json.dumps(value)
+
+
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """A reader of YAML that leaves values as they are written, since it is the option that knows of what type
+    they are ("no" may be the word of a label), and takes no name twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            names = [name for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+            seen = set()
+            for name in names:
+                if name.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{name.value!r} is there twice", problem_mark=name.start_mark
+                    )
+                seen.add(name.value)
+            return node
+
+    for kind in ("bool", "float", "int", "timestamp"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", yaml.SafeLoader.construct_scalar)
+    return Loader
 
 
 def written_config(settings: dict[str, Any]) -> str:

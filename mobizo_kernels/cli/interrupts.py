@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import UnsupportedOperation
 from types import FrameType
 from typing import Any
 
@@ -53,10 +55,24 @@ class StopRequest:
             self.signal = number
             for one, handler in before.items():
                 signal.signal(one, handler)
-            print("\nmobizo: ending after this step; once more ends at once", file=sys.stderr)
+            _tell("\nmobizo: ending after this step; once more ends at once\n")
 
         with _handled({signal.SIGINT: ask, signal.SIGTERM: ask}) as before:
             yield
+
+
+def _tell(text: str) -> None:
+    """Write to stderr from a signal handler: past Python's buffer, which may be writing just now and would
+    then refuse with RuntimeError. A reader that has gone, as `tee` at the same Ctrl-C, is told nothing.
+    """
+    with suppress(OSError, ValueError):
+        try:
+            descriptor = sys.stderr.fileno()
+        except (AttributeError, UnsupportedOperation):  # closed, or no file
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+        else:
+            os.write(descriptor, text.encode())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mobizo_kernels.cli.commands import app
-from mobizo_kernels.cli.interrupts import sigterm_interrupts
+from mobizo_kernels.cli.interrupts import exit_code, sigterm_interrupts
 from mobizo_kernels.errors import InputError
 
 
@@ -39,6 +39,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"mobizo: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as error:  # before a command has begun, or behind its end
+        sys.exit(exit_code(error))
     except OSError as error:
         _forget_output()
         if error.errno != errno.EPIPE:

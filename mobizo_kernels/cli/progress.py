@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from types import TracebackType
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -16,7 +19,9 @@ class TuningBar:
     """
 
     def __init__(self, steps: int, batch_size: int) -> None:
-        self._bar, self._batch_size = tqdm(total=steps, unit="step", desc="tuning"), batch_size
+        stream = None if sys.stderr is None else _Lasting(sys.stderr)
+        self._bar = tqdm(total=steps, unit="step", desc="tuning", file=stream, disable=stream is None)
+        self._batch_size = batch_size
         self._validation: dict[str, str] = {}
 
     def show_step(self, step: int, loss: float, seconds: float) -> None:
@@ -40,3 +45,23 @@ class TuningBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+class _Lasting:
+    """A stream that takes what is written when its reader has gone, too: a bar is no reason to end a run.
+    `mobizo train 2>&1 | tee log` loses its reader at the same Ctrl-C that asks the run to end in good order.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -48,8 +48,13 @@ def test_a_file_is_the_flags_and_flags_win(tmp_path: Path, monkeypatch: pytest.M
         ("steps: 1.5", "Invalid value for '--steps'"),
         ("steps: true", "Invalid value for '--steps'"),
         ("optimizer: sdg", "Invalid value for '--optimizer'"),
-        ("lr: .inf", "lr: expected a finite number, got inf"),
+        ("lr: inf", "lr: expected a finite number, got inf"),
         ("steps: [1, 2]", "expected one value for 'steps' in"),
+        ("model: {name: m}", "expected one value for 'model' in"),
+        ("model: &m {name: *m}", "expected one value for 'model' in"),
+        ("verbalizer: {a: [x]}", "expected a text for each name in 'verbalizer' in"),
+        ("verbalizer: {a: x, a: y}", "'a' is there twice"),
+        ("steps: 3\nsteps: 4", "'steps' is there twice"),
         ("batch-size: 3\nbatch_size: 4", "has 'batch_size' twice"),
         ("- steps", "expected names and values in"),
         ("a: [", "is no YAML"),
@@ -64,6 +69,19 @@ def test_what_a_file_has_is_checked_as_flags_are(
         file.write_text(text)
     assert run("train", f"--config={file}", f"--out={tmp_path / 'out'}") == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_values_are_texts_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML alone would make a boolean, a number in base 8, a date and a number in base 60 of them."""
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: 2024-01-01\nlabel-column: 010\ntext-column: 12:30\ntemplate: on\nnormalize: no\n"
+        "verbalizer: {yes: ' good', no: 1.50, 0: 2024-02-02}\n"
+    )
+    settings = settings_of(monkeypatch, f"--config={file}", f"--out={tmp_path}")
+    assert (settings.data, settings.label_column, settings.text_column) == ("2024-01-01", "010", "12:30")
+    assert (settings.template, settings.normalize) == ("on", False)
+    assert json.loads(settings.verbalizer) == {"yes": " good", "no": "1.50", "0": "2024-02-02"}
 
 
 def test_a_run_repeats_itself_from_its_file(inputs: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from commands import run, train
 
+from mobizo_kernels.cli import main
 from mobizo_kernels.cli.interrupts import StopRequest, Terminated, sigterm_interrupts
 from mobizo_kernels.cli.progress import TuningBar
 
@@ -91,3 +95,67 @@ def test_handlers_are_put_back_and_ignored_signals_stay_so() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before[0]
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+class Writing(io.RawIOBase):
+    """A file that gets Ctrl-C while it is written to."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file, self.seen = file, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def write(self, data: Any) -> int:
+        self.seen += bytes(data)
+        os.kill(os.getpid(), signal.SIGINT)
+        return len(data)
+
+
+def test_a_signal_in_the_middle_of_output_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of Python's refuses to be written to by a handler that has interrupted its own writing."""
+    stop = StopRequest()
+    with io.FileIO(tmp_path / "stderr", "w") as file:
+        raw = Writing(file)
+        monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BufferedWriter(raw), write_through=True))
+        with stop.armed():
+            print("a bar", end="", file=sys.stderr, flush=True)
+        monkeypatch.undo()
+    assert stop.signal == signal.SIGINT
+    assert raw.seen == b"a bar"
+    assert "ending after this step" in (tmp_path / "stderr").read_text()
+
+
+class Gone(io.StringIO):
+    """What a reader has gone from."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize("stderr", [Gone(), None])
+def test_a_run_outlives_who_reads_its_bar(
+    stderr: io.StringIO | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`2>&1 | tee log` loses its reader at Ctrl-C."""
+    monkeypatch.setattr("sys.stderr", stderr)
+    stop = StopRequest()
+    with TuningBar(3, 8) as bar, stop.armed():
+        os.kill(os.getpid(), signal.SIGINT)
+        for step in range(3):
+            bar.show_step(step, 1.0, 1.0)
+    assert stop()
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupt_before_a_command_begins(
+    error: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", interrupted)
+    assert run("env") == code
