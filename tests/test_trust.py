@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SHORT
+from commands import SHORT, run
 from peft import LoraConfig
 from programs import tiny_dataset, tiny_program
 from tiny import llama
@@ -96,6 +96,18 @@ def test_an_adapter_names_no_module_to_import(
             load_adapter(llama(), directory)
     else:
         load_adapter(llama(), directory)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("tag", ["python/object/apply:os.system", "python/object/new:os.system"])
+def test_a_file_of_options_makes_nothing(
+    tag: str, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, text = tmp_path / "run.yaml", f"!!{tag} ['touch {mark}']"
+    for options in (f"steps: {text}", f"verbalizer: {{a: {text}}}", f"{text}: 3", text):
+        file.write_text(options)
+        assert run("train", f"--config={file}", f"--out={tmp_path / 'out'}") == 2
+        assert "could not determine a constructor for the tag" in capsys.readouterr().err
     assert not mark.exists()
 
 

@@ -45,6 +45,8 @@ def _values(path: Path, known: set[str]) -> dict[str, Any]:
         raise InputError(f"config: {str(path)!r} cannot be read ({first_line(error)})") from error
     except yaml.YAMLError as error:
         raise InputError(f"config: {path} is no YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise InputError(f"config: {path} has too many levels") from error
     if not isinstance(found, dict | None):
         raise InputError(f"config: expected names and values in {path}, got {type(found).__name__}")
     values = {}
