@@ -16,6 +16,7 @@ from mobizo_kernels.ops.checks import (
     check_storage_dtype,
     shape_of,
 )
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def mp_outer_(
@@ -48,6 +49,7 @@ def mp_outer_(
         RuntimeError: before anything is written, if a shape, dtype, device or the number of rows is wrong, if
             `base` shares memory, or if a gradient would be lost.
     """
+    check_transforms("mp_outer_", base, x, coeffs)
     torch.ops.mobizo.mp_outer_(base, x, seeds, coeffs, stream, transposed)
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from mobizo_kernels.ops.checks import check, check_distribution, check_storage_dtype, dtype_name, shape_of
+from mobizo_kernels.ops.checks import (
+    check,
+    check_device,
+    check_distribution,
+    check_storage_dtype,
+    dtype_name,
+    shape_of,
+)
 from mobizo_kernels.ops.fakes import named
 
 
@@ -61,6 +68,7 @@ def _(*args: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
 def _(*args: Any, dtype: torch.dtype | None = None, out: torch.Tensor) -> torch.Tensor:
     size, seed, _, distribution = named("noise", args).values()
     check_noise(seed, distribution)
+    check_device("noise", "out", out, seed.device)
     check_storage_dtype("noise", "out", out)
     wanted = dtype or torch.float32
     check("noise", out.dtype == wanted, f"out must be {wanted}, got {dtype_name(out)}")

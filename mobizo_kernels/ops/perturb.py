@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mobizo_kernels.ops.fakes import checked_param, register_foreach
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def perturb_(
@@ -39,6 +40,7 @@ def perturb_(
     Raises:
         RuntimeError: before anything is written, if a dtype, length, device or the distribution is wrong.
     """
+    check_transforms("perturb_", param, coeffs)
     if torch.compiler.is_compiling():
         # Functionalization refuses custom ops that return an alias; the list form returns nothing.
         foreach_perturb_([param], seeds, coeffs, [stream], decay, distribution)
@@ -67,6 +69,7 @@ def foreach_perturb_(
     Raises:
         RuntimeError: before anything is written, if a dtype, length, device or the distribution is wrong.
     """
+    check_transforms("foreach_perturb_", *params, coeffs)
     torch.ops.mobizo.foreach_perturb_(params, seeds, coeffs, streams, decay, distribution)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mobizo_kernels.ops.fakes import register_foreach, register_update
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def zo_adam(
@@ -49,6 +50,7 @@ def zo_adam(
     Raises:
         RuntimeError: before anything is written, if a shape, dtype, device or the distribution is wrong.
     """
+    check_transforms("zo_adam", param, exp_avg, exp_avg_sq, coeffs, lr)
     return torch.ops.mobizo.zo_adam(
         param, exp_avg, exp_avg_sq, seeds, coeffs, lr, stream, beta1, beta2, eps, decay, distribution
     )
@@ -82,6 +84,7 @@ def foreach_zo_adam_(
         RuntimeError: before anything is written, in the cases of :func:`zo_adam`, or if a list has another
             length or holds a tensor twice.
     """
+    check_transforms("foreach_zo_adam_", *params, *exp_avgs, *exp_avg_sqs, coeffs, lr)
     torch.ops.mobizo.foreach_zo_adam_(
         params, exp_avgs, exp_avg_sqs, seeds, coeffs, lr, streams, beta1, beta2, eps, decay, distribution
     )

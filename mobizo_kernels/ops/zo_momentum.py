@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mobizo_kernels.ops.fakes import register_foreach, register_update
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def zo_momentum(
@@ -42,6 +43,7 @@ def zo_momentum(
     Raises:
         RuntimeError: before anything is written, if a shape, dtype, device or the distribution is wrong.
     """
+    check_transforms("zo_momentum", param, momentum, coeffs)
     return torch.ops.mobizo.zo_momentum(param, momentum, seeds, coeffs, stream, beta, decay, distribution)
 
 
@@ -67,6 +69,7 @@ def foreach_zo_momentum_(
         RuntimeError: before anything is written, in the cases of :func:`zo_momentum`, or if a list has
             another length or holds a tensor twice.
     """
+    check_transforms("foreach_zo_momentum_", *params, *momenta, coeffs)
     torch.ops.mobizo.foreach_zo_momentum_(params, momenta, seeds, coeffs, streams, beta, decay, distribution)
 
 

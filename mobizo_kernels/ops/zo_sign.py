@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mobizo_kernels.ops.fakes import register_foreach, register_update
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def zo_sign(
@@ -40,6 +41,7 @@ def zo_sign(
     Raises:
         RuntimeError: before anything is written, if a shape, dtype, device or the distribution is wrong.
     """
+    check_transforms("zo_sign", param, coeffs, lr)
     return torch.ops.mobizo.zo_sign(param, seeds, coeffs, lr, stream, decay, distribution)
 
 
@@ -63,6 +65,7 @@ def foreach_zo_sign_(
         RuntimeError: before anything is written, in the cases of :func:`zo_sign`, or if a list has another
             length or holds a tensor twice.
     """
+    check_transforms("foreach_zo_sign_", *params, coeffs, lr)
     torch.ops.mobizo.foreach_zo_sign_(params, seeds, coeffs, lr, streams, decay, distribution)
 
 

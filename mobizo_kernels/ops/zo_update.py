@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mobizo_kernels.ops.fakes import register_update
+from mobizo_kernels.ops.transforms import check_transforms
 
 
 def zo_update(
@@ -35,6 +36,7 @@ def zo_update(
     Raises:
         RuntimeError: before anything is written, if a dtype, length, device or the distribution is wrong.
     """
+    check_transforms("zo_update", param, coeffs)
     return torch.ops.mobizo.zo_update(param, seeds, coeffs, stream, decay, distribution)
 
 

@@ -109,3 +109,10 @@ def test_parameter_stream_is_pinned() -> None:
     stream = ops.parameter_stream("model.layers.0.self_attn.q_proj.weight")
     assert stream == signed("e32ed6127b67a70a")
     assert stream != ops.parameter_stream("model.layers.1.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("given", [("cpu", "meta"), ("meta", "cpu")], ids="-".join)
+def test_an_output_on_another_device_is_not_left_as_it_was(given: tuple[str, str]) -> None:
+    seed, out = torch.tensor([3], device=given[0]), torch.ones(4, device=given[1])
+    with pytest.raises(RuntimeError, match="mobizo::noise: out must be on "):
+        torch.ops.mobizo.noise([4], seed, 7, out=out)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import DISTRIBUTIONS
+from op_calls import OPS
 from torch.autograd import forward_ad
 
 from mobizo_kernels import ops, reference
@@ -46,6 +47,36 @@ def test_derivatives_of_torch_func_are_refused(op: str, rng: torch.Generator) ->
         with pytest.raises(RuntimeError, match=rf"mobizo::{op}: forward-mode .* torch.autograd.grad has"):
             call(forward_ad.make_dual(x, x))
         torch.testing.assert_close(call(x), call(x.clone()))  # no tangent, nothing to refuse
+
+
+@pytest.mark.parametrize("op", [name for name in OPS if not name.endswith("out")])
+def test_changes_in_place_are_refused_inside_of_a_derivative(op: str) -> None:
+    """torch.func.grad would give zeros: the kernel sees tensors that require no gradient."""
+    call = OPS[op].call
+
+    def changed(factor: torch.Tensor) -> torch.Tensor:
+        given = OPS[op].given()
+        moved = {name: given[name] * factor for name in OPS[op].written}
+        call(getattr(ops, op), **{**given, **moved})
+        return torch.stack([tensor.sum() for tensor in moved.values()]).sum()
+
+    one, refused = torch.tensor(1.0), rf"mobizo::{op}: torch.func.(grad|jvp) is not supported"
+    with pytest.raises(RuntimeError, match=refused):
+        torch.func.grad(changed)(one)
+    with pytest.raises(RuntimeError, match=refused):
+        torch.func.jvp(changed, (one,), (one,))
+    assert torch.isfinite(changed(one))
+
+
+def test_derivatives_of_vmap_are_refused(rng: torch.Generator) -> None:
+    call, x = calls(rng)["mp_lora"]
+    several = torch.stack([x, x])
+    for transform in (
+        lambda: torch.func.jvp(torch.func.vmap(call), (several,), (several,)),
+        lambda: torch.func.grad(lambda x: torch.func.vmap(call)(x).sum())(several),
+    ):
+        with pytest.raises(RuntimeError, match=r"mobizo::mp_lora: torch.func.(grad|jvp) is not supported"):
+            transform()
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
