@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from mobizo_kernels.errors import first_line
 from mobizo_kernels.loss.rows import NothingLabelled
+from mobizo_kernels.optim.digest import digest
 from mobizo_kernels.zo.batches import Batch
 from mobizo_kernels.zo.split import Split
 from mobizo_kernels.zo.workers import RankFailed, RanksDisagree, Workers, check_same
 
 HEAD = 6
-"""Numbers that a rank tells beside its losses: is all well, step, rate, batch, state, and weight."""
+"""Numbers that a rank tells beside its losses: terms, step, rate, batch, state, and weight."""
 
 _NOT_DUE = -1.0
+_FAILED = -1.0  # in the place of the terms
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Share:
         weight: labelled tokens of the batch, or rows of an objective; 0 if nothing is to be predicted.
         batch: :func:`batch_checksum` of what the rank was given.
         error: that kept the rank from its losses.
+        terms: options of the step by name, which all ranks have to have alike.
     """
 
     step: int
@@ -42,6 +46,7 @@ class Share:
     weight: int = 0
     batch: int = 0
     error: Exception | None = None
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
     def with_losses(self, losses: torch.Tensor, weight: int, batch: int) -> Share:
         """The same with what the attributes of these names are."""
@@ -81,18 +86,20 @@ class Exchange:
             Exception: that of `share`.
         """
         step, error = share.step, share.error
+        terms = _FAILED if error is not None else float(digest(share.terms))
         head = [
-            float(error is not None), float(step), share.lr, float(share.batch),
+            terms, float(step), share.lr, float(share.batch),
             _NOT_DUE if share.state is None else float(share.state), float(share.weight),
         ]  # fmt: skip
         losses = [] if share.losses is None else share.losses.double().tolist()
         told = self._workers.gather([*head, *losses, *[0.0] * (self._widest - len(losses))], f"step {step}")
-        failed, steps, rates, batches, states, weights = told[:, :HEAD].unbind(1)
-        if bool(failed.any()):
+        all_terms, steps, rates, batches, states, weights = told[:, :HEAD].unbind(1)
+        if bool((failed := all_terms == _FAILED).any()):
             self._fail(failed, share)
         check_same(steps[:, None], "rank {rank} is at step {value:.0f}, but rank 0 at step {first:.0f}")
         rate = "the learning rate is {value} on rank {rank}, but {first} on rank 0"
         check_same(rates[:, None], f"step {step}: {rate}")
+        self._check_terms(all_terms, share)
         check_states(states, step)
         self._check_batches(batches, step)
         return self._means(told[:, HEAD:], weights)
@@ -105,6 +112,18 @@ class Exchange:
         if share.error is not None:
             raise share.error
         raise RankFailed(f"step {step}: rank {rank} failed, nothing was updated: {text}")
+
+    def _check_terms(self, terms: torch.Tensor, share: Share) -> None:
+        """Raise RanksDisagree by the first term that differs."""
+        if bool((terms == terms[0]).all()):
+            return
+        rank, when = int((terms != terms[0]).nonzero()[0]), f"step {share.step}"
+        first = self._workers.told_by(0, dict(share.terms), when)
+        other = self._workers.told_by(rank, dict(share.terms), when)
+        name = next(name for name in first if first[name] != other[name])
+        raise RanksDisagree(
+            f"{when}: {name} is {other[name]!r} on rank {rank}, but {first[name]!r} on rank 0"
+        )
 
     def _means(self, told: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """float32 [G] from what the ranks told of their groups, [ranks, n], and their weights [ranks]."""
@@ -158,9 +177,9 @@ def check_states(states: torch.Tensor, step: int) -> None:
     )
 
 
-def batch_checksum(batches: Sequence[Batch], what: str) -> int:
-    """crc32 over the tensors of batches and over what else the ranks of a line have to agree on."""
-    found = zlib.crc32(what.encode())
+def batch_checksum(batches: Sequence[Batch]) -> int:
+    """crc32 over the tensors of batches."""
+    found = zlib.crc32(str(len(batches)).encode())
     for batch in batches:
         for name in sorted(batch):
             tensor = batch[name]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from mobizo_kernels.journal import read_journal
 from mobizo_kernels.loss.rows import NothingLabelled
 from mobizo_kernels.optim.base import ZOOptimizer
-from mobizo_kernels.optim.digest import state_digest
+from mobizo_kernels.optim.digest import digest, state_digest
 from mobizo_kernels.optim.records import Records
-from mobizo_kernels.zo.batches import Measured
+from mobizo_kernels.zo.batches import Measure, Measured
 from mobizo_kernels.zo.exchange import Exchange, Share, batch_checksum, check_states
 from mobizo_kernels.zo.identity import shared_identity
 from mobizo_kernels.zo.split import Split, make_split
 from mobizo_kernels.zo.trials import Trials
-from mobizo_kernels.zo.workers import Workers
+from mobizo_kernels.zo.workers import RanksDisagree, Workers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,22 +79,37 @@ class Team:
         self.rank, self.split = 0, Split(settings.groups, settings.slices or 1)
         self._workers: Workers | None = None
         self._exchange: Exchange | None = None
+        self._run = ""  # a digest of its settings
         self.records = False  # rank 0 has a journal
 
-    def join(self, zo: ZerothOrder, group: ProcessGroup) -> None:
-        """See :meth:`ZerothOrder.join`."""
+    def join(self, zo: ZerothOrder, group: ProcessGroup, *, opens: bool = False) -> bool:
+        """See :meth:`ZerothOrder.join`.
+
+        Args:
+            zo: of this rank.
+            group: of all.
+            opens: this rank is given a journal to open.
+
+        Returns:
+            Whether rank 0 is: all have to take part then.
+        """
         workers = Workers(group, next(zo.model.parameters()).device)
         split = self._settings.split_of(workers.count)
-        workers.agree(shared_identity(zo, split, self._settings.check_every))
-        made = [int(steps) for steps in workers.gather([zo.steps], _START)[:, 0].tolist()]
+        shared = shared_identity(zo, split, self._settings.check_every)
+        workers.agree(shared)
+        workers.from_first(lambda: _make_recorded(zo), _START)
+        told = workers.gather([zo.steps, opens, zo.journal is not None, self.records], _START)
+        _check_journals(*told[:, 1:].bool().unbind(1))
+        made = [int(steps) for steps in told[:, 0].tolist()]
         first, last = min(made), max(made)
         if first < last:
             missed = workers.from_first(lambda: _recorded(zo, first, last), _START)
             zo.apply(missed[zo.steps - first :])
         check_states(workers.gather([state_digest(zo.optimizer)], _START)[:, 0], last)
-        self.records = bool(workers.gather([zo.journal is not None], _START)[0, 0])
-        self.rank, self.split = workers.rank, split
+        self.records = bool(told[0, 2])
+        self.rank, self.split, self._run = workers.rank, split, f"{digest(shared):012x}"
         self._workers, self._exchange = workers, Exchange(workers, split)
+        return bool(told[0, 1])
 
     def compare(self, zo: ZerothOrder) -> None:
         """See :meth:`ZerothOrder.check_ranks`."""
@@ -122,7 +137,7 @@ class Team:
         *,
         step: int,
         optimizer: ZOOptimizer,
-        what: str,
+        terms: Mapping[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The losses of a step over the rows of all ranks.
 
@@ -132,7 +147,7 @@ class Team:
             seeds: int64 [q], of the queries.
             step: its number.
             optimizer: whose state is compared where that is due.
-            what: options of the step, which ranks have to agree on.
+            terms: options of the step by name, which ranks have to agree on.
 
         Returns:
             float32 [G], and what :meth:`Trials.losses` left on the parameters.
@@ -145,7 +160,8 @@ class Team:
         every = self._settings.check_every
         state = state_digest(optimizer) if every is not None and step % every == 0 else None
         lr = float(optimizer.param_groups[0]["lr"])
-        share, standing = self._share(trials, measured, seeds, Share(step, lr, state), what)
+        share = Share(step, lr, state, terms={**terms, "journal": self.records, "run": self._run})
+        share, standing = self._share(trials, measured, seeds, share, optimizer)
         try:
             return self._exchange(share), standing
         except BaseException:
@@ -153,21 +169,73 @@ class Team:
             raise
 
     def _share(
-        self, trials: Trials, measured: Callable[[], Measured], seeds: torch.Tensor, share: Share, what: str
+        self,
+        trials: Trials,
+        measured: Callable[[], Measured],
+        seeds: torch.Tensor,
+        share: Share,
+        optimizer: ZOOptimizer,
     ) -> tuple[Share, torch.Tensor | None]:
         """What this rank has to tell of a step, an error of its own included."""
-        parts = self.split.groups_of(self.rank)
+        errors: list[Exception] = []
+        measure: Measure = _no_losses
+        weight = checksum = 0
         try:
-            try:
-                measure = measured()
-            except NothingLabelled:  # the rows of other ranks may have something
-                losses, standing = trials.losses(_no_losses, seeds, parts)
-                return share.with_losses(losses, 0, 0), standing
-            weight, checksum = sum(measure.weights()), batch_checksum(measure.batches, what)
-            losses, standing = trials.losses(measure, seeds, parts)
-            return share.with_losses(losses, weight, checksum), standing
+            groups = optimizer.param_groups
+            rules = [{**optimizer.rule_of(group).as_json(), "lr": float(group["lr"])} for group in groups]
+            share = replace(share, terms={**share.terms, "optimizer": rules})
+            found = measured()
+            measure, weight, checksum = found, sum(found.weights()), batch_checksum(found.batches)
+        except NothingLabelled:  # the rows of other ranks may have something
+            pass
         except Exception as error:  # the others wait to hear of it
+            errors.append(error)
+
+        def careful(groups: int) -> torch.Tensor:
+            # Each pass over parameters that are perturbed in place rounds, so all ranks make all of them.
+            try:
+                return _no_losses(groups) if errors else measure(groups)
+            except Exception as error:
+                errors.append(error)
+                return _no_losses(groups)
+
+        try:
+            losses, standing = trials.losses(careful, seeds, self.split.groups_of(self.rank))
+        except Exception as error:
             return share.with_error(error), None
+        if errors:
+            return share.with_error(errors[0]), standing
+        return share.with_losses(losses, weight, checksum), standing
+
+
+def _make_recorded(zo: ZerothOrder) -> None:
+    """Make the step that is in the journal already: another rank was lost before all had heard of it."""
+    if zo.journal is not None and zo.journal.steps > zo.steps:
+        zo.apply(read_journal(zo.journal.path)[1][zo.steps :])
+
+
+def _check_journals(opens: torch.Tensor, has: torch.Tensor, had: torch.Tensor) -> None:
+    """Raise RanksDisagree unless the journal of a run, if there is one, is that of rank 0; bool [ranks] each.
+
+    Args:
+        opens: the rank is given a journal to open.
+        has: it has one open.
+        had: it knows of one, which rank 0 had.
+    """
+    if has[0] or opens[0]:
+        if has[1:].any():
+            rank = int(has[1:].nonzero()[0]) + 1
+            raise RanksDisagree(f"rank {rank} has a journal open, but rank 0 has one as well, and writes it")
+        return
+    if (has | had).any():
+        rank = int((has | had).nonzero()[0])
+        raise RanksDisagree(
+            f"the run of rank {rank} has a journal, but rank 0 of the group, which would write it, has not: "
+            "start all ranks again with resume=True, or call close_journal() on all to go on without"
+        )
+    if opens.any():
+        rank = int(opens.nonzero()[0])
+        raise RanksDisagree(f"rank {rank} is given a journal, but rank 0, which would write it, has none")
 
 
 def _recorded(zo: ZerothOrder, first: int, last: int) -> Records:

@@ -80,7 +80,7 @@ class ZerothOrder(Recorded):
             other sizes, unless a size is 1. The first step compiles; see docs/usage.md for when it pays.
         process_group: of torch.distributed, with which a step is made; `torch.distributed.group.WORLD` for
             all processes of torchrun. Scalars travel, nothing else: see docs/scale.md. Every process makes
-            the same steps in the same order; its journal is written on rank 0 alone.
+            the same calls in the same order; the journal that rank 0 is given is written there alone.
         split: beside a group, "queries" (the default): each rank runs its part of the groups, on the same
             batch. "rows": each runs all groups, on a batch of its own. "both": `query_ranks` neighbours share
             the queries of a batch of their own.
@@ -163,8 +163,8 @@ class ZerothOrder(Recorded):
         with model_to_tune(model, several) as (self.model, compiled):
             self._set_up(candidate_tokens, store, compile or compiled, cuda_graph)
             if process_group is not None:
-                self.join(process_group)
-            if journal is not None:
+                self._join(process_group, journal, resume)
+            elif journal is not None:
                 self.apply(self.open_journal(journal, resume=resume))
 
     def _set_up(
@@ -210,10 +210,18 @@ class ZerothOrder(Recorded):
 
         Raises:
             RanksDisagree: as the constructor, or if what was tuned is not the same then.
-            ValueError: if rank 0, which has to have made all steps, has no journal of them.
+            ValueError: if rank 0, which has to have made all steps, has no journal of them; or if it did not
+                write the journal of the run, which :meth:`close_journal` on all ranks lets go on without one.
             RankFailed: if another rank is gone.
         """
-        self._team.join(self, process_group)
+        self._join(process_group)
+
+    def _join(
+        self, process_group: ProcessGroup, journal: PathLike | None = None, resume: bool = False
+    ) -> None:
+        """:meth:`join`, and open the journal that rank 0 was given, in which all ranks take part."""
+        if self._team.join(self, process_group, opens=journal is not None):
+            self.apply(self.open_journal("" if journal is None else journal, resume=resume))
 
     def check_ranks(self) -> None:
         """Compare what all ranks have tuned, as every `check_every` steps do: at the end of a run, say.
@@ -272,7 +280,7 @@ class ZerothOrder(Recorded):
                 seeds,
                 step=self.steps,
                 optimizer=self.optimizer,
-                what=f"{shaping}, {objective is None}",
+                terms={"shaping": shaping, "objective": None if objective is None else "given"},
             )
             weighed = losses if shaping == "none" else shaped(losses, shaping)
             projected_grads = self.estimator.projected_gradients(weighed)
