@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -73,8 +73,8 @@ class Coordinator(Generic[Name]):
         header: of the run; None until the first participant has joined.
 
     Raises:
-        ValueError: naming the argument, if `fewest` is below 1 or the journal is damaged or has another
-            header.
+        ValueError: naming the argument, if `fewest` is below 1, `header` has an estimator that there is
+            not, or the journal is damaged or has another header.
         OSError: if `journal` exists without `resume`, is held by another run, or cannot be read or written.
     """
 
@@ -136,7 +136,8 @@ class Coordinator(Generic[Name]):
         try:
             return self._heard(name, payload)
         except ValueError as error:
-            self.lose(name, str(error))
+            if name not in self._answers:  # one that comes late, or twice, takes nothing from an answer
+                self.lose(name, str(error))
             return None
 
     def lose(self, name: Name, reason: str) -> None:
@@ -155,7 +156,8 @@ class Coordinator(Generic[Name]):
         """End the round: the record of its step, made of the answers heard, is in the journal.
 
         Raises:
-            ValueError: if no participant has joined yet; it says why each was refused.
+            ValueError: if no participant has joined yet; it says why each was refused. Or if the learning
+                rate of the step is out of range.
             JournalLost: if the journal is no longer what this run wrote.
             OSError: if the journal cannot be written.
         """
@@ -191,6 +193,7 @@ class Coordinator(Generic[Name]):
         self._heads = heads_of(head, split_records(bytes(self._records), header.queries))
 
     def _create(self, header: JournalHeader) -> None:
+        _estimator(header)  # no run is made that has none
         self._journal = JournalWriter.create(self._path, header)
         self.header, self._heads = header, heads_of(header.to_bytes(), [])
 
@@ -221,6 +224,7 @@ class Coordinator(Generic[Name]):
             self._check_head(State.decode(payload).steps, State.decode(payload).head)
         else:
             self._answers[name] = self._checked(Answer.decode(payload))
+            self._refused.pop(name, None)  # an earlier reply in this round
         self._has[name] = self.steps
         return None
 
@@ -282,8 +286,9 @@ class Coordinator(Generic[Name]):
         if self.header.normalize:
             slopes = _estimator(self.header).projected_gradients(slopes)
         rule = self.header.optimizer
-        lr = rule.lr if self._lr is None else self._lr(self.steps)
-        record = record_of(rule, slopes.double(), lr=lr, updates=self._updates, loss=loss)
+        if self._lr is not None:
+            rule = replace(rule, lr=self._lr(self.steps))  # which checks it
+        record = record_of(rule, slopes.double(), lr=rule.lr, updates=self._updates, loss=loss)
         return record if record.coeffs.isfinite().all() else StepRecord.skipped(queries, loss)
 
 

@@ -101,9 +101,11 @@ class Participant:
         """Apply the records of a request that the model does not have yet.
 
         Raises:
-            PayloadError: naming what differs, if the request is of another run or of a step that has passed,
-                if it begins behind the records that are here, or one of them is damaged. Nothing was applied.
+            PayloadError: naming what differs, if `zo` made a step of its own, the request is of another run
+                or of a step that has passed or begins behind the records that are here, or if one of them is
+                damaged. Nothing was applied.
         """
+        self._check_steps()
         queries = self.zo.estimator.queries
         if request.queries != queries:
             raise PayloadError(f"expected records of {queries} coefficients, got {request.queries}")
@@ -136,9 +138,17 @@ class Participant:
             objective: what is minimised in place of the cross-entropy.
 
         Raises:
-            ValueError: as :meth:`ZerothOrder.losses`.
+            ValueError: as :meth:`ZerothOrder.losses`, or if `zo` made a step of its own.
         """
+        self._check_steps()
         seen, estimator = self.zo.losses(batch, objective=objective), self.zo.estimator
         numbers = seen.losses if estimator.normalize else estimator.projected_gradients(seen.losses)
         loss = estimator.loss(seen.losses)
         return Answer(self.steps, self._heads[-1], loss, seen.weight, tuple(numbers.tolist()))
+
+    def _check_steps(self) -> None:
+        """Raise PayloadError if the model has other steps than those of the coordinator."""
+        if self.zo.steps != self.steps:
+            raise PayloadError(
+                f"zo was to make no step of its own, but is at step {self.zo.steps}, not {self.steps}"
+            )

@@ -76,6 +76,8 @@ def decode_records(content: bytes, first: int, queries: int) -> Records:
 
 def kind_of(payload: bytes) -> Kind:
     """What a payload is. Raises PayloadError if it is none, of another version, or damaged."""
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        raise PayloadError(f"it is no payload: expected bytes, got {type(payload).__name__}")
     if len(payload) < _PREFIX.size + _CRC.size or payload[:2] != _MAGIC:
         raise PayloadError(f"it is no payload: expected {_MAGIC!r} at its start, got {payload[:4]!r}")
     _, kind, version = _PREFIX.unpack_from(payload)
@@ -228,7 +230,9 @@ class Refusal:
 
     def encode(self) -> bytes:
         """The payload; a long reason is cut."""
-        return _framed(Kind.REFUSAL, self._FIXED.pack(self.steps) + self.reason.encode()[:_MOST_TEXT])
+        return _framed(
+            Kind.REFUSAL, self._FIXED.pack(self.steps) + self.reason.encode(errors="replace")[:_MOST_TEXT]
+        )
 
     @classmethod
     def decode(cls, payload: bytes) -> Refusal:
