@@ -129,7 +129,7 @@ def _batch(settings: BenchSettings, vocabulary: int) -> tuple[dict[str, torch.Te
     generator = torch.Generator().manual_seed(0)
     shape = (settings.batch_size, settings.tokens)
     tokens = torch.randint(2, vocabulary, shape, generator=generator)
-    tail = tokens[0, settings.tokens - 1 - settings.tail : -1]
+    tail = tokens[0, settings.tokens - 1 - settings.tail : -1].clone()
     tokens[:, settings.tokens - 1 - settings.tail : -1] = tail
     tokens[:, -1] = torch.arange(settings.batch_size) % 2
     labels = torch.full_like(tokens, IGNORED)

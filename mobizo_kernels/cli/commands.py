@@ -33,8 +33,10 @@ from mobizo_kernels.cli.task_settings import Engine, EvalSettings
 from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.errors import InputError
 
-EXIT_CODES = """Exit codes: 0, done; 1, the system or the program failed; 2, something given is wrong, and the
-message says what; 130 and 143, interrupted by Ctrl-C and by SIGTERM."""
+EXIT_CODES = (
+    "Exit codes: 0, done; 1, the system or the program failed; 2, something given is wrong, and the message "
+    "says what; 130 and 143, interrupted by Ctrl-C and by SIGTERM."
+)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
 
@@ -56,7 +58,7 @@ def options(
 ) -> None:
     """Fine-tune language models with forward passes only.
 
-    Begin with: mobizo train --data reviews.csv --out run
+    Begin with: mobizo train --out run, on film reviews; or mobizo train --help.
     """
 
 

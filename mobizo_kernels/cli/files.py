@@ -29,6 +29,11 @@ def check_distinct(outputs: Mapping[str, Iterable[Path]], inputs: Mapping[str, s
         others += [(option, path) for path in paths]
 
 
+def is_within(path: Path, directory: Path) -> bool:
+    """Whether `path` is `directory` or lies in it, be they there or not."""
+    return path.resolve().is_relative_to(directory.resolve())
+
+
 def _files_of(source: str | Path | None) -> list[Path]:
     path = Path(source or "")
     if source and path.is_dir():

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
 
 
 class Terminated(KeyboardInterrupt):
@@ -46,6 +48,14 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether the run is to end."""
         return self.signal is not None
+
+    def heeding(self, work: Callable[[], Found]) -> Found | None:
+        """What `work` gives; None if a signal ends it, which has then been heard."""
+        try:
+            return work()
+        except KeyboardInterrupt as error:
+            self.signal = exit_code(error) - 128
+            return None
 
     @contextmanager
     def armed(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobizo_kernels.cli.files import check_distinct
+from mobizo_kernels.cli.files import check_distinct, is_within
 from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
@@ -12,6 +12,7 @@ from mobizo_kernels.cli.start import journal_files, start_directory
 from mobizo_kernels.cli.tensorboard import check_tensorboard
 from mobizo_kernels.cli.train_eager import train_eager
 from mobizo_kernels.cli.train_executorch import program_files, train_executorch
+from mobizo_kernels.errors import InputError
 from mobizo_kernels.files.file import remove_dead_scratch
 
 
@@ -46,6 +47,10 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         {"journal": journal_files(settings.journal), "out": written},
         {"data": settings.data, "model": settings.model, "program": settings.program},
     )
+    if settings.journal is not None and (
+        settings.journal.is_dir() or is_within(settings.out, settings.journal)
+    ):
+        raise InputError(f"journal: expected a file, got the directory {str(settings.journal)!r}")
     if settings.resume and settings.journal is not None and not settings.dry_run:
         remove_dead_results(settings.out)
         remove_dead_scratch(start_directory(settings.journal))

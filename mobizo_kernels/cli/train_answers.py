@@ -54,5 +54,6 @@ def train_answers(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
             made = tune(run.zo, run.batches, validate, recorded, run.pad_token, settings, stop, objective)
         except RewardError as error:
             raise InputError(f"objective: {error}") from error
-    after = None if made.interrupted else task.outcome(run.scoring, run.test)
+    after = None if made.interrupted else stop.heeding(lambda: task.outcome(run.scoring, run.test))
+    made.interrupted = after is None
     return write_results(settings, before, after, made, run.save)

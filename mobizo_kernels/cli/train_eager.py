@@ -57,5 +57,6 @@ def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     with run.zo.journal or nullcontext():
         start.keep()
         made = tune(run.zo, run.batches, validate, recorded, run.pad_token, settings, stop, objective)
-    after = None if made.interrupted else outcome(scored(run.test))
+    after = None if made.interrupted else stop.heeding(lambda: outcome(scored(run.test)))
+    made.interrupted = after is None
     return write_results(settings, before, after, made, run.save, **start.summary)

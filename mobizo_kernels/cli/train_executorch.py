@@ -65,7 +65,8 @@ def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, An
         trainer.save_adapter(directory / ADAPTER_FILE)
         peft_from_device(directory / ADAPTER_FILE, directory / ADAPTER_DIRECTORY)
 
-    after = None if run.interrupted else test_outcome()
+    after = None if run.interrupted else stop.heeding(test_outcome)
+    run.interrupted = after is None
     size = program.stat().st_size
     return write_results(settings, before, after, run, save, program_bytes=size, **start.summary)
 

@@ -14,9 +14,15 @@ from mobizo_kernels.cli import bench
 SHORT = ["--tokens=12", "--queries=3", "--batch-size=4", "--rounds=1", "--rank=4", "--layers=1:1"]
 
 
-@pytest.mark.parametrize("tail", [0, 2])
-def test_figures(tail: int, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [f"--model={inputs / 'model'}", *SHORT, f"--tail={tail}", "--dtype=float32"]
+@pytest.mark.parametrize(("tail", "rows"), [(0, 4), (2, 1)])
+def test_figures(tail: int, rows: int, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        f"--model={inputs / 'model'}",
+        *SHORT,
+        f"--tail={tail}",
+        f"--batch-size={rows}",
+        "--dtype=float32",
+    ]
     assert run("bench", *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["groups"], found["tuned_parameters"]) == (6, 4 * (32 + 16 + 16 + 32 + 48 + 48 + 32))

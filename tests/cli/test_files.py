@@ -52,6 +52,8 @@ CASES: list[tuple[list[str], str]] = [
     ([*TRAIN, "--out=run", "--journal=run/metrics.json"], "metrics.json' is the same .* of journal"),
     ([*TRAIN, "--out=run", "--journal=data.csv", "--resume"], "journal: .* of data"),
     ([*TRAIN, "--out=run", "--journal=model/config.json", "--resume"], "journal: .* of model"),
+    ([*TRAIN, "--out=new", "--journal=new"], "journal: expected a file, got the directory 'new'"),
+    ([*TRAIN, "--out=new/run", "--journal=new"], "journal: expected a file, got the directory 'new'"),
     ([*TRAIN, "--out=linked"], "out: .*linked/metrics.json' is the same file as 'data.csv' of data"),
     ([*DEVICE, "--out=other", "--program=other/dataset.safetensors"], "out: .* of program"),
     ([*DEVICE, "--out=run", "--program=program.pte", "--journal=program.pte", "--resume"], "of program"),

@@ -19,6 +19,7 @@ from commands import run, train
 from mobizo_kernels.cli import main
 from mobizo_kernels.cli.interrupts import StopRequest, Terminated, sigterm_interrupts
 from mobizo_kernels.cli.progress import TuningBar
+from mobizo_kernels.training import score_rows
 
 WEIGHTS = Path("adapter", "adapter_model.safetensors")
 
@@ -83,6 +84,32 @@ def test_twice_ends_at_once(
     assert train(inputs, tmp_path / "out") == 130
     assert "interrupted: no result has been written; with --journal FILE a run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_in_the_last_scoring_keeps_what_was_tuned(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also without a journal, which could bring it back."""
+    options = ["--steps=2", "--start=zero"]
+    assert train(inputs, tmp_path / "whole", *options) == 0
+    calls = []
+
+    def scored(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > 2 and arguments[1] is calls[0][1]:  # the test rows, for the second time
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score_rows(*arguments)
+
+    monkeypatch.setattr("mobizo_kernels.cli.train_eager.score_rows", scored)
+    capsys.readouterr()
+    assert train(inputs, tmp_path / "out", *options) == 143
+    assert "interrupted after 2 of 2 steps; the adapter of step" in capsys.readouterr().err
+    whole, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "out"))
+    assert (
+        found["interrupted"] and found.get("accuracy_after") is None and whole["accuracy_after"] is not None
+    )
+    assert found["losses"] == whole["losses"]
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_so() -> None:
