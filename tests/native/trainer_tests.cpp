@@ -12,6 +12,7 @@
 #include "../../executorch_ops/trainer/loop/schedule.h"
 #include "../../executorch_ops/trainer/loop/seeds.h"
 #include "../../executorch_ops/trainer/loop/selection.h"
+#include "damage_cases.h"
 #include "dataset_cases.h"
 #include "delegated_cases.h"
 #include "journal_cases.h"
@@ -210,6 +211,7 @@ int main(int argc, char** argv) {
   trainer::csv_cases(report);
   trainer::chat_cases(report);
   trainer::python_cases(report);
+  trainer::damage_cases(report);
   trainer::journal_cases(report);
   trainer::dataset_cases(report);
   trainer::host_adapter_cases(report, argv[1]);
