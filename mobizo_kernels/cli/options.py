@@ -42,13 +42,19 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings, Told], None
     """Give `command(settings, told)` the signature for typer: fields of `settings`, --config and --json."""
 
     def decorate(command: Callable[[Settings, Told], None]) -> Callable[..., None]:
-        def run(*, context: Context, print_json: bool, config: Path | None, **values: Any) -> None:
-            command(settings(**values), Told(print_json, context.obj))
+        def run(*, invocation: Context, print_json: bool, config: Path | None, **values: Any) -> None:
+            command(settings(**values), Told(print_json, invocation.obj))
 
         hints = get_type_hints(settings, include_extras=True)
-        hints |= {"context": Context, "config": Config, "print_json": Json}
+        ours: dict[str, Any] = {"invocation": Context, "config": Config, "print_json": Json}
+        if both := hints.keys() & ours.keys():
+            raise TypeError(f"{settings.__name__} must not have {sorted(both)}, which every command takes")
+        hints |= ours
         declared = fields(settings)  # type: ignore[arg-type]  # one of the dataclasses
-        defaults: dict[str, Any] = {"context": MISSING, **{field.name: field.default for field in declared}}
+        defaults: dict[str, Any] = {
+            "invocation": MISSING,
+            **{field.name: field.default for field in declared},
+        }
         defaults |= {"config": None, "print_json": False}
         parameters = [
             inspect.Parameter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from commands import PROMPT, run, train
 
 from mobizo_kernels.cli import commands
+from mobizo_kernels.cli.options import takes
 from mobizo_kernels.cli.settings import TrainSettings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "command_line.md"
@@ -109,6 +111,16 @@ def test_other_commands_read_files_too(
     assert json.loads(capsys.readouterr().out)["rows"] == 7
 
 
+@dataclass
+class _Hidden:
+    config: str = ""
+
+
+def test_no_setting_is_hidden_by_what_every_command_takes() -> None:
+    with pytest.raises(TypeError, match=r"_Hidden must not have \['config'\], which every command takes"):
+        takes(_Hidden)(lambda settings, told: None)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("completion", shell) == 0
@@ -121,6 +133,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
         ("mobizo tr", {"train"}),
         ("mobizo train --optimizer a", {"adam"}),
         ("mobizo eval --ada", {"--adapter"}),
+        ("mobizo export --cont", {"--context"}),
     ],
 )
 def test_completion_knows_commands_options_and_values(
