@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import torch
 from commands import SHORT, run
 from peft import LoraConfig
 from programs import tiny_dataset, tiny_program
-from tiny import llama
+from tiny import batch, llama
 from tiny_texts import TEMPLATE, WORDS, reviews, save_model, tokenizer, write_csv
 
 import mobizo_kernels
 from mobizo_kernels import load_adapter, save_adapter, wrap
 from mobizo_kernels.data import CachingEncoder, token_cache
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.integrations.transformers import ZOConfig, ZOTrainer
 from mobizo_kernels.models import load_model
 
 STRACE = shutil.which("strace")
@@ -71,6 +73,27 @@ def test_a_pickle_of_an_adapter_is_not_read(tmp_path: Path, payload: Command, ma
     torch.save({"lora_A": payload}, directory / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_model\.safetensors"):
         load_adapter(llama(), directory)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "training_args.bin"])
+def test_a_pickle_in_a_checkpoint_runs_nothing(
+    name: str, tmp_path: Path, payload: Command, mark: Path, rng: torch.Generator
+) -> None:
+    row = {key: column[0].tolist() for key, column in batch(rng, (6,)).items()}
+    options: dict[str, Any] = {"save_steps": 2, "use_cpu": True, "report_to": [], "disable_tqdm": True}
+
+    def trainer(steps: int) -> ZOTrainer:
+        model = wrap(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+        config = ZOConfig(str(tmp_path / "run"), max_steps=steps, **options)
+        return ZOTrainer(model, config, train_dataset=[row])
+
+    trainer(2).train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert (checkpoint / name).exists()
+    torch.save(payload, checkpoint / name)
+    with nullcontext() if name == "training_args.bin" else pytest.raises(pickle.UnpicklingError):
+        trainer(4).train(resume_from_checkpoint=str(checkpoint))
     assert not mark.exists()
 
 
