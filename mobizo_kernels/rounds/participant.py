@@ -43,7 +43,8 @@ class Participant:
         header: of the run, as its journal begins.
 
     Raises:
-        ValueError: if steps were made that no journal knows, or a model is not wrapped.
+        ValueError: if steps were made that no journal knows, or the run cannot have a journal, as that of a
+            model that is not wrapped.
     """
 
     def __init__(self, zo: ZerothOrder) -> None:

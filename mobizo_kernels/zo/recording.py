@@ -104,7 +104,11 @@ class Recorded:
             steps: planned.
             batch_size: rows in each step.
             data: a hash of the training rows.
+
+        Raises:
+            ValueError: as :meth:`open_journal`, for a run that has none.
         """
+        self._check_recordable()
         candidates = self.loss.candidates
         return JournalHeader(
             **self.estimator.as_json(),

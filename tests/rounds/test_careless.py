@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from federation import Wire
+from journals import wrapped
 
+import mobizo_kernels as mobizo
 from mobizo_kernels.journal import JournalHeader
-from mobizo_kernels.rounds import Coordinator, bring_up_to_date, run_round
+from mobizo_kernels.rounds import Coordinator, Participant, bring_up_to_date, run_round
 from mobizo_kernels.rounds.payloads import Refusal, Request, State, first_head
 
 
@@ -90,3 +93,15 @@ def test_what_is_no_text_is_still_a_reason(rng: torch.Generator) -> None:
 
     request = Request(0, participant.state().head, 0, 3, b"").encode()
     assert Refusal.decode(participant.respond(request, unreadable)).reason == "no file ?"
+
+
+def test_a_participant_needs_a_run_that_can_be_recorded() -> None:
+    with pytest.raises(ValueError, match="journal needs a model wrapped by mobizo_kernels.wrap"):
+        Participant(mobizo.ZerothOrder(tiny.llama(), queries=3, eps=1e-3))
+    zo = mobizo.ZerothOrder(wrapped(), queries=3)
+    group = zo.optimizer.param_groups[0]
+    half = {**group, "params": group["params"][1:], "param_names": group["param_names"][1:], "lr": 1.0}
+    group["params"], group["param_names"] = group["params"][:1], group["param_names"][:1]
+    zo.optimizer.param_groups.append(half)
+    with pytest.raises(ValueError, match="journal needs one group of parameters, got 2"):
+        Participant(zo)
