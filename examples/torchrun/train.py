@@ -30,6 +30,8 @@ options = parser.parse_args()
 # Scalars travel by the CPU, whatever the model runs on. A rank that is silent for so long is taken for lost.
 dist.init_process_group("gloo", timeout=timedelta(minutes=5))
 rank, ranks = dist.get_rank(), dist.get_world_size()
+if options.split == "rows" and options.batch_size < ranks:
+    parser.error(f"--batch-size must be at least {ranks}, a row for each process, got {options.batch_size}")
 
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 model = AutoModelForCausalLM.from_pretrained(options.model).eval()
@@ -38,7 +40,10 @@ mobizo.wrap(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj",
 
 def batch_of(rows):
     """The rows as tensors; the responses are to be learned."""
-    texts = [(tokenizer(row["prompt"]).input_ids, tokenizer(row["response"]).input_ids) for row in rows]
+    texts = [
+        (tokenizer(row["prompt"]).input_ids, tokenizer(row["response"], add_special_tokens=False).input_ids)
+        for row in rows
+    ]
     width = max(len(prompt) + len(response) for prompt, response in texts)
     batch = {"input_ids": [], "attention_mask": [], "labels": []}
     for prompt, response in texts:

@@ -59,7 +59,8 @@ def test_what_is_named_is_there(page: Path) -> None:
     names = set(re.findall(r"`([^`\s]+)`", prose(page)))
     paths = {name for name in names if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]+", name)}
     for module in re.findall(r"python -m (benchmarks\.[\w.]+\w)", (ROOT / page).read_text(encoding="utf-8")):
-        paths.add(module.replace(".", "/") + ".py")
+        path = module.replace(".", "/")
+        paths.add(f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py")
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     for name in names:
         if re.fullmatch(r"mobizo_kernels(\.\w+)+", name) and (

@@ -97,9 +97,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda d: configure(d, intermediate_size=64),
         r"6 weights of another size .*down_proj.weight': expected \[32, 64\], got \[32, 48\]",
     ),
-    "bitsandbytes": (
-        lambda d: configure(d, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        "expected a causal language model that transformers can read .*bitsandbytes",
+    "a package is missing": (
+        lambda d: configure(d, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "expected a causal language model that transformers can read .*optimum",
     ),
     "gptq": (
         lambda d: configure(d, quantization_config={"quant_method": "gptq", "bits": 4}),
