@@ -32,7 +32,7 @@ from mobizo_kernels.journal import read_journal, replay
 from mobizo_kernels.lora import adapter_layers, load_adapter, peft_from_device
 from mobizo_kernels.optim import query_seeds
 
-MOST_GROWTH = 512
+MOST_GROWTH = 1024
 """Bytes that a process may have more for each step. A bare forward of transformers leaves some 210."""
 
 
@@ -95,7 +95,15 @@ def native(folder: Path, journal: Path, steps: int) -> tuple[Any, int]:
     program, dataset, out = folder / "tiny.pte", folder / "data.safetensors", folder / "adapter.safetensors"
     export_quietly(tiny_llama(1), program, targets=lora_config(), **DEFAULTS)
     tiny_dataset(dataset, torch.Generator().manual_seed(0))
-    arguments = [f"--steps={steps}", "--quiet", "--journal", journal, "--adapter-out", out]
+    arguments = [
+        f"--steps={steps}",
+        "--no-stop-unsteady",
+        "--quiet",
+        "--journal",
+        journal,
+        "--adapter-out",
+        out,
+    ]
     process = start_runner(["train", program, dataset, *arguments])
     tenth = last = 0
     while process.poll() is None:
