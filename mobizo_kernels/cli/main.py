@@ -60,3 +60,7 @@ def _forget_output() -> None:
     """Let Python, as it ends, not try again to write what stdout has refused."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":  # python -m mobizo_kernels.cli.main, where the script is not on the path
+    run()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +160,16 @@ def test_exit_codes_are_the_same_in_all_commands(
     needed = {"train": ["--out=x"], "export": ["--out=x.pte"], "generate": ["hi"], "adapter": ["a", "b"]}
     options = needed.get(command, ["--out=x"] if command == "tokenize" else [])
     assert run(command, *options) == 130
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["main.py", "--version"])
+    monkeypatch.delitem(sys.modules, "mobizo_kernels.cli.main")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("mobizo_kernels.cli.main", run_name="__main__")
+    assert capsys.readouterr().out.startswith("mobizo ")
 
 
 def test_the_page_has_every_command_and_exit_code() -> None:
