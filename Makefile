@@ -71,17 +71,17 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 
-properties: install  ## what holds for all inputs, on 2,000 random ones each (an hour)
+properties: install  ## what holds for all inputs, on 2,000 random ones each
 	$(PYTEST) --hypothesis-profile=long -m hypothesis tests
 
-crash: install  ## training killed at random moments and on a disk that fails: nothing is lost (30 minutes)
+crash: install  ## training killed at random moments and on a disk that fails: nothing is lost
 	$(BIN)/python tests/support/crash.py --kills 200
 	$(BIN)/python tests/support/faults.py
 
-soak: install  ## 20,000 steps in torch and in the native trainer: memory, replay, drift (15 minutes)
+soak: install  ## 20,000 steps in torch and in the native trainer: memory, replay, drift
 	$(BIN)/python tests/support/soak.py
 
-statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; hours)
+statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; it takes long)
 	$(BIN)/python -m benchmarks.statistics
 
 lint: install  ## ruff, mypy, clang-format

@@ -5,8 +5,8 @@
 1. Names: two parameters of a model that had one stream would share their noise.
 2. Values: the kernels' own, tested for their law and for correlations. The smallest p-value is compared with
    what the smallest of so many is.
-3. Words: those that the values are made of, through dieharder in five orders. This takes about an hour an
-   order; `--orders` without a name leaves it out.
+3. Words: those that the values are made of, through dieharder in five orders. This takes long; `--orders`
+   without a name leaves it out.
 """
 
 from __future__ import annotations

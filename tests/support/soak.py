@@ -33,7 +33,7 @@ from mobizo_kernels.lora import adapter_layers, load_adapter, peft_from_device
 from mobizo_kernels.optim import query_seeds
 
 MOST_GROWTH = 1024
-"""Bytes that a process may have more for each step. A bare forward of transformers leaves some 210."""
+"""Bytes that a process may have more for each step: a bare forward of transformers leaves some, too."""
 
 
 def resident(process: int) -> int:
