@@ -48,16 +48,19 @@ METHODS = {
     "readout of 480 rows, ours": replace(OURS, readout_rows=480),
     "readout, ours, half the rate": replace(OURS, readout_rows=1280, lr=0.1),
     "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
+    "readout, centred": replace(OURS, estimator="centred", queries=64, readout_rows=1280),
     "readout, centred, one token": replace(ONE_TOKEN, readout_rows=1280, lr=0.1),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),
     "P-RGE, q=4 B=4": replace(PUBLISHED, queries=4, batch_size=4),
     "first-order LoRA-FA": replace(PUBLISHED, method="first-order", decay=True, lr=2e-3),
     "first-order, tail": replace(VARIED, method="first-order", batch_size=16, lr=2e-3),
     "first-order, tail alone": replace(OURS, method="first-order-kept", lr=2e-3),
+    "readout, first-order, tail alone": replace(OURS, method="first-order-kept", lr=2e-3, readout_rows=1280),
     "all parameters": ALL,
     "all parameters, in turn": replace(ALL, method="all-in-turn", distribution="gaussian"),
     # What ours would do with an exact gradient in place of an estimate.
     "exact gradient, tail": replace(OURS, method="exact-gradient"),
+    "readout, exact gradient, tail alone": replace(OURS, method="exact-gradient-kept", readout_rows=1280),
 }
 FACTORS: dict[str, list[dict[str, Any]]] = {
     "sharing": [
@@ -99,7 +102,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     for seed in range(options.seeds):
         for task in options.tasks:
             for name in names:
-                recipe = replace(METHODS[name], task=task, seed=seed, **common)
+                recipe = replace(METHODS[name], task=task, seed=seed, **common, **options.change)
                 if options.quick:
                     recipe = replace(recipe, readout_rows=min(recipe.readout_rows, 32))
                 yield name, recipe
@@ -109,7 +112,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     made = read(options.out)
-    for name, recipe in cells(options):
+    for name, recipe in () if options.summary else cells(options):
         key = asdict(recipe)
         if any(line["recipe"] == key and line["name"] == name for line in made):
             continue
@@ -139,7 +142,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def changes(line: dict[str, Any]) -> str:
     """How the recipe of a run differs from what its factor is changed from, or from its method's today."""
-    skipped = {"seed", "task", "seconds"}
+    skipped = {"seed", "task", "seconds", "selection_rows"}
     base = asdict(VARIED if line["part"] == "factors" else METHODS[line["name"]])
     return ", ".join(
         f"{name}={value}"
@@ -149,21 +152,30 @@ def changes(line: dict[str, Any]) -> str:
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
-    """One line for each recipe, task and budget: medians over the seeds, of the adapters at the end."""
+    """One line for each recipe, task and budget, of the adapters at the end: medians, and what seeds had."""
     groups: dict[tuple[str, float, str, str], list[dict[str, Any]]] = {}
     for line in lines:
         recipe = line["recipe"]
         groups.setdefault((recipe["task"], recipe["seconds"], line["name"], changes(line)), []).append(line)
-    head = ("task", "seconds", "", "changed", "seeds", "steps", "ktok", "accuracy", "AUC", "75 % after")
+    head = ("task", "seconds", "", "changed", "readout", "steps", "ktok", "accuracy", "AUC", "75 % after")
     print("\n| " + " | ".join(head) + " |" + "\n" + "|---" * len(head) + "|")
     for (task, seconds, name, changed), runs in groups.items():
-        middle = [median(line["last"][figure] for line in runs) for figure in ("accuracy", "auc")]
+        runs = sorted(runs, key=lambda line: line["recipe"]["seed"])
+        accuracy = _of_seeds([100 * line["last"]["accuracy"] for line in runs], ".1f", " %")
+        auc = _of_seeds([line["last"]["auc"] for line in runs], ".3f")
         steps, tokens = (median(line[figure] for line in runs) for figure in ("steps", "tokens"))
+        read_out = [f"{line['readout']['seconds']:.0f} s" for line in runs if "readout" in line]
         reached = [f"{at:.0f} s" if (at := seconds_to(line, 0.75)) is not None else "-" for line in runs]
         print(
-            f"| {task} | {seconds:g} | {name} | {changed} | {len(runs)} | {steps:.0f} | {tokens / 1e3:.0f} "
-            f"| {middle[0]:.1%} | {middle[1]:.3f} | {', '.join(reached)} |"
+            f"| {task} | {seconds:g} | {name} | {changed} | {', '.join(read_out)} | {steps:.0f} "
+            f"| {tokens / 1e3:.0f} | {accuracy} | {auc} | {', '.join(reached)} |"
         )
+
+
+def _of_seeds(values: list[float], form: str, unit: str = "") -> str:
+    """The median, and in brackets what each seed had, if there are several."""
+    middle = format(median(values), form) + unit
+    return middle if len(values) == 1 else f"{middle} ({', '.join(format(value, form) for value in values)})"
 
 
 def seconds_to(line: dict[str, Any], accuracy: float) -> float | None:
@@ -191,8 +203,21 @@ def _options() -> argparse.Namespace:
     options.add_argument("--seeds", type=int, default=1, help="runs of each recipe")
     options.add_argument("--tasks", nargs="+", default=list(TASKS))
     options.add_argument("--methods", nargs="+", choices=METHODS, help="of part methods; all by default")
+    options.add_argument(
+        "--change", nargs="+", type=_change, default=[], metavar="NAME=VALUE", help="of part methods' recipes"
+    )
+    options.add_argument("--summary", action="store_true", help="tables of what is in the file, and no run")
     options.add_argument("--quick", action="store_true", help="two seconds a run: a smoke test")
-    return options.parse_args()
+    found = options.parse_args()
+    found.change = dict(found.change)
+    return found
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """A field of a recipe and its value."""
+    name, _, value = text.partition("=")
+    kind = type(getattr(OURS, name))
+    return name, value == "True" if kind is bool else kind(value)
 
 
 if __name__ == "__main__":

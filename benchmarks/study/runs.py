@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,11 +17,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from benchmarks.steps import with_folded_head
-from benchmarks.study.readouts import LayerReadout
+from benchmarks.study.readouts import LayerReadout, LayerStates
 from mobizo_kernels import wrap, wrap_parameters
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder, collate, training_batches
-from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
+from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped, tuned_layers
 from mobizo_kernels.lora.targets import layer_range, linear_names
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.loss.sharing import StateStore
@@ -39,9 +39,9 @@ class Recipe:
         task: a name in `mobizo_kernels.data.TASKS`.
         seed: of A, the directions and the batches.
         method: "zo"; "mezo" for sequential MeZO over LoRA-FA (q = 1, two forwards of the batch);
-            "first-order" for back-propagation to B with AdamW; "first-order-kept" for the same through the
-            tail alone, the states before it kept from a forward of the base model; "exact-gradient" for steps
-            of length `lr` along the gradient, which "zo" would take without the variance of its estimate;
+            "first-order" for back-propagation to B with AdamW; "exact-gradient" for steps of length `lr`
+            along the gradient, which "zo" would take without the variance of its estimate; either with
+            "-kept" through the tail alone, the states before it kept from a forward of the base model;
             "none" for no steps behind the readout; "best-layer" and "layers" for a classifier beside the
             model, on the states behind one layer of it or several; "all" for all parameters of the model in
             one batched forward, "all-in-turn" for them in a forward for each perturbation, as MeZO has it.
@@ -53,6 +53,8 @@ class Recipe:
         seconds: of processor time of one thread, evaluations left out.
         max_steps: at which a run ends before its budget does; the rate falls over these. 0 for none.
         decay: the learning rate falls linearly to 0 over the budget.
+        selection_rows: of the validation split, beyond those that a run is looked at on, that are scored
+            beside the test rows: what chooses between recipes.
     """
 
     task: str = TrainSettings.data
@@ -77,6 +79,7 @@ class Recipe:
     eps: float = TrainSettings.eps
     seconds: float = 60.0
     max_steps: int = 0
+    selection_rows: int = 0
     dtype: str = "bfloat16"  # which "auto" is in torch
 
 
@@ -87,6 +90,7 @@ class Material:
     train: list[EncodedExample]
     validation: list[EncodedExample]
     test: list[EncodedExample]
+    selection: list[EncodedExample]
     candidates: tuple[int, ...]
     pad: int
 
@@ -94,6 +98,7 @@ class Material:
 @lru_cache(maxsize=2)
 def material(
     task: str,
+    selection_rows: int = 0,
     validation_rows: int = TrainSettings.validation_rows,
     test_rows: int = TrainSettings.eval_rows,
 ) -> Material:
@@ -106,9 +111,36 @@ def material(
         encoder.encode(splits.train),
         encoder.encode(splits.validation[:validation_rows]),
         encoder.encode(splits.test[:test_rows]),
+        encoder.encode(splits.validation[validation_rows : validation_rows + selection_rows]),
         encoder.candidate_tokens,
         tokenizer.pad_token_id,
     )
+
+
+@lru_cache(maxsize=2)
+def layer_states(task: str, dtype: str) -> LayerStates:
+    """Of the task's rows, forwarded once for all runs of the process."""
+    model, tokenizer = load_model("smollm2", dtype)
+    return LayerStates(model.eval(), tokenizer.pad_token_id)
+
+
+@lru_cache(maxsize=1)
+def prefix_states(task: str, tail: int, dtype: str) -> StateStore:
+    """Of the held-out rows, for all runs of the process."""
+    return StateStore(2**32)
+
+
+class RowsForwardedBefore(LabelledLoss):
+    """Of a model whose adapter changes nothing yet, by states of the base model."""
+
+    def __init__(self, model: Any, candidates: tuple[int, ...], states: LayerStates, pad: int) -> None:
+        super().__init__(model, candidate_tokens=candidates)
+        self._states, self._pad = states, pad
+
+    def hidden_states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        rows = [EncodedExample(ids[mask].tolist(), -1) for ids, mask in kept]
+        return torch.from_numpy(self._states(rows)[:, -1]).to(self.model.dtype)
 
 
 def wrapped_model(recipe: Recipe, data: Material, dtype: str) -> Any:
@@ -135,23 +167,31 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         The curve: for each evaluation the seconds and steps so far, validation loss, accuracy and AUC; and
-        the test quality of the adapter that `Selection` keeps, as "best", of the last one, and of a readout.
+        the test quality of the adapter that `Selection` keeps, as "best", of the last one, of a readout, and
+        of the means of B over the last half and quarter of the steps.
     """
-    data = material(recipe.task)
+    data = material(recipe.task, recipe.selection_rows)
     if recipe.method in ("best-layer", "layers"):
         return _layer_readout(recipe, data)
     model = wrapped_model(recipe, data, recipe.dtype)
-    evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=StateStore())
+    store = prefix_states(recipe.task, recipe.tail, recipe.dtype)
+    evaluation = LabelledLoss(model, candidate_tokens=data.candidates, store=store)
+
+    def held_out() -> dict[str, Any]:
+        _, quality = scored(evaluation, data.test, data.pad)
+        if not data.selection:
+            return quality
+        return quality | {"selection": scored(evaluation, data.selection, data.pad)[1]}
+
     read_out: dict[str, Any] = {}
     spent, steps, tokens = 0.0, 0, 0
     if recipe.readout_rows:
-        started = time.process_time()
         found = _readout(recipe, model, data)
-        spent += time.process_time() - started
+        spent += found["seconds"]
         tokens += found.pop("tokens")
-        _, quality = scored(LabelledLoss(model, candidate_tokens=data.candidates), data.test, data.pad)
-        read_out = {"readout": {**found, **quality, "seconds": spent}}
+        read_out = {"readout": found | held_out()}
     begun = spent
+    means = {"mean of the last half": Mean(model, 0.5), "mean of the last quarter": Mean(model, 0.75)}
     take_step = _STEPS[recipe.method](recipe, model, data) if recipe.method != "none" else None
     rows = data.train[: recipe.train_rows] if recipe.train_rows else data.train
     batches = training_batches(rows, recipe.batch_size, recipe.seed)
@@ -178,44 +218,69 @@ def run(recipe: Recipe) -> dict[str, Any]:
         tokens += take_step(batch, 1 - progress() if recipe.decay else 1.0)
         spent += time.process_time() - started
         steps += 1
+        for mean in means.values():
+            mean.take(progress())
         if 10 * progress() >= next_validation:
             validate()
             next_validation = next(due)
-    _, last = scored(evaluation, data.test, data.pad)
+    found = {"curve": curve, "steps": steps, "tokens": tokens, "last": held_out()}
+    if steps and recipe.method in ("zo", "exact-gradient-kept"):
+        for name, mean in means.items():
+            mean.put()
+            found[name] = held_out()
     keeper.restore()
-    _, kept = scored(evaluation, data.test, data.pad)
-    return {"curve": curve, "steps": steps, "tokens": tokens, "last": last, "best": kept, **read_out}
+    return found | {"best": held_out(), **read_out}
+
+
+class Mean:
+    """The mean of what is tuned over the steps from a share of a run on."""
+
+    def __init__(self, model: Any, begin: float) -> None:
+        self._parameters = [parameter for _, parameter in tuned_parameters(model)]
+        self._begin, self._count = begin, 0
+        self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+
+    @torch.no_grad()
+    def take(self, progress: float) -> None:
+        """The parameters behind a step, after which so much of the run is over."""
+        if progress > self._begin:
+            self._count += 1
+            torch._foreach_add_(self._sums, self._parameters)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Into the model."""
+        for parameter, total in zip(self._parameters, self._sums, strict=True):
+            parameter.copy_(total / self._count)
 
 
 def _layer_readout(recipe: Recipe, data: Material) -> dict[str, Any]:
     """`run` for a classifier beside the model."""
-    model, _ = load_model("smollm2", recipe.dtype)
-    model.eval()
+    states = layer_states(recipe.task, recipe.dtype)
     rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
+    states([*rows, *data.validation])
     started = time.process_time()
-    found = LayerReadout(model, rows, data.validation, recipe.method == "layers", data.pad)
-    spent = time.process_time() - started
-    tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
+    found = LayerReadout(states, rows, data.validation, recipe.method == "layers")
+    spent = time.process_time() - started + states.seconds([*rows, *data.validation])
     labels = np.array([row.label for row in data.test])
     last = _quality(Scored(np.log(found.probabilities(data.test)), labels))
     about = {"layers": found.layers, "penalty": found.penalty, "seconds": spent}
-    return {
-        "curve": [],
-        "steps": 0,
-        "tokens": tokens,
-        "last": last,
-        "best": last,
-        "readout": {**about, **last},
-    }
+    tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
+    ends = {"last": last, "best": last, "readout": {**about, **last}}
+    return {"curve": [], "steps": 0, "tokens": tokens, **ends}
 
 
 def _readout(recipe: Recipe, model: Any, data: Material) -> dict[str, Any]:
-    """Begin with a readout; its ridge and rank, and the tokens that it forwarded."""
+    """Begin with a readout; its ridge and rank, the tokens that it forwarded, and what it took."""
+    states = layer_states(recipe.task, recipe.dtype)
     rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
-    loss = LabelledLoss(model, candidate_tokens=data.candidates)
+    states([*rows, *data.validation])
+    started = time.process_time()
+    loss = RowsForwardedBefore(model, data.candidates, states, data.pad)
     found = readout(loss, rows, data.validation, pad_token=data.pad)
+    spent = time.process_time() - started + states.seconds([*rows, *data.validation])
     tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
-    return {"ridge": found.ridge, "rank": found.rank, "tokens": tokens}
+    return {"ridge": found.ridge, "rank": found.rank, "tokens": tokens, "seconds": spent}
 
 
 def scored(
@@ -262,63 +327,28 @@ def _zeroth_order(
 def _first_order(
     recipe: Recipe, model: Any, data: Material
 ) -> Callable[[dict[str, torch.Tensor], float], int]:
-    """LoRA-FA by back-propagation with AdamW, as PEFT's users run it: its B is that of the wrapped model."""
+    """LoRA-FA by back-propagation, as PEFT's users run it, to the B of the wrapped model: by AdamW, or by
+    steps of a length along the gradient; through the whole sequence, or through the tail alone.
+    """
     twin, factors = first_order_twin(model, recipe.dtype)
-    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
+    exact = recipe.method.startswith("exact-gradient")
+    optimizer: torch.optim.Optimizer
+    if exact:
+        optimizer = torch.optim.SGD(factors.values(), lr=recipe.lr)
+    else:
+        optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
+    kept = recipe.method.endswith("-kept")
 
     def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
         optimizer.param_groups[0]["lr"] = recipe.lr * factor
-        label_loss(twin, batch, data.candidates).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return batch["input_ids"][:, :-1].numel()
-
-    return take_step
-
-
-def _first_order_kept(
-    recipe: Recipe, model: Any, data: Material
-) -> Callable[[dict[str, torch.Tensor], float], int]:
-    """The same, back through the tail alone: before it is the base model, which needs no gradient."""
-    twin, factors = first_order_twin(model, recipe.dtype)
-    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
-    words = torch.tensor(data.candidates)
-
-    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
-        optimizer.param_groups[0]["lr"] = recipe.lr * factor
-        ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        before, tail = slice(-recipe.tail), slice(-recipe.tail, None)
-        with torch.no_grad():
-            states = twin(
-                input_ids=ids[:, before], attention_mask=mask[:, before],
-                position_ids=positions[:, before], use_cache=True, logits_to_keep=1,
-            ).past_key_values  # fmt: skip
-        logits = twin(
-            input_ids=ids[:, tail], attention_mask=mask, position_ids=positions[:, tail],
-            past_key_values=states, logits_to_keep=1,
-        ).logits[:, -1, words]  # fmt: skip
-        targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
-        F.cross_entropy(logits.float(), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return ids.numel()
-
-    return take_step
-
-
-def _exact_gradient(
-    recipe: Recipe, model: Any, data: Material
-) -> Callable[[dict[str, torch.Tensor], float], int]:
-    twin, factors = first_order_twin(model, recipe.dtype)
-    optimizer = torch.optim.SGD(factors.values(), lr=recipe.lr)
-
-    def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
-        optimizer.param_groups[0]["lr"] = recipe.lr * factor
-        label_loss(twin, batch, data.candidates).backward()
-        length = torch.nn.utils.get_total_norm([b.grad for b in factors.values()])
-        for b in factors.values():
-            b.grad /= length
+        if kept:
+            loss = tail_loss(twin, batch, data.candidates, recipe.tail)
+        else:
+            loss = label_loss(twin, batch, data.candidates)
+        loss.backward()
+        if exact:
+            gradients = [b.grad for b in factors.values()]
+            torch._foreach_div_(gradients, torch.nn.utils.get_total_norm(gradients))
         optimizer.step()
         optimizer.zero_grad()
         return batch["input_ids"][:, :-1].numel()
@@ -335,12 +365,15 @@ def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Pa
         for name, module in twin.named_modules()
         if isinstance(module, LoraLayer)
     }
-    factors = {}
+    tuned, factors = tuned_layers(model), {}
     for name, layer in adapter_layers(model).items():
         a, b = modules[name].lora_A["default"].weight, modules[name].lora_B["default"].weight
         a.data, b.data = layer.lora_a.detach(), layer.lora_b.detach()
         a.requires_grad_(False)
-        factors[name] = b
+        if name in tuned:
+            factors[name] = b
+        else:  # a readout in the LM head
+            b.requires_grad_(False)
     return twin, factors
 
 
@@ -353,6 +386,28 @@ def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int
     logits = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
     ).logits[:, -1, words]
+    return F.cross_entropy(logits.float(), targets)
+
+
+def tail_loss(
+    model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...], tail: int
+) -> torch.Tensor:
+    """:func:`label_loss` whose gradient goes back through the tail alone: before it is the base model, which
+    needs none.
+    """
+    ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
+    words = torch.tensor(candidates)
+    targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        states = model(
+            input_ids=ids[:, :-tail], attention_mask=mask[:, :-tail], position_ids=positions[:, :-tail],
+            use_cache=True, logits_to_keep=1,
+        ).past_key_values  # fmt: skip
+    logits = model(
+        input_ids=ids[:, -tail:], attention_mask=mask, position_ids=positions[:, -tail:],
+        past_key_values=states, logits_to_keep=1,
+    ).logits[:, -1, words]  # fmt: skip
     return F.cross_entropy(logits.float(), targets)
 
 
@@ -381,6 +436,7 @@ _STEPS = {
     "all-in-turn": _zeroth_order,
     "mezo": _mezo,
     "first-order": _first_order,
-    "first-order-kept": _first_order_kept,
-    "exact-gradient": _exact_gradient,
+    "first-order-kept": _first_order,
+    "exact-gradient": _first_order,
+    "exact-gradient-kept": _first_order,
 }
