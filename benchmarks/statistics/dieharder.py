@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def run(program: Path, order: str, run_seed: int, test: int | None = None) -> Ou
     """All tests, or the one of a number, on the words in `order`.
 
     A weak result is repeated with more words until it is clear: of right words one in a hundred is weak.
+    Each result goes to stderr as it comes, since all of them take hours.
 
     Raises:
         RuntimeError: dieharder is not installed, or ends with an error.
@@ -35,11 +37,16 @@ def run(program: Path, order: str, run_seed: int, test: int | None = None) -> Ou
     columns = [option for name in ("test_name", "ntuple", "pvalues", "assessment") for option in ("-D", name)]
     command = ["dieharder", "-g", _RAW_FROM_STDIN, *which, "-k", "2", "-Y", "1", "-c", ",", *columns]
     with subprocess.Popen([program, order, str(run_seed)], stdout=subprocess.PIPE) as words:
-        done = subprocess.run(command, stdin=words.stdout, capture_output=True, text=True)
+        with subprocess.Popen(command, stdin=words.stdout, stdout=subprocess.PIPE, text=True) as tests:
+            assert tests.stdout is not None
+            lines = []
+            for line in tests.stdout:
+                lines.append(line)
+                print(f"{order}: {line.strip()}", file=sys.stderr, flush=True)
         words.kill()
-    if done.returncode != 0:
-        raise RuntimeError(f"dieharder ended with {done.returncode}: {done.stderr.strip()}")
-    return summary(order, done.stdout)
+    if tests.returncode != 0:
+        raise RuntimeError(f"dieharder ended with {tests.returncode}")
+    return summary(order, "".join(lines))
 
 
 def summary(order: str, table: str) -> Outcome:

@@ -51,6 +51,8 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         settings.journal.is_dir() or is_within(settings.out, settings.journal)
     ):
         raise InputError(f"journal: expected a file, got the directory {str(settings.journal)!r}")
+    if settings.journal is not None and settings.journal.exists() and not settings.resume:
+        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     if settings.resume and settings.journal is not None and not settings.dry_run:
         remove_dead_results(settings.out)
         remove_dead_scratch(start_directory(settings.journal))

@@ -18,7 +18,6 @@ from mobizo_kernels.cli.start import begin
 from mobizo_kernels.cli.train_answers import train_answers
 from mobizo_kernels.cli.tuning import open_journal, tune
 from mobizo_kernels.data import EncodedExample
-from mobizo_kernels.errors import InputError
 from mobizo_kernels.training import Scored, score_rows
 
 
@@ -26,8 +25,6 @@ def train_eager(settings: TrainSettings, stop: StopRequest) -> dict[str, Any]:
     """`train` with the model in torch. Returns and raises what `train` does."""
     if settings.free_answers:
         return train_answers(settings, stop)
-    if settings.journal is not None and settings.journal.exists() and not settings.resume:
-        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     task = load_task(settings)
     rows = tuning_rows(task.splits, settings)
     run = prepare(task, rows, task.encoder.candidate_tokens, settings)

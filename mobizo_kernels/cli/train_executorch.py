@@ -89,8 +89,6 @@ def _check(settings: TrainSettings) -> None:
         estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:
         raise InputError(f"seed: expected a signed 64-bit integer, got {settings.seed}")
-    if settings.journal is not None and settings.journal.exists() and not settings.resume:
-        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
 
 
 def _program(settings: TrainSettings, sizes: AnswerSizes | None) -> Path:

@@ -89,3 +89,27 @@ def test_no_input_is_overwritten(
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert contents(Path(".")) == before
+
+
+LABELLED = [f"--template={TEMPLATE}", f"--verbalizer={json.dumps(WORDS)}"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], LABELLED, [*LABELLED, "--engine=executorch"]],
+    ids=["free answers", "labels", "executorch"],
+)
+def test_a_journal_that_is_there_is_refused_at_once(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the model is even looked for."""
+    (tmp_path / "journal").write_text("of another run")
+    data = tmp_path / ("data.csv" if options else "chat.jsonl")
+    files = [f"--model={tmp_path / 'none'}", f"--data={data}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as ended:
+        main.run(["train", *files, f"--journal={tmp_path / 'journal'}", *options])
+    assert ended.value.code == 2
+    assert (
+        "journal: " in (said := capsys.readouterr().err) and "exists; name another, or add --resume" in said
+    )
+    assert (tmp_path / "journal").read_text() == "of another run" and not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -131,3 +133,27 @@ def test_mp_lora(
         return moved
 
     assert_threads_agree(outer)
+
+
+@pytest.mark.parametrize("size", [5, 300_007], ids=["one task", "many tasks"])
+def test_sixteen_threads_at_once(size: int, rng: torch.Generator) -> None:
+    """Of one process, with arguments of their own: each has the bits of a call alone."""
+    seeds, coeffs = directions(16, rng)
+    start, state, lora_b = (torch.randn(size, generator=rng) for _ in range(3))
+    x, lora_a = torch.randn(8, 3, generator=rng), torch.randn(1, 3, generator=rng)
+    ready = Barrier(16)
+
+    def run(call: int, barrier: Barrier | None = None) -> torch.Tensor:
+        if barrier is not None:
+            barrier.wait(60)
+        direction = seeds[call : call + 1], coeffs[call : call + 1]
+        param, momentum = start.clone(), state.clone()
+        norm = ops.zo_momentum(param, momentum, *direction, call, 0.9)
+        ops.perturb_(param, *direction, -call, 0.5, "rademacher")
+        out = ops.mp_lora(x @ x.T @ torch.zeros(8, size), x, lora_a, lora_b[:, None], *direction, 0.5, call)
+        return torch.cat([param, momentum, norm, out.flatten(), ops.noise([size], seeds[call], call)])
+
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda call: run(call, ready), range(16)))
+    for call, got in enumerate(together):
+        assert_same_bits(got, run(call))

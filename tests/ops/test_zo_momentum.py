@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DISTRIBUTIONS, DTYPES, assert_same_bits, directions, name_of
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers import DTYPES, directions, name_of
 
 from mobizo_kernels import ops, reference
-
-
-@given(
-    size=st.integers(0, 4200),
-    count=st.integers(0, 6),
-    beta=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    decay=st.sampled_from([0.0, 0.999, 1.0]),
-    dtype=st.sampled_from(DTYPES),
-    distribution=st.sampled_from(DISTRIBUTIONS),
-    draw=st.integers(0, 2**32),
-)
-def test_any_size(
-    size: int, count: int, beta: float, decay: float, dtype: torch.dtype, distribution: str, draw: int
-) -> None:
-    rng = torch.Generator().manual_seed(draw)
-    param, momentum = torch.randn(size, generator=rng).to(dtype), torch.randn(size, generator=rng)
-    args = (*directions(count, rng), -3, beta, decay, distribution)
-    expected, expected_momentum, _ = reference.zo_momentum(param, momentum, *args)
-    ops.zo_momentum(param, momentum, *args)
-    assert_same_bits(momentum, expected_momentum)
-    assert_same_bits(param, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

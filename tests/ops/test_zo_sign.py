@@ -4,32 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DISTRIBUTIONS, DTYPES, assert_norm, assert_same_bits, directions
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers import DISTRIBUTIONS, assert_norm, assert_same_bits, directions
 from update_ops import LR
 
 from mobizo_kernels import ops, reference
-
-
-@given(
-    size=st.integers(0, 4200),
-    count=st.integers(0, 6),
-    lr=st.floats(0, 1, width=32),
-    decay=st.sampled_from([0.0, 0.999, 1.0]),
-    dtype=st.sampled_from(DTYPES),
-    distribution=st.sampled_from(DISTRIBUTIONS),
-    draw=st.integers(0, 2**32),
-)
-def test_any_size(
-    size: int, count: int, lr: float, decay: float, dtype: torch.dtype, distribution: str, draw: int
-) -> None:
-    rng = torch.Generator().manual_seed(draw)
-    param = torch.randn(size, generator=rng).to(dtype)
-    args = (*directions(count, rng), torch.tensor([lr]), -3, decay, distribution)
-    expected, _ = reference.zo_sign(param, *args)
-    ops.zo_sign(param, *args)
-    assert_same_bits(param, expected)
 
 
 def test_the_sign_of_nothing_is_zero() -> None:

@@ -84,10 +84,11 @@ class UpdateOp:
         stream: int | Sequence[int],
         decay: float,
         distribution: str = "gaussian",
+        lr: torch.Tensor = LR,
     ) -> tuple[Any, ...]:
         """What follows the tensors, or the lists of them."""
-        lr = (LR,) if self.takes_lr else ()
-        return *directions, *lr, stream, *self.numbers.values(), decay, distribution
+        rate = (lr,) if self.takes_lr else ()
+        return *directions, *rate, stream, *self.numbers.values(), decay, distribution
 
     def accepted(self) -> dict[str, Any]:
         """By name, what follows the tensors, without the stream: a call that is fine."""
