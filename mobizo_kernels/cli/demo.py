@@ -1,4 +1,6 @@
-"""What `mobizo demo` does: the main job inside ExecuTorch, the same in torch, and both in one table."""
+"""What `mobizo demo` does: the main job inside ExecuTorch, the same in torch, both in one table, and at last
+the program that was tuned writes.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,41 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from mobizo_kernels.cli.export import native
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.results import ADAPTER_DIRECTORY, METRICS_FILE
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.task_settings import Engine
 from mobizo_kernels.cli.train import train
-from mobizo_kernels.cli.train_executorch import DATASET_FILE
-from mobizo_kernels.data import EncodedExample, collate, read_dataset
+from mobizo_kernels.cli.train_executorch import ADAPTER_FILE, DATASET_FILE, PROGRAM_FILE
+from mobizo_kernels.data import (
+    ChatEncoder,
+    EncodedExample,
+    Example,
+    PromptEncoder,
+    collate,
+    parse_verbalizer,
+    read_dataset,
+)
 from mobizo_kernels.errors import blame_input
-from mobizo_kernels.models import load_model
+from mobizo_kernels.models import load_model, load_tokenizer
+from mobizo_kernels.training.writing import text_of
 
 ENGINES: tuple[Engine, ...] = ("executorch", "eager")
 PLANS = {
     "executorch": "In ExecuTorch: export SmolLM2-135M to a .pte, tune and score it with the native trainer,\n"
-    "score the adapter in transformers and PEFT. Two cores take 7 minutes: 2.5 to export, 0.6 s a step.",
+    "score the adapter in transformers and PEFT, let the .pte write. Two cores take some 8 minutes, 0.6 s\n"
+    "a step.",
     "eager": "In torch: tune and score the same model in bfloat16. Two cores take 3 minutes.",
 }
+
+REVIEWS = (
+    "A warm and funny film, and nobody in it puts a foot wrong.",
+    "Two long hours without a single idea of its own.",
+)
+QUESTION = "What is the capital of France?"
+CONTEXT = 256
+_NEW_TOKENS = 16
 
 _ROWS_PER_FORWARD = 32
 
@@ -37,7 +58,8 @@ _ROWS_PER_FORWARD = 32
 def demo(out: Path, engines: Sequence[Engine] = ENGINES, **changes: Any) -> dict[str, Any]:
     """Run `mobizo train` with each of `engines`, every one in a process of its own.
 
-    What ExecuTorch tuned is then loaded by transformers and PEFT alone, and scored on the same test rows.
+    What ExecuTorch tuned is then loaded by transformers and PEFT alone, and scored on the same test rows; and
+    its program, which keeps all it needs to write, answers three prompts without the adapter and with it.
 
     Args:
         out: gets a directory for each engine.
@@ -45,7 +67,8 @@ def demo(out: Path, engines: Sequence[Engine] = ENGINES, **changes: Any) -> dict
         changes: to the defaults of `TrainSettings`.
 
     Returns:
-        The summary of each engine; that of ExecuTorch has `peft_accuracy` and `peft_rows_that_differ` too.
+        The summary of each engine; that of ExecuTorch has `peft_accuracy`, `peft_rows_that_differ` and
+        `written` too.
 
     Raises:
         InputError: as `train`.
@@ -53,11 +76,37 @@ def demo(out: Path, engines: Sequence[Engine] = ENGINES, **changes: Any) -> dict
     summaries: dict[str, Any] = {}
     for engine in engines:
         directory = out / engine
-        settings = TrainSettings(**changes, engine=engine, out=directory, overwrite=True)  # type: ignore[arg-type]
+        own: dict[str, Any] = {"context": CONTEXT, **changes} if engine == "executorch" else changes
+        settings = TrainSettings(**own, engine=engine, out=directory, overwrite=True)  # type: ignore[arg-type]
         summaries[engine] = in_fresh_process(train, settings)
         if engine == "executorch":
             summaries[engine] |= check_in_peft(settings.model, directory)
+            summaries[engine]["written"] = write(settings)
     return summaries
+
+
+def write(settings: TrainSettings) -> list[dict[str, str]]:
+    """What the program of a run inside ExecuTorch writes behind two reviews, and behind a question that is
+    none, where its adapters do not act: each prompt, the answer before the run, and the one after it.
+    """
+    run, tokenizer = settings.out, load_tokenizer(settings.model)
+    verbalizer = parse_verbalizer(settings.verbalizer)
+    encoder = PromptEncoder(tokenizer, settings.template, verbalizer, settings.max_length)
+    examples = encoder.encode([Example(text, next(iter(verbalizer))) for text in REVIEWS])
+    prompts = [example.input_ids[: -example.targets] for example in examples]
+    shown = [text_of(tokenizer, prompt) for prompt in prompts] + [QUESTION]
+    prompts.append(ChatEncoder(tokenizer).prompt((("user", QUESTION),)))
+    trainer = native().Trainer(settings.program or run / PROGRAM_FILE, threads=settings.threads or 0)
+    answers = []
+    for adapter in (None, run / ADAPTER_FILE):
+        if adapter is not None:
+            trainer.load_adapter(adapter)
+        found = [trainer.generate(prompt, max_new_tokens=_NEW_TOKENS) for prompt in prompts]
+        answers.append([text_of(tokenizer, answer.tokens) for answer in found])
+    return [
+        {"prompt": prompt, "before": before, "after": after}
+        for prompt, before, after in zip(shown, *answers, strict=True)
+    ]
 
 
 def check_in_peft(model: str, run: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE
+from mobizo_kernels.errors import shortened
 
 _ANSWERS = {"perplexity": "perplexity", "exact_match": "exact", "f1": "F1", "rouge_l": "ROUGE-L"}
 
@@ -133,8 +134,20 @@ def demo_table(summaries: dict[str, dict[str, Any]]) -> str:
         "balanced accuracy, AUC",
         f"  {'':<24}" + "".join(f"{names[engine]:>26}" for engine in summaries),
         *(f"  {row:<24}" + "".join(f"{column[row]:>26}" for column in columns) for row in columns[0]),
+        *_written(first.get("written", [])),
     ]
     return "\n".join(lines)
+
+
+def _written(answers: list[dict[str, str]]) -> list[str]:
+    """What a program wrote before it was tuned and after."""
+    if not answers:
+        return []
+    lines = ["what the .pte writes; its adapters act behind the words that ask for a verdict"]
+    for answer in answers:
+        lines.append(f"  {answer['prompt']}")
+        lines += [f"    {when:<8}{shortened(answer[when], 80)}" for when in ("before", "after")]
+    return lines
 
 
 def _demo_column(summary: dict[str, Any]) -> dict[str, str]:

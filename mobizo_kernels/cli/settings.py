@@ -97,6 +97,14 @@ class StepSettings:
             "the decoder (--distribution outer)."
         ),
     ] = "custom-op"
+    context: Annotated[
+        int | None,
+        engine_option(
+            min=4,
+            help="Let the program write, too: most tokens of a prompt and its answer.",
+            show_default="a program that does not write",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +132,6 @@ class ExportSettings(StepSettings, QuestionSettings):
         bool,
         engine_option("--static-length", help="Always pad to --max-length, for runtimes of fixed shapes."),
     ] = False
-    context: Annotated[
-        int | None,
-        engine_option(
-            min=4,
-            help="Let the program write, too: most tokens of a prompt and its answer.",
-            show_default="a program that does not write",
-        ),
-    ] = None
     seed: Annotated[int, run_option(help="Of LoRA-A.")] = 0
 
 
@@ -244,6 +244,8 @@ class TrainSettings(StepSettings, TaskSettings):
                 raise InputError("program: expected --engine executorch with it")
             if self.lowering != "custom-op":
                 raise InputError(f"lowering: {self.lowering} is for --engine executorch")
+            if self.context is not None:
+                raise InputError(f"context: {self.context} is for --engine executorch; torch needs none")
         super().__post_init__()
 
 

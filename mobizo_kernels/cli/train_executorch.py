@@ -97,7 +97,7 @@ def _program(settings: TrainSettings, sizes: AnswerSizes | None) -> Path:
     """
     kept = settings.out / PROGRAM_FILE
     program = settings.program or kept
-    own = {} if sizes is None else vars(sizes)
+    own = {} if sizes is None else {**vars(sizes), "context": max(sizes.context, settings.context or 0)}
     wanted = ExportSettings(**{**_common(settings), **own}, out=kept, overwrite=True)
     if settings.program is not None or (settings.resume and kept.is_file()):
         _check_program(program, wanted, sizes)
@@ -126,6 +126,9 @@ def _check_program(program: Path, wanted: ExportSettings, sizes: AnswerSizes | N
     tail = adapter_of(model).config.alora_invocation_tokens
     if sizes is not None:
         check_context(program, description, sizes)
+    elif wanted.context is not None:
+        there = description.generation and description.generation.context
+        _check_same("context", program, there, wanted.context)
     there = None if description.invocation_tokens is None else list(description.invocation_tokens)
     if there != tail:
         raise InputError(f"tail: {program} was exported for adapters from the tokens {there} on, got {tail}")

@@ -62,6 +62,7 @@ from mobizo_kernels.lora.targets import layer_range
         (["--steps=0"], "Invalid value for '--steps'"),
         (["--program=model.pte"], "program: expected --engine executorch with it"),
         (["--lowering=delegated"], "lowering: delegated is for --engine executorch"),
+        (["--context=64"], "context: 64 is for --engine executorch"),
         (["--model={inputs}/few_positions"], "max_length: expected at most 8, the positions of the model"),
         (["--model={inputs}/small_vocabulary"], "model: its tokenizer gives the token"),
         (["--template={text} {stars"], "template: expected names in braces"),
@@ -202,11 +203,18 @@ def test_demo_is_training_with_the_defaults(
 ) -> None:
     monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: {"settings": as_json(settings)})
     monkeypatch.setattr(demo, "check_in_peft", lambda model, run: {"peft_accuracy": 0.5})
+    monkeypatch.setattr(demo, "write", lambda settings: [])
     assert run("demo", f"--out={tmp_path}", "--json", *option) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == engines
     for engine in engines:
-        expected = TrainSettings(engine=engine, out=tmp_path / engine, overwrite=True)  # type: ignore[arg-type]
+        context = demo.CONTEXT if engine == "executorch" else None
+        expected = TrainSettings(
+            engine=engine,  # type: ignore[arg-type]
+            out=tmp_path / engine,
+            overwrite=True,
+            context=context,
+        )
         assert found[engine]["settings"] == as_json(expected)
         assert found[engine]["settings"]["model"] == "smollm2"
 

@@ -15,7 +15,7 @@ import peft
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from tiny_texts import TEMPLATE, WORDS, reviews, save_model, write_csv
+from tiny_texts import TEMPLATE, WORDS, reviews, save_chat_model, save_model, write_csv
 from transformers import AutoModelForCausalLM
 
 from mobizo_kernels.cli import demo, main
@@ -30,6 +30,7 @@ from mobizo_kernels.journal import read_journal
 
 STEPS = 7
 QUERIES = 2
+CONTEXT = 128
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings for a tiny model and little data."""
     directory = tmp_path_factory.mktemp("task")
     return {
-        "model": str(save_model(directory / "model")),
+        "model": str(save_chat_model(directory / "model")),
         "data": str(write_csv(directory / "data.csv", reviews())),
         "template": TEMPLATE,
         "verbalizer": json.dumps(WORDS),
@@ -60,7 +61,8 @@ def inside(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
     """The same inside ExecuTorch, with a program that `mobizo export` made."""
     program = tmp_path_factory.mktemp("program") / "new" / "tiny.pte"
     shared = ("model", "template", "verbalizer", "max_length", "queries", "batch_size", "targets", "layers")
-    assert run("export", *options({name: task[name] for name in shared}), f"--out={program}") == 0
+    values = {name: task[name] for name in shared} | {"context": CONTEXT, "out": program}
+    assert run("export", *options(values)) == 0
     return {**task, "engine": "executorch", "program": program}
 
 
@@ -214,6 +216,7 @@ def test_a_run_that_exports_is_resumed(
         ({"quantization": "int8"}, "quantization: .* was exported for none, got int8"),
         ({"lowering": "delegated"}, "lowering: .* was exported for custom-op, got delegated"),
         ({"max_length": 30}, "max_length: .* was exported for 18, got 30"),
+        ({"context": 64}, "context: .* was exported for 128, got 64"),
         ({"layers": "1:1"}, "other targets, layers, rank or alpha: expected 1 LoRA-B of"),
         ({"rank": 3}, r"expected 2 LoRA-B of \[16, 3\] scaled by 2, got 2 of \[16, 8\]"),
         ({"alpha": 3.0}, "scaled by 0.375, got 2 of .* scaled by 2"),
@@ -425,11 +428,18 @@ def test_demo(
 ) -> None:
     monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: work(settings))
     changes = {name: value for name, value in inside.items() if name != "engine"} | {"start": "auto"}
-    found = demo.demo(tmp_path, ("executorch",), **changes)
+    found = demo.demo(tmp_path, ("executorch",), **changes, context=CONTEXT)
     found |= demo.demo(tmp_path, ("eager",), **task | {"start": "auto"})
     assert found["executorch"]["peft_rows_that_differ"] == 0
     assert found["executorch"]["peft_accuracy"] == found["executorch"]["accuracy_after"]
     table = demo_table(found).splitlines()
+    *asked, question = found["executorch"]["written"]
+    for answer, review in zip(asked, demo.REVIEWS, strict=True):  # the text loses its end
+        text, words = answer["prompt"].split(" It", 1)
+        assert review.startswith(text) and words == " was"
+    assert any(answer["before"] != answer["after"] for answer in asked)
+    assert question["prompt"] == demo.QUESTION and question["before"] == question["after"] != ""
+    assert [line.split()[0] for line in table[-9:]].count("after") == 3
     assert table[1].split() == ["ExecuTorch", "torch"]
     for name, quality in (
         ("zero-shot ", "before"),
