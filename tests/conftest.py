@@ -25,8 +25,12 @@ settings.load_profile("mobizo")
 collect_ignore_glob = [] if find_spec("executorch") else ["executorch/*"]
 
 
+SKIPPED = ("slow", "big")  # marks of tests that have to be asked for
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    for mark in SKIPPED:
+        parser.addoption(f"--run-{mark}", action="store_true", help=f"run the tests marked {mark}, too")
 
 
 TESTS = Path(__file__).parent
@@ -48,8 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         place = item.path.relative_to(TESTS).parts[0]
         if mark := MARKS.get(place):
             item.add_marker(mark)
-        if "slow" in item.keywords and not config.getoption("--run-slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
+        for mark in SKIPPED:
+            if mark in item.keywords and not config.getoption(f"--run-{mark}"):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: needs --run-{mark}"))
     files = Counter(item.path for item in items)
     items.sort(key=lambda item: (_rank(item), -files[item.path], item.path))  # those of a file stay in order
 
