@@ -24,7 +24,9 @@ def main() -> None:
     arguments = options.parse_args()
     lines = [line for file in arguments.files for line in read(file)]
     methods = [
-        line for line in lines if (line["part"], line["recipe"]["seconds"]) == ("methods", arguments.seconds)
+        line
+        for line in lines
+        if (line["part"], line["recipe"]["seconds"]) == ("methods", arguments.seconds) and line["steps"]
     ]
     factors = [line for line in lines if line["part"] == "factors"]
     if methods:

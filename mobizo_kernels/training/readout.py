@@ -103,11 +103,12 @@ def readout(
         seen = _states("train", loss, train, pad_token)
         held_out = _states("validation", validation_loss or loss, validation, pad_token)
     scale = seen.hidden.square().mean().item()
+    axes = _principal_axes(seen)
     best = added = seen.hidden.new_zeros(len(loss.candidates), seen.hidden.shape[1])
     ridge: float | None = None
     losses: dict[float | None, float] = {None: _loss(loss.head, held_out, added).item()}
     for tried in RIDGES:
-        added = _solved(loss.head, seen, tried * scale, added)
+        added = _solved(loss.head, seen, axes, tried * scale, added)
         losses[tried] = _loss(loss.head, held_out, added).item()
         if losses[tried] < losses[ridge]:
             ridge, best = tried, added
@@ -158,13 +159,39 @@ def _states(name: str, loss: LabelledLoss, rows: Sequence[EncodedExample], pad_t
 
 def _loss(head: LabelHead, states: _States, added: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy with `added` [C, H] on the rows of the head."""
-    logits = head.finished(states.outputs + states.hidden @ added.T)
+    return _mean_loss(head, states, states.hidden @ added.T)
+
+
+def _mean_loss(head: LabelHead, states: _States, added: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy with `added` [n, C] on what the head gives."""
+    logits = head.finished(states.outputs + added)
     return states.weights @ F.cross_entropy(logits, states.labels, reduction="none")
 
 
-def _solved(head: LabelHead, states: _States, ridge: float, start: torch.Tensor) -> torch.Tensor:
-    """What minimises the loss and the penalty, [C, H], by L-BFGS from `start`."""
-    added = start.clone().requires_grad_()
+def _principal_axes(states: _States) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal directions [r, H] that span the states, and the mean square of the states along each."""
+    weighted = states.weights.sqrt()[:, None] * states.hidden
+    _, sizes, axes = torch.linalg.svd(weighted, full_matrices=False)
+    return axes, sizes.square()
+
+
+def _solved(
+    head: LabelHead,
+    states: _States,
+    axes: tuple[torch.Tensor, torch.Tensor],
+    ridge: float,
+    start: torch.Tensor,
+) -> torch.Tensor:
+    """What minimises the loss and the penalty, [C, H], by L-BFGS from `start`.
+
+    It is sought along the principal axes, outside of which the penalty lets nothing be. Each is scaled by
+    what its curvature is at most, up to a factor: states of language models differ a thousandfold from axis
+    to axis, and without the scales it takes thousands of evaluations.
+    """
+    directions, squares = axes
+    scales = (squares / 4 + ridge).rsqrt()
+    inputs = states.hidden @ directions.T * scales
+    added = (start @ directions.T / scales).requires_grad_()
     solver = torch.optim.LBFGS(
         [added], max_iter=2000, max_eval=4000, history_size=20, tolerance_grad=1e-8, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
@@ -172,13 +199,13 @@ def _solved(head: LabelHead, states: _States, ridge: float, start: torch.Tensor)
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        total = _loss(head, states, added) + ridge / 2 * added.square().sum()
+        total = _mean_loss(head, states, inputs @ added.T) + ridge / 2 * (scales * added).square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     with torch.enable_grad():
         solver.step(closure)  # type: ignore[no-untyped-call]
-    return added.detach()
+    return scales * added.detach() @ directions
 
 
 def _factors(added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,13 +91,23 @@ def test_it_is_that_of_scikit_learn(rng: torch.Generator) -> None:
     np.testing.assert_allclose(solution(model)[WORDS], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("labels", [2, 3])
-def test_it_stands_on_the_logits_of_the_model(labels: int, rng: torch.Generator) -> None:
+def uneven_llama() -> Any:
+    """States that differ a hundredfold from axis to axis, as those of real models do."""
+    model = tiny.llama()
+    norm = model.model.norm.weight
+    norm.data.copy_(torch.logspace(-1, 1, len(norm)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("base", "labels"), [(tiny.llama, 2), (tiny.llama, 3), (uneven_llama, 2), (uneven_llama, 3)]
+)
+def test_it_stands_on_the_logits_of_the_model(base: Any, labels: int, rng: torch.Generator) -> None:
     """There is no slope left: of the loss with what the words' rows had before, and of the penalty."""
-    model = wrapped()
+    model = wrapped(base())
     found, train, _ = read_out(model, rng, labels)
     assert found.ridge is not None and found.rank == labels - 1
-    hidden, logits = hidden_states(tiny.llama(), train)
+    hidden, logits = hidden_states(base(), train)
     added = solution(model)
     assert not np.delete(added, WORDS[:labels], axis=0).any()
     added = added[WORDS[:labels]]
