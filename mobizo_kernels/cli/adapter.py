@@ -28,7 +28,7 @@ def convert_adapter(settings: AdapterSettings) -> dict[str, Any]:
         check_distinct({"TO": [settings.target]}, inputs)
         made = _to_device(settings)
     else:
-        check_output(settings.target, settings.overwrite)
+        check_output(settings.target, settings.overwrite, "TO")
         check_distinct({"TO": adapter_files(settings.target)}, inputs)
         with blame_input("adapter"):
             peft_from_device(settings.source, settings.target)
@@ -42,8 +42,8 @@ def _to_device(settings: AdapterSettings) -> str:
             "model: expected --model, whose fingerprint goes into the file, with a PEFT directory"
         )
     if settings.target.exists() and not settings.overwrite:
-        raise InputError(f"out: {str(settings.target)!r} exists; name another file, or add --overwrite")
-    check_output_file(settings.target)
+        raise InputError(f"TO: {str(settings.target)!r} exists; name another file, or add --overwrite")
+    check_output_file(settings.target, "TO")
     model, _ = load_model(settings.model, settings.dtype)
     with blame_input("adapter"):
         device_from_peft(model, settings.source, settings.target)

@@ -30,6 +30,7 @@ from mobizo_kernels.cli.settings import (
     TrainSettings,
 )
 from mobizo_kernels.cli.task_settings import Engine, EvalSettings
+from mobizo_kernels.cli.usage import GroupedCommand
 from mobizo_kernels.cli.writing_settings import ChatSettings, GenerateSettings
 from mobizo_kernels.errors import InputError
 
@@ -38,7 +39,10 @@ EXIT_CODES = (
     "says what; 130 and 143, interrupted by Ctrl-C and by SIGTERM."
 )
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
+app = typer.Typer(
+    invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EXIT_CODES
+)
+_command = partial(app.command, cls=GroupedCommand)
 
 Shell = Literal["bash", "zsh", "fish"]
 
@@ -51,6 +55,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
@@ -60,9 +65,12 @@ def options(
 
     Begin with: mobizo train --out run, on film reviews; or mobizo train --help.
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
 
 
-@app.command("train")
+@_command("train")
 @takes(TrainSettings)
 def train_command(settings: TrainSettings, told: Told) -> None:
     """Tune LoRA adapters of a model on labelled texts, without back-propagation, in torch or ExecuTorch.
@@ -92,7 +100,7 @@ def train_command(settings: TrainSettings, told: Told) -> None:
     sys.exit(128 + (stop.signal or 0))
 
 
-@app.command("eval")
+@_command("eval")
 @takes(EvalSettings)
 def eval_command(settings: EvalSettings, told: Told) -> None:
     """Score a model, with an adapter or without, on the test split of the data."""
@@ -105,7 +113,7 @@ def eval_command(settings: EvalSettings, told: Told) -> None:
     _print(_done(work), report.evaluation_table, told)
 
 
-@app.command("generate")
+@_command("generate")
 @takes(GenerateSettings)
 def generate_command(settings: GenerateSettings, told: Told) -> None:
     """Let a model, with an adapter or without, answer prompts."""
@@ -118,7 +126,7 @@ def generate_command(settings: GenerateSettings, told: Told) -> None:
     _print(_done(work), report.answers_text, told)
 
 
-@app.command("chat")
+@_command("chat")
 @takes(ChatSettings)
 def chat_command(settings: ChatSettings, told: Told) -> None:
     """Let a model, with an adapter or without, answer each line of the standard input, as a conversation."""
@@ -134,7 +142,7 @@ def chat_command(settings: ChatSettings, told: Told) -> None:
         print(json.dumps(result), flush=True)
 
 
-@app.command("export")
+@_command("export")
 @takes(ExportSettings)
 def export_command(settings: ExportSettings, told: Told) -> None:
     """Write a .pte that trains a model inside ExecuTorch; the native trainer and mobizo train run it."""
@@ -147,7 +155,7 @@ def export_command(settings: ExportSettings, told: Told) -> None:
     _print(_done(work), report.plain_table, told)
 
 
-@app.command("tokenize")
+@_command("tokenize")
 @takes(TokenizeSettings)
 def tokenize_command(settings: TokenizeSettings, told: Told) -> None:
     """Make the data set file that the native trainer reads: the texts as tokens, in the order of training."""
@@ -160,7 +168,7 @@ def tokenize_command(settings: TokenizeSettings, told: Told) -> None:
     _print(_done(work), report.plain_table, told)
 
 
-@app.command("adapter")
+@_command("adapter")
 @takes(AdapterSettings)
 def adapter_command(settings: AdapterSettings, told: Told) -> None:
     """Turn an adapter file of the native trainer into a PEFT directory, or such a directory into a file."""
@@ -173,7 +181,7 @@ def adapter_command(settings: AdapterSettings, told: Told) -> None:
     _print(_done(work), report.plain_table, told)
 
 
-@app.command("replay")
+@_command("replay")
 @takes(ReplaySettings)
 def replay_command(settings: ReplaySettings, told: Told) -> None:
     """Rebuild the adapter of a run from its journal, to the bit and without any forward."""
@@ -186,7 +194,7 @@ def replay_command(settings: ReplaySettings, told: Told) -> None:
     _print(_done(work), report.plain_table, told)
 
 
-@app.command("demo")
+@_command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Directory for the results; an earlier demo is replaced.")] = Path(
         "demo"
@@ -210,7 +218,7 @@ def demo_command(
     _print(_done(work, "what is not in --out yet is lost"), report.demo_table, Told(print_json))
 
 
-@app.command("bench")
+@_command("bench")
 @takes(BenchSettings)
 def bench_command(settings: BenchSettings, told: Told) -> None:
     """Time a training step on this machine, beside the bare forward of its rows and a copy in memory."""
@@ -223,7 +231,7 @@ def bench_command(settings: BenchSettings, told: Told) -> None:
     _print(_done(work), report.bench_table, told)
 
 
-@app.command("env")
+@_command("env")
 def env_command(print_json: Json = False) -> None:
     """Print the versions, the CPU and the kernels a run would use."""
 
@@ -235,7 +243,7 @@ def env_command(print_json: Json = False) -> None:
     _print(_done(work), report.environment_table, Told(print_json))
 
 
-@app.command("completion")
+@_command("completion")
 def completion_command(shell: Annotated[Shell, typer.Argument(help="Whose.")]) -> None:
     """Print what makes a shell complete commands, options and their values.
 

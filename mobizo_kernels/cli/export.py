@@ -43,8 +43,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     outputs = {"out": [settings.out]}
     if settings.tokenizer is not None:
         outputs["tokenizer"] = [settings.tokenizer]
-    for (path,) in outputs.values():
-        check_output_file(path)
+    for option, (path,) in outputs.items():
+        check_output_file(path, option)
     check_distinct(outputs, {"model": settings.model, "adapter": settings.adapter})
     started = perf_counter()
     tokenizer = load_tokenizer(settings.model)

@@ -19,7 +19,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: like an interrupt from the keyboard, but for the exit code."""
 
 
-def exit_code(error: KeyboardInterrupt) -> int:
+def exit_code(error: BaseException) -> int:
     """128 and the number of the signal, as shells have it."""
     return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from typer import Abort
+
 from mobizo_kernels.cli.commands import app
 from mobizo_kernels.cli.interrupts import exit_code, sigterm_interrupts
+from mobizo_kernels.cli.usage import UsageError, usage_sentence
 from mobizo_kernels.errors import InputError
 
 
@@ -31,7 +34,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     try:
         try:
             with sigterm_interrupts():
-                app(given, prog_name="mobizo", obj=given)
+                code = app(given, prog_name="mobizo", obj=given, standalone_mode=False)
+            sys.exit(code)  # of help and versions; commands give none
         except SystemExit as end:
             if not end.code:
                 _flush_output()
@@ -39,7 +43,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"mobizo: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:  # before a command has begun, or behind its end
+    except UsageError as error:
+        print(f"mobizo: {usage_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, Abort) as error:  # before a command has begun, or behind its end
         sys.exit(exit_code(error))
     except OSError as error:
         _forget_output()

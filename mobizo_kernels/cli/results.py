@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from mobizo_kernels.cli.quality import Outcome
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.task_settings import as_json
 from mobizo_kernels.conventions import PEFT_CONFIG, PEFT_WEIGHTS
-from mobizo_kernels.errors import InputError, first_line, naming
+from mobizo_kernels.errors import InputError, blame_input, first_line, naming
 from mobizo_kernels.files.file import remove_dead_scratch, scratch_directory
 from mobizo_kernels.training import FitResult
 
@@ -152,33 +153,44 @@ def remove_dead_results(directory: Path) -> None:
     remove_dead_scratch(directory, r"\.writing-\w+")  # as earlier versions called it
 
 
-def check_output(directory: Path, overwrite: bool) -> None:
-    """Raise InputError unless results may go to `directory`: it is new, or empty, or may be overwritten."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"out: expected a directory, got the file {str(directory)!r}")
-    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
-        raise InputError(f"out: {str(directory)!r} is not empty; name another directory, or add --overwrite")
-    for name, is_kind in (
-        (ADAPTER_DIRECTORY, Path.is_dir),
-        (METRICS_FILE, Path.is_file),
-        (PLOT_FILE, Path.is_file),
-    ):
-        if (path := directory / name).exists() and not is_kind(path):
-            raise InputError(f"out: {str(path)!r} is in the way of a result of the same name")
-    _check_writable(directory)
+def check_output(directory: Path, overwrite: bool, option: str = "out") -> None:
+    """Raise InputError unless results may go to `directory`: it is new, or empty, or may be overwritten, and
+    files can be made there.
+    """
+    with blame_input(option):
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{option}: expected a directory, got the file {str(directory)!r}")
+        if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+            raise InputError(
+                f"{option}: {str(directory)!r} is not empty; name another directory, or add --overwrite"
+            )
+        for name, is_kind in (
+            (ADAPTER_DIRECTORY, Path.is_dir),
+            (METRICS_FILE, Path.is_file),
+            (PLOT_FILE, Path.is_file),
+        ):
+            if (path := directory / name).exists() and not is_kind(path):
+                raise InputError(f"{option}: {str(path)!r} is in the way of a result of the same name")
+        check_writable(directory, option)
 
 
-def check_output_file(path: Path) -> None:
+def check_output_file(path: Path, option: str = "out") -> None:
     """Raise InputError unless `path` is a file, or may become one."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"out: {path} cannot be written (it exists and is no file)")
-    _check_writable(path.absolute().parent)
+    with blame_input(option):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{option}: {path} cannot be written (it exists and is no file)")
+        check_writable(path.absolute().parent, option)
 
 
-def _check_writable(directory: Path) -> None:
-    """Raise InputError unless `directory`, or the nearest there is above it, can be written to."""
+def check_writable(directory: Path, option: str) -> None:
+    """Raise InputError unless a file can be made in `directory`, or in the nearest there is above it. Modes
+    do not tell: a file system may be read-only, or none that takes files.
+    """
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise InputError(f"out: {str(existing)!r} is no directory")
-    if not os.access(existing, os.W_OK):
-        raise InputError(f"out: {str(existing)!r} cannot be written to")
+        raise InputError(f"{option}: {str(existing)!r} is no directory")
+    try:
+        with TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{option}: {str(existing)!r} cannot be written to ({error.strerror})") from error

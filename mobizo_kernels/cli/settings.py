@@ -21,6 +21,7 @@ from mobizo_kernels.choices import (
     Shaping,
 )
 from mobizo_kernels.cli.task_settings import (
+    MAX_THREADS,
     Engine,
     PromptSettings,
     QuestionSettings,
@@ -105,6 +106,12 @@ class StepSettings:
             show_default="a program that does not write",
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse an adapter that would not act, or against its own sign. Raises InputError, also as above."""
+        super().__post_init__()  # type: ignore[misc]  # of what is put to the model, which no class is without
+        if self.alpha is not None and self.alpha <= 0:
+            raise InputError(f"alpha: expected a number above 0, got {self.alpha}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +346,9 @@ class BenchSettings:
     )
     layers: Annotated[str, Option(help="Layers to adapt.")] = StepSettings.layers
     rounds: Annotated[int, Option(min=1, help="Times that each is timed.")] = 5
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.", show_default="torch's choice")] = None
+    threads: Annotated[
+        int | None, Option(min=1, max=MAX_THREADS, help="CPU threads.", show_default="torch's choice")
+    ] = None
 
     def __post_init__(self) -> None:
         check_numbers(self)

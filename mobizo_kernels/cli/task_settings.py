@@ -26,6 +26,7 @@ Engine = Literal["eager", "executorch"]
 Start = Literal["auto", "zero", "readout"]
 AUTOMATIC_DTYPE: dict[str, str] = {"eager": "bfloat16", "executorch": "float32"}
 
+MAX_THREADS = 1024  # more than a machine has cores; a system that cannot start so many breaks anywhere
 _MOST = 2**31 - 1  # of anything that is counted: what both engines take
 
 # Which heading of the help an option stands under; what most runs need stands under none, which comes first.
@@ -146,7 +147,8 @@ class TaskSettings(PromptSettings):
         data_option(help="Type of the base model's weights; auto is bfloat16, inside ExecuTorch float32."),
     ] = "auto"
     threads: Annotated[
-        int | None, run_option(min=1, help="CPU threads.", show_default="the engine's choice")
+        int | None,
+        run_option(min=1, max=MAX_THREADS, help="CPU threads.", show_default="the engine's choice"),
     ] = None
 
     @property

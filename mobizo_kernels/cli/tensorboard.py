@@ -7,15 +7,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mobizo_kernels.cli.results import check_writable
 from mobizo_kernels.errors import InputError, blame_input
 
 
 def check_tensorboard(directory: Path | None) -> None:
-    """Raise InputError if scalars are asked for and the package that writes them is not there."""
-    if directory is not None and find_spec("tensorboard") is None:
+    """Raise InputError if scalars are asked for that cannot be written, or the package for it is missing."""
+    if directory is None:
+        return
+    if find_spec("tensorboard") is None:
         raise InputError(
             "tensorboard: the package is not installed (pip install 'mobizo-kernels[tensorboard]')"
         )
+    with blame_input("tensorboard"):
+        check_writable(directory, "tensorboard")
 
 
 class Scalars:

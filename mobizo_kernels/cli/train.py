@@ -6,7 +6,7 @@ from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct, is_within
 from mobizo_kernels.cli.interrupts import StopRequest
-from mobizo_kernels.cli.results import check_output, remove_dead_results, result_files
+from mobizo_kernels.cli.results import check_output, check_output_file, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.start import journal_files, start_directory
 from mobizo_kernels.cli.tensorboard import check_tensorboard
@@ -53,6 +53,8 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         raise InputError(f"journal: expected a file, got the directory {str(settings.journal)!r}")
     if settings.journal is not None and settings.journal.exists() and not settings.resume:
         raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
+    if settings.journal is not None:
+        check_output_file(settings.journal, "journal")
     if settings.resume and settings.journal is not None and not settings.dry_run:
         remove_dead_results(settings.out)
         remove_dead_scratch(start_directory(settings.journal))

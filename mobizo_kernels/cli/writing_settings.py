@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from mobizo_kernels.choices import SMOLLM2, Dtype, Quantization
-from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE, check_numbers
+from mobizo_kernels.cli.task_settings import AUTOMATIC_DTYPE, MAX_THREADS, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class ChatSettings:
     top_k: Annotated[int, Option(min=0, help="Sample from so many tokens; 0 for all.")] = 0
     top_p: Annotated[float, Option(help="Then from the fewest that have this probability together.")] = 1.0
     seed: Annotated[int, Option(help="Of what is sampled.")] = 0
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.", show_default="torch's choice")] = None
+    threads: Annotated[
+        int | None, Option(min=1, max=MAX_THREADS, help="CPU threads.", show_default="torch's choice")
+    ] = None
 
     def __post_init__(self) -> None:
         check_numbers(self)

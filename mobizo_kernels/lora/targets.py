@@ -142,20 +142,20 @@ def layer_range(text: str, layers: int) -> list[int]:
     model that has `layers` of them.
 
     Raises:
-        InputError: none of these forms, or beyond the model.
+        InputError: none of these forms, or no layers of the model.
     """
-    try:
-        if text.startswith("top-"):
-            number = text.removeprefix("top-")
-            share = number.endswith("%")
-            count = max(1, round(layers * int(number[:-1]) / 100)) if share else int(number)
-            first, last = layers - count, layers - 1
-        else:
-            first, last = map(int, text.split(":"))
-    except ValueError:
-        raise InputError(f"layers: expected FIRST:LAST, top-N or top-N%, got {text!r}") from None
-    if not 0 <= first <= last < layers:
-        raise InputError(f"layers: expected layers of the model, within 0:{layers - 1}, got {text!r}")
+    if between := re.fullmatch(r"(\d+):(\d+)", text):
+        first, last = map(int, between.groups())
+        fits, expected = first <= last < layers, f"FIRST <= LAST within 0:{layers - 1}"
+    elif top := re.fullmatch(r"top-(\d+)(%?)", text):
+        number, most = int(top[1]), 100 if top[2] else layers
+        fits, expected = 1 <= number <= most, f"top-1{top[2]} to top-{most}{top[2]}"
+        count = max(1, round(layers * number / 100)) if top[2] else number
+        first, last = layers - count, layers - 1
+    else:
+        raise InputError(f"layers: expected FIRST:LAST, top-N or top-N%, got {text!r}")
+    if not fits:
+        raise InputError(f"layers: expected {expected} for this model, got {text!r}")
     return list(range(first, last + 1))
 
 

@@ -33,6 +33,7 @@ from transformers import (
 
 from mobizo_kernels.choices import SMOLLM2, Dtype
 from mobizo_kernels.errors import InputError, first_line, shortened
+from mobizo_kernels.models.hub import hub_source
 from mobizo_kernels.models.limits import check_pad_token
 from mobizo_kernels.models.packages import package_file
 
@@ -285,4 +286,4 @@ def _existing_source(spec: str) -> str:
         )
     if spec.startswith((".", "/", "~")):
         raise InputError(f"model {spec!r}: expected a directory with a transformers model, and there is none")
-    return spec
+    return hub_source(spec)
