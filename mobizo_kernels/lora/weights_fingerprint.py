@@ -32,6 +32,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 @torch.no_grad()
+def frozen_fingerprint(model: nn.Module) -> str:
+    """The same over those base parameters that do not require a gradient."""
+    frozen = {name: p for name, p in _base_parameters(model).items() if not p.requires_grad}
+    return _fingerprint(sorted(frozen.items()))
+
+
+@torch.no_grad()
 def adapter_fingerprints(model: nn.Module) -> tuple[str, str]:
     """The same over every LoRA-A [r, in] and over every LoRA-B [out, r] of a wrapped model, each under the
     name of the weight that it adapts, in the order of the model.

@@ -112,7 +112,13 @@ class Coordinator(Generic[Name]):
 
     @property
     def head(self) -> bytes:
-        """Of all records: that of every participant that has them."""
+        """Of all records: that of every participant that has them.
+
+        Raises:
+            ValueError: if there is no run yet: no `header` was given, and no participant has joined.
+        """
+        if not self._heads:
+            raise ValueError("head is that of a run, which begins when the first participant has joined")
         return self._heads[-1]
 
     def ask(self, name: Name) -> bytes:

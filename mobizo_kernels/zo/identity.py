@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.journal.replay import model_fields
 from mobizo_kernels.lora import adapter_layers, adapter_of, is_wrapped
-from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints
+from mobizo_kernels.lora.weights_fingerprint import adapter_fingerprints, frozen_fingerprint
 from mobizo_kernels.zo.split import Split
 
 if TYPE_CHECKING:
@@ -40,4 +40,5 @@ def shared_identity(zo: ZerothOrder, split: Split, check_every: int | None) -> d
     del found["lora_b"]
     if not is_wrapped(zo.model):
         del found["base_fingerprint"]  # of what is tuned, too
+        found["frozen_fingerprint"] = frozen_fingerprint(zo.model)
     return {**found, **asdict(split), "check_every": check_every}

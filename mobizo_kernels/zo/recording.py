@@ -127,7 +127,7 @@ class Recorded:
         """Bring the journal to the disk, if there is one. Raises JournalLost, on all ranks, as :meth:`step`;
         OSError if the disk fails, and RankFailed on the other ranks.
         """
-        self._on_journal(JournalWriter.sync)
+        self._on_journal(JournalWriter.sync, f"sync_journal() at step {self.steps}")
 
     def close_journal(self) -> None:
         """Let the journal go, if there is one; steps are not recorded from now on."""
@@ -135,9 +135,9 @@ class Recorded:
         if journal is not None:
             journal.close()
 
-    def _on_journal(self, act: Callable[[JournalWriter], object]) -> None:
+    def _on_journal(self, act: Callable[[JournalWriter], object], when: str) -> None:
         journal = self.journal  # of rank 0; no rank goes on before
-        self._team.confirm(lambda: journal and act(journal), f"step {self.steps}")
+        self._team.confirm(lambda: journal and act(journal), when)
 
     def apply(self, records: Records) -> None:
         """Apply recorded steps, without any forward; plain SGD takes all of them in one pass.

@@ -114,7 +114,7 @@ class Team:
     def compare(self, zo: ZerothOrder) -> None:
         """See :meth:`ZerothOrder.check_ranks`."""
         if self._workers is not None:
-            when = f"step {zo.steps}"
+            when = f"check_ranks() at step {zo.steps}"
             self._workers.same([zo.steps], when, "rank {rank} made {value:.0f} steps, rank 0 {first:.0f}")
             check_states(self._workers.gather([state_digest(zo.optimizer)], when)[:, 0], zo.steps)
 

@@ -153,7 +153,8 @@ class Workers:
         except RuntimeError as error:
             raise RankFailed(
                 f"{when}: a rank is gone, or did not answer within the timeout of the process group, which "
-                f"init_process_group(timeout=...) sets; {dist.get_backend(self.group)} says: "
+                f"init_process_group(timeout=...) sets, or is in another call, of which its own error tells; "
+                f"{dist.get_backend(self.group)} says: "
                 f"{first_line(error)}"
             ) from error
 

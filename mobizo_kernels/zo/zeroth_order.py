@@ -236,7 +236,7 @@ class ZerothOrder(Recorded):
         """What `make` gives on rank 0, where alone it is called, on all ranks: what has to be the same, such
         as the outcome of an evaluation. If it raises an error there, RankFailed on the others.
         """
-        return self._team.from_first(make, f"step {self.steps}")
+        return self._team.from_first(make, f"from_first() at step {self.steps}")
 
     @torch.no_grad()
     def step(
@@ -285,7 +285,7 @@ class ZerothOrder(Recorded):
             weighed = losses if shaping == "none" else shaped(losses, shaping)
             projected_grads = self.estimator.projected_gradients(weighed)
             record = self.optimizer.record(projected_grads, self.estimator.loss(losses), standing)
-            self._on_journal(lambda journal: journal.append(self.steps, record))
+            self._on_journal(lambda journal: journal.append(self.steps, record), f"step {self.steps}")
             self.optimizer.apply(seeds, record)
             loss, applied = record.loss, record.applied
         else:

@@ -45,6 +45,13 @@ def test_replies_that_come_late_or_twice(tmp_path: Path, rng: torch.Generator) -
     wire.assert_equal_adapters([0, 1])
 
 
+def test_a_run_that_has_not_begun_has_no_head(tmp_path: Path) -> None:
+    with Coordinator[int](tmp_path / "run") as coordinator:
+        with pytest.raises(ValueError, match="begins when the first participant has joined"):
+            _ = coordinator.head
+        assert coordinator.steps == 0
+
+
 @pytest.mark.parametrize("lr", [math.nan, math.inf, -0.1, 1e39, "0.1"])
 def test_a_rate_out_of_range_records_nothing(lr: Any, tmp_path: Path, rng: torch.Generator) -> None:
     wire = Wire([1], rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def disagreements(folder: Path) -> dict[str, Any]:
         note("without its journal", lambda: zo.join(alone))
         zo.close_journal()
         note("closed", lambda: zo.join(alone) or zo.step(BATCH).step)
+
+    def other_frozen() -> ZerothOrder:
+        model = a_model("in place")
+        frozen = model.lm_head.weight.requires_grad_(False)
+        frozen.data += rank
+        return ZerothOrder(model, process_group=group)
+
+    note("frozen", other_frozen)
+    impatient = dist.new_group(timeout=timedelta(seconds=2))
+    zo = made(process_group=impatient, journal=None if rank else folder / "alone")
+    note("another call", zo.sync_journal if rank else lambda: zo.step(BATCH))
     return found
 
 

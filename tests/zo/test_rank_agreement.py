@@ -19,11 +19,14 @@ def test_one_rank_does_something_else(tmp_path: Path) -> None:
         "journal of rank 1": ("RanksDisagree", "rank 1 is given a journal, but rank 0, which would write it"),
         "closed on rank 0": ("RanksDisagree", "step 1: journal is True on rank 1, but False on rank 0"),
         "without its journal": ("RanksDisagree", "the run of rank 0 has a journal, but rank 0 of the group"),
+        "frozen": ("RanksDisagree", "rank 1 differs: frozen_fingerprint is "),
+        "another call": ("RankFailed", ", or is in another call, of which its own error tells"),
     }
     for rank, found in enumerate(run_world(2, disagreements, tmp_path, tmp_path)):
         assert found.pop("equal after errors") == ("", None)
         assert found.pop("journal of rank 0") == ("", 0)
         assert found.pop("closed", ("", 1)) == ("", 1)
+        assert found["another call"][1].startswith("sync_journal() at step 0:" if rank else "step 0:")
         assert expected.keys() - found.keys() == (set() if rank else {"without its journal"})
         for name, (kind, text) in found.items():
             if rank and name.startswith("error"):
