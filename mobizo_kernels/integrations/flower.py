@@ -11,13 +11,7 @@ from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common import log
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
-
+from mobizo_kernels.integrations.extras import of_extra
 from mobizo_kernels.journal import JournalHeader
 from mobizo_kernels.journal.header import PathLike
 from mobizo_kernels.rounds import Coordinator, Participant, PayloadError, Round, bring_up_to_date, run_round
@@ -32,6 +26,14 @@ from mobizo_kernels.rounds.payloads import (
 )
 from mobizo_kernels.zo import Objective, ZerothOrder
 from mobizo_kernels.zo.batches import Batch
+
+with of_extra("flower"):
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.common import log
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg, Result
+    from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 RECORD, PAYLOAD, RECORDS = "mobizo", "payload", "records"
 """Names in a message, and in the state of a node."""

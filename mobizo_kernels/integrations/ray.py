@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayActorError
-
 from mobizo_kernels.errors import first_line
+from mobizo_kernels.integrations.extras import of_extra
 from mobizo_kernels.journal import JournalHeader
 from mobizo_kernels.journal.header import PathLike
 from mobizo_kernels.rounds import Coordinator, Participant, Round, bring_up_to_date, run_round
 from mobizo_kernels.zo import Objective, ZerothOrder
 from mobizo_kernels.zo.batches import Batch
+
+with of_extra("ray"):
+    import ray
+    from ray.exceptions import RayActorError
 
 Result = TypeVar("Result")
 

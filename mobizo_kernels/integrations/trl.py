@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trl import SFTConfig, SFTTrainer
-
 from mobizo_kernels.integrations.arguments import ZOArguments
+from mobizo_kernels.integrations.extras import of_extra
 from mobizo_kernels.integrations.trainer import ZOTrainerMixin
+
+with of_extra("trl"):
+    from trl import SFTConfig, SFTTrainer
 
 
 @dataclass
