@@ -46,7 +46,7 @@ def save_device_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     check_saves(model)
     metadata = {
         "format": "pt",
-        "adapter_config": json.dumps(adapter_config(model), sort_keys=True),
+        "adapter_config": json.dumps(adapter_config(model)),
         "base_fingerprint": model_fingerprint(model),
     }
     tensors = adapter_tensors(model)
@@ -108,7 +108,7 @@ def peft_from_device(path: str | os.PathLike[str], directory: str | os.PathLike[
     _check_tensors(tensors, path)
     with files_of_adapter(directory) as scratch:
         shutil.copyfile(path, scratch / PEFT_WEIGHTS)
-        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        (scratch / PEFT_CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def adapter_metadata(path: Path) -> dict[str, str]:

@@ -250,3 +250,21 @@ def test_the_command(tmp_path: Path, rng: torch.Generator, capsys: pytest.Captur
     assert not (tmp_path / "new").exists()
     assert run(device, directory, "--overwrite") == 0
     assert run(directory, tmp_path / "back.safetensors", model, "--overwrite") == 0
+
+
+def test_patterns_stay_in_the_order_in_which_they_are_tried(tmp_path: Path, rng: torch.Generator) -> None:
+    """PEFT takes the first that matches, and by their names these two are the other way round."""
+    patterns = {"self_attn.q_proj": 2, "q_proj": 1}
+    model = trained(rng, rank_pattern=patterns, alpha_pattern={"self_attn.v_proj": 9, "v_proj": 1})
+    save_device_adapter(model, file := tmp_path / "adapter.safetensors")
+    assert list(json.loads(metadata_of(file)["adapter_config"])["rank_pattern"]) == list(patterns)
+    peft_from_device(file, tmp_path / "peft")
+    base = tiny.llama()
+    loaded = peft.PeftModel.from_pretrained(tiny.llama(), str(tmp_path / "peft"))
+    ours = load_adapter(base, tmp_path / "peft")
+    for name, layer in adapter_layers(model).items():
+        theirs = loaded.get_base_model().get_submodule(name)
+        again = adapter_layers(ours)[name]
+        assert theirs.scaling["default"] == layer.scaling == again.scaling
+        assert torch.equal(theirs.lora_B["default"].weight, layer.lora_b)
+        assert torch.equal(again.lora_b, layer.lora_b)
