@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mobizo_kernels.journal import read_journal
 from mobizo_kernels.journal.file import JournalFile
+from mobizo_kernels.journal.header import read_header
 from mobizo_kernels.lora import (
     adapter_fingerprints,
     adapter_layers,
@@ -57,7 +57,7 @@ def resume_journal(zo: ZerothOrder, checkpoint: Path, directory: Path) -> None:
     source = checkpoint / JOURNAL
     if not source.is_file():
         raise FileNotFoundError(f"resume_from_checkpoint: {checkpoint} holds no {JOURNAL}")
-    header, _ = read_journal(source)
+    header = read_header(source)
     tuned: list[torch.Tensor] = [layer.lora_b for layer in tuned_layers(zo.model).values()]
     whole: list[torch.Tensor] = []
     for layer in adapter_layers(zo.model).values():

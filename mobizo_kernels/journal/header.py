@@ -154,6 +154,16 @@ def difference(name: str, there: Any, here: Any, where: str) -> str:
     return f"{name} is {there!r} there, but {here!r} {where}{why}"
 
 
+def read_header(path: PathLike) -> JournalHeader:
+    """The header of a journal, whatever its records are.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: as :func:`parse_header`.
+    """
+    return parse_header(Path(path).read_bytes(), Path(path))[0]
+
+
 def parse_header(content: bytes, path: Path) -> tuple[JournalHeader, int, int]:
     """The header at the start of a file, where the records begin, and the version.
 

@@ -8,6 +8,7 @@ the native trainer writes the same.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ import torch
 
 from mobizo_kernels.journal.file import JournalFile, JournalLost
 from mobizo_kernels.journal.header import VERSION, JournalHeader, PathLike, parse_header
-from mobizo_kernels.optim.records import Records, StepRecord, parse_records, to_bytes
+from mobizo_kernels.optim.records import Records, StepRecord, parse_records, record_layout, to_bytes
 
 
 class JournalWriter:
@@ -50,7 +51,8 @@ class JournalWriter:
 
     @classmethod
     def resume(cls, path: PathLike, header: JournalHeader) -> tuple[JournalWriter, Records]:
-        """Go on with a journal; a torn last record is cut off.
+        """Go on with a journal. A last record that was cut short is cut off; so is one that is damaged, with
+        a warning, and its step is made again.
 
         Args:
             path: of a journal.
@@ -67,12 +69,18 @@ class JournalWriter:
         """
         file = JournalFile.open(Path(path))
         try:
-            there, records, size, version = _parse(file.read(), file.path)
+            there, records, size, version = _parse(content := file.read(), file.path, drop_last=True)
             if version != VERSION:
                 raise ValueError(
                     f"journal {path}: version {version} of the format can be replayed, but not gone on with"
                 )
             there.check_same(header, path)
+            if len(content) - size == record_layout(version, there.queries).itemsize:
+                warnings.warn(
+                    f"journal {path}: the record of step {len(records)}, the last one, is damaged; it is "
+                    "dropped, and the step is made again",
+                    stacklevel=2,
+                )
             file.truncate(size)
         except BaseException:
             file.close()
@@ -136,22 +144,22 @@ class JournalWriter:
 
 
 def read_journal(path: PathLike) -> tuple[JournalHeader, Records]:
-    """Header and records of a journal, of this version of the format or an earlier one. A torn last record is
-    ignored.
+    """Header and records of a journal, of this version of the format or an earlier one. A last record that
+    was cut short is ignored.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: naming the file and, for damage before the last record, the step.
+        ValueError: naming the file and, for a damaged record, the step.
     """
     path = Path(path)
     return _parse(path.read_bytes(), path)[:2]
 
 
-def _parse(content: bytes, path: Path) -> tuple[JournalHeader, Records, int, int]:
-    """Header, records, the bytes up to the end of the last whole record, and the version."""
+def _parse(content: bytes, path: Path, *, drop_last: bool = False) -> tuple[JournalHeader, Records, int, int]:
+    """Header, records, the bytes up to the end of the last of them, and the version."""
     header, start, version = parse_header(content, path)
     try:
-        records, size = parse_records(content, start, version, header.queries)
+        records, size = parse_records(content, start, version, header.queries, drop_last=drop_last)
     except ValueError as error:
         raise ValueError(f"journal {path}: {error}") from error
     return header, records, size, version

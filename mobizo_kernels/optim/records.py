@@ -130,23 +130,35 @@ def to_bytes(step: int, record: StepRecord, version: int) -> bytes:
 
 
 def parse_records(
-    content: bytes, start: int, version: int, queries: int, first: int = 0
+    content: bytes, start: int, version: int, queries: int, first: int = 0, *, drop_last: bool = False
 ) -> tuple[Records, int]:
-    """The records from byte `start` on, of which the first is that of step `first`, and the byte after the
-    last whole one.
+    """Records of a journal, up to one that was cut off.
+
+    Args:
+        content: of the file.
+        start: the byte at which they begin.
+        version: of the format.
+        queries: coefficients in each.
+        first: the step that the first is of.
+        drop_last: a damaged one, if the file ends with it, is left out: a power cut may leave one.
+
+    Returns:
+        The records, and the byte after the last of them.
 
     Raises:
-        ValueError: for damage anywhere but in the last record; it names the step.
+        ValueError: for any other damage; it names the step.
     """
     layout = record_layout(version, queries)
     count, torn = divmod(len(content) - start, layout.itemsize)
     rows: NDArray[Any] = np.frombuffer(content, layout, count, start)
     for index, row in enumerate(rows):
         if _checksum(row) != row["crc"]:
-            if index == count - 1 and not torn:
+            is_last = index == count - 1 and not torn
+            if is_last and drop_last:
                 count = index
                 break
-            raise ValueError(f"the record of step {first + index} is damaged")
+            way_out = "; resuming its run drops it, and makes the step again" if is_last else ""
+            raise ValueError(f"the record of step {first + index} is damaged{way_out}")
         if row["step"] != first + index:
             raise ValueError(f"expected the record of step {first + index}, got {row['step']}")
         if version > 1 and row["applied"] > 1:

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from mobizo_kernels.journal import JournalHeader, JournalWriter, read_journal
-from mobizo_kernels.journal.header import VERSION, PathLike, difference, parse_header
+from mobizo_kernels.journal import JournalHeader, JournalWriter
+from mobizo_kernels.journal.header import VERSION, PathLike, difference, parse_header, read_header
 from mobizo_kernels.optim.records import StepRecord, record_of, to_bytes
 from mobizo_kernels.rounds.payloads import (
     Answer,
@@ -101,7 +101,7 @@ class Coordinator(Generic[Name]):
         if self._path.exists() and not resume:
             raise FileExistsError(f"journal {journal} exists already; name another file, or resume its run")
         if self._path.exists():
-            self._open(header or read_journal(self._path)[0])
+            self._open(header or read_header(self._path))
         elif header is not None:
             self._create(header)
 

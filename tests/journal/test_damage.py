@@ -40,17 +40,22 @@ def test_every_truncation(tmp_path: Path, rng: torch.Generator) -> None:
         assert path.read_bytes() == content
 
 
-def test_a_full_length_torn_record_is_cut_off(tmp_path: Path, rng: torch.Generator) -> None:
+def test_a_damaged_last_record(tmp_path: Path, rng: torch.Generator) -> None:
+    """Nobody replays a run without it unknowingly. The run itself goes on without it, and says so."""
     path = tmp_path / "journal"
     _, states = train(path, rng, steps=3)
     content = path.read_bytes()
     for byte in range(1, RECORD + 1):
-        torn = bytearray(content)
-        torn[-byte] ^= 0x40
-        path.write_bytes(torn)
-        assert len(read_journal(path)[1]) == 2
+        damaged = bytearray(content)
+        damaged[-byte] ^= 0x40
+        path.write_bytes(damaged)
+        for read in (read_journal, lambda path: replay(wrapped(), path)):
+            with pytest.raises(ValueError, match="the record of step 2 is damaged; resuming its run drops"):
+                read(path)
+    assert path.read_bytes() == damaged
     model = wrapped()
-    zo = ZerothOrder(model, **OPTIONS, journal=path, resume=True)
+    with pytest.warns(UserWarning, match="the record of step 2, the last one, is damaged; it is dropped"):
+        zo = ZerothOrder(model, **OPTIONS, journal=path, resume=True)
     assert zo.steps == 2 and path.read_bytes() == content[:-RECORD]
     assert_same_adapters(model, states[2])
 

@@ -142,14 +142,16 @@ StepRecord read_record(const char* bytes, const Journal& journal) {
   return record;
 }
 
-void read_records(std::string_view bytes, Journal& journal) {
+void read_records(std::string_view bytes, Journal& journal, bool drop_last) {
   const size_t first = static_cast<size_t>(journal.valid_bytes), size = record_bytes(journal);
   for (size_t at = first; at + size <= bytes.size(); at += size) {
     const char* record = &bytes[at];
     const auto step = static_cast<int64_t>(journal.records.size());
     if (crc32(record, size - kCrc) != load<uint32_t>(record + size - kCrc)) {
-      if (at + size == bytes.size()) break;
-      fail("the record of step ", step, " is damaged: its checksum is wrong");
+      const bool is_last = at + size == bytes.size();
+      if (is_last && drop_last) break;
+      fail("the record of step ", step, " is damaged: its checksum is wrong",
+           is_last ? "; resuming its run drops it, and makes the step again" : "");
     }
     if (load<int64_t>(record) != step)
       fail("the record of step ", step, " is damaged: it says that it is of step ", load<int64_t>(record));
@@ -158,11 +160,11 @@ void read_records(std::string_view bytes, Journal& journal) {
   }
 }
 
-Journal parse_journal(const std::string& path, const std::string& bytes) {
+Journal parse_journal(const std::string& path, const std::string& bytes, bool drop_last = false) {
   return blaming(path, [&] {
     Journal journal;
     read_header(bytes, journal);
-    read_records(bytes, journal);
+    read_records(bytes, journal, drop_last);
     return journal;
   });
 }
@@ -232,10 +234,11 @@ JournalWriter::JournalWriter(const std::string& path, const Json& header, bool r
   locked_ = lock == File::Lock::kHeld;
   std::string bytes(static_cast<size_t>(file_.size()), '\0');
   file_.read(bytes.data(), bytes.size(), 0);
-  journal_ = parse_journal(path, bytes);
+  journal_ = parse_journal(path, bytes, true);
   if (journal_.version != kVersion)
     fail(path, ": version ", journal_.version, " of the journal's format can be replayed, but not gone on with");
   check_journal_header(path, journal_, header);
+  dropped_ = bytes.size() - static_cast<size_t>(journal_.valid_bytes) == record_bytes(journal_);
   if (file_.size() != journal_.valid_bytes) file_.truncate(journal_.valid_bytes);
 }
 

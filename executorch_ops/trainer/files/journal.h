@@ -34,13 +34,13 @@ struct Journal {
   int64_t run_seed = 0;
   UpdateRule rule;
   std::vector<StepRecord> records;  // of step 0, 1, ...
-  int64_t valid_bytes = 0;          // header and whole records; what follows is a torn record
+  int64_t valid_bytes = 0;          // header and records; what follows was cut off, or is damaged
 };
 
 bool is_journal(const std::string& bytes);
 
-// Of this version of the format or an earlier one. A torn last record is left out. Any other damage is an Error that names the
-// step.
+// Of this version of the format or an earlier one. A last record that was cut short is left out. Any damage is an Error that
+// names the step.
 Journal read_journal(const std::string& path);
 
 // Throws Error with the first field of `expected` that differs in the journal. Of parameters for which the journal has no
@@ -57,12 +57,15 @@ class JournalLost : public Error {
 class JournalWriter {
  public:
   // Starts a journal, an Error if there is a file already, or, with `resume` and if there is one, goes on with it: its header
-  // must be this one, and a torn last record is cut off. Throws Error if it is of an earlier version, or another run writes it.
+  // must be this one, and a last record that was cut short or is damaged is dropped. Throws Error if it is of an earlier
+  // version, or another run writes it.
   JournalWriter(const std::string& path, const Json& header, bool resume, int64_t sync_every);
 
   const Journal& journal() const { return journal_; }
   // Whether the file system has locks, which keep other runs away.
   bool locked() const { return locked_; }
+  // Whether the last record was damaged, as after a power cut, and was dropped: its step has to be made again.
+  bool dropped() const { return dropped_; }
   // If the record cannot be written the journal stays as it was, and the SystemError names the file and the step. Throws
   // JournalLost if the file is not as the last call left it.
   void append(int64_t step, const StepRecord& record);
@@ -73,7 +76,7 @@ class JournalWriter {
   void check() const;
 
   File file_;
-  bool locked_;
+  bool locked_, dropped_;
   int64_t sync_every_;
   Journal journal_;
 };

@@ -92,6 +92,9 @@ class Run {
     if (!journal_->locked())
       observer_.on_warning(options_.journal + " lies on a file system without locks: let no other run write it");
     result_.resumed_steps = static_cast<int64_t>(journal_->journal().records.size());
+    if (journal_->dropped())
+      observer_.on_warning(message(options_.journal, ": the record of step ", result_.resumed_steps,
+                                   ", the last one, is damaged; it is dropped, and the step is made again"));
     if (result_.resumed_steps > options_.steps)
       fail(options_.journal, ": the journal has ", result_.resumed_steps, " steps, more than ", options_.steps);
   }

@@ -9,6 +9,7 @@
 #include "../files/errors.h"
 #include "../files/safetensors.h"
 #include "program.h"
+#include "runtime.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 struct ParallelFor {
   template <typename F>
   void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
+    check_threads();
     executorch::extension::parallel_for(begin, end, grain, f);
   }
 };

@@ -121,6 +121,7 @@ struct Program::Methods {
 
   // Outputs lie in memory that the next call may overwrite.
   std::vector<std::vector<float>> run(const std::string& path, const char* name, const Arguments& arguments) {
+    check_threads();
     const LogCapture log;
     const std::string where = path + ": method " + name;
     const auto outputs = module->execute(name, arguments.values());

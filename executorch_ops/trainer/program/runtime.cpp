@@ -4,7 +4,9 @@
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <mutex>
 
 #include "../files/errors.h"
@@ -31,6 +33,9 @@ pal_emit_log_message_method g_forward = nullptr;
 
 std::mutex g_pool_mutex;
 int g_pool_users = 0;
+std::atomic<bool> g_pool_made{false}, g_threads_lost{false};
+
+void forked_child() { g_threads_lost = g_pool_made.load(); }
 
 void emit_log_message(et_timestamp_t time, et_pal_log_level_t level, const char* file, const char* function, size_t line,
                       const char* text, size_t length) {
@@ -64,9 +69,13 @@ void initialize_runtime() {
 ThreadPoolUse::ThreadPoolUse(int64_t threads) {
   constexpr int64_t kMostThreads = 1024;
   if (threads < 0 || threads > kMostThreads) fail("threads must be from 0 to ", kMostThreads, ", got ", threads);
+  check_threads();
   initialize_runtime();
   const LogCapture log;
   const std::lock_guard<std::mutex> lock(g_pool_mutex);
+  static const int registered = pthread_atfork(nullptr, nullptr, forked_child);
+  static_cast<void>(registered);
+  g_pool_made = true;
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (pool == nullptr) fail("ExecuTorch's thread pool cannot be made");
   const auto now = static_cast<int64_t>(pool->get_thread_count());
@@ -80,6 +89,11 @@ ThreadPoolUse::ThreadPoolUse(int64_t threads) {
 ThreadPoolUse::~ThreadPoolUse() {
   const std::lock_guard<std::mutex> lock(g_pool_mutex);
   --g_pool_users;
+}
+
+void check_threads() {
+  if (g_threads_lost)
+    fail("this process was forked from one that had a program open, and lacks its threads: fork before, or spawn processes");
 }
 
 LogCapture::LogCapture() {

@@ -21,6 +21,10 @@ class ThreadPoolUse {
   ThreadPoolUse& operator=(const ThreadPoolUse&) = delete;
 };
 
+// Throws Error in the child of a fork whose parent had a program open: the pool's threads are not there, and waiting for them
+// has no end. To be called before anything uses the pool.
+void check_threads();
+
 // While one lives, ExecuTorch's error messages are kept for explain() and none of its chatter is printed.
 class LogCapture {
  public:
