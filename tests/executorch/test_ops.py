@@ -17,7 +17,10 @@ from helpers import (
     directions,
     name_of,
 )
+from hypothesis import given, settings
 from op_programs import MethodSpec, call, load, lower
+from op_properties import WORDS
+from op_properties import directions as any_directions
 from programs import tiny_program
 from torch.export import Dim
 
@@ -168,6 +171,22 @@ def test_update_is_the_reference(program: Program, rng: torch.Generator) -> None
     expected, _ = reference.zo_update(parameter("signs"), seeds, coeffs, STREAM, decay, distribution)
     call(program.load_method("update_signs"), [seeds, coeffs])
     assert_same_bits(call(program.load_method("read_signs"), []), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("name", PARAMETERS)
+@settings(max_examples=6)
+@given(directions=any_directions(), seed=WORDS)
+def test_any_numbers(
+    name: str, directions: tuple[torch.Tensor, torch.Tensor], seed: int, binary: bytes
+) -> None:
+    """Zeros, infinities, NaN and denormals for coefficients; seeds at the ends of their range."""
+    program, (_, _, decay, distribution) = load(binary), PARAMETERS[name]
+    expected, _ = reference.zo_update(parameter(name), *directions, STREAM, decay, distribution)
+    call(program.load_method(f"update_{name}"), directions)
+    assert_same_bits(call(program.load_method(f"read_{name}"), []), expected)
+    z = call(program.load_method("noise_float32_outer"), [torch.zeros(3, 5), torch.tensor(seed)])
+    assert_same_bits(z, torch.from_numpy(reference.noise((3, 5), seed, STREAM, "outer")))
 
 
 @pytest.mark.parametrize("case", MIXES, ids=name_of)
