@@ -176,6 +176,12 @@ class VectorTrial(Trial):
         if not self.directions.trying:
             return None
         x, groups = self.began(args, kwargs), len(self.directions.seeds)
+        others = [*args[1:], *list(kwargs.values())[not args :]]
+        if any(isinstance(other, torch.Tensor) for other in others):
+            raise ValueError(
+                f"{self.name} is given more than one tensor, such as a gate, and a batched forward is known "
+                "for one: freeze its parameters by requires_grad_(False) before wrap_parameters"
+            )
         self._like = x
         for vector in self.vectors:
             self._replace(module, vector.name, vector.moved(groups, 1, -1))

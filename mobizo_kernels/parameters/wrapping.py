@@ -67,6 +67,8 @@ def wrap_parameters(model: Model) -> Model:
 
     The model stays as it is: parameters, names, state_dict and, until a step, what it computes. Tied
     parameters are one. Frozen parameters are left alone, also if they are let go later: wrap again then.
+    While a step takes losses, hooks that are registered on a norm behind this see its input as [G, rows, d],
+    float32, and its output as it always was.
 
     Of a PeftModel the parameters are those of its active adapters: A and B of a LoRA are tuned both, y = base
     + s (B + c_g z_g)(A + c_g z'_g) x, where :func:`mobizo_kernels.wrap` leaves A alone. PEFT merges and saves
@@ -144,8 +146,13 @@ def parameter_directions(model: nn.Module) -> WrappedParameters:
 
 
 def check_tuned(model: nn.Module) -> None:
-    """Raise ValueError unless exactly the parameters that require a gradient are moved in a forward."""
-    tuned = {name for name, _ in trained_parameters(model)}
+    """Raise ValueError unless exactly the parameters that require a gradient are moved in a forward, and are
+    still of a type and on a device of which that is known.
+    """
+    parameters = trained_parameters(model)
+    for name, parameter in parameters:
+        _check_values(name, parameter)
+    tuned = {name for name, _ in parameters}
     if changed := sorted(tuned ^ parameter_directions(model).tuned):
         raise ValueError(
             f"{changed[0]} was frozen or let go after wrap_parameters; call unwrap_parameters(model) and "
@@ -155,19 +162,22 @@ def check_tuned(model: nn.Module) -> None:
 
 def _check(path: str, module: nn.Module, tuned: dict[str, nn.Parameter]) -> None:
     for name, parameter in tuned.items():
-        where = f"{path}.{name}" if path else name
-        if type(parameter) is not nn.Parameter or parameter.dtype not in STORAGE_DTYPES:
-            raise ValueError(
-                f"{where} must be a parameter of float32, bfloat16 or float16, got "
-                f"{type(parameter).__name__} of {parameter.dtype}"
-            )
-        if parameter.device.type == "meta":
-            raise ValueError(f"{where} is on the meta device, which holds no values: load it first")
+        _check_values(f"{path}.{name}" if path else name, parameter)
     if re.search(r"(^|\.)experts\.\d+(\.|$)", path):
         raise ValueError(
             f"{path} is an expert that sees only the tokens routed to it, so groups of rows cannot be told "
             f"apart there; {_WAY_OUT}"
         )
+
+
+def _check_values(name: str, parameter: nn.Parameter) -> None:
+    if type(parameter) is not nn.Parameter or parameter.dtype not in STORAGE_DTYPES:
+        raise ValueError(
+            f"{name} must be a parameter of float32, bfloat16 or float16, got "
+            f"{type(parameter).__name__} of {parameter.dtype}"
+        )
+    if parameter.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device, which holds no values: load it first")
 
 
 def _trial(path: str, module: nn.Module, streams: dict[str, int], directions: ParameterDirections) -> Trial:

@@ -212,6 +212,50 @@ def test_an_input_that_groups_cannot_share() -> None:
             module[1](torch.zeros(2, 3, 3))
 
 
+class GatedByInput(Gated):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x) if gate is None else super().forward(x) * gate
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_norm_with_a_gate_is_refused(by_name: bool) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = GatedByInput(7)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x, gate=x) if by_name else self.norm(x, x)
+
+    layer = wrap_parameters(Layer())
+    before = layer.norm.weight
+    with (
+        torch.no_grad(),
+        parameter_directions(layer).use(SEEDS, COEFFS),
+        pytest.raises(ValueError, match=r"^norm is given more than one tensor, such as a gate"),
+    ):
+        layer(torch.rand(6, 4, 7))
+    assert layer.norm.weight is before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model: model.double(),
+            "embed_tokens.weight must be a parameter of float32, bfloat16 or float16",
+        ),
+        (lambda model: model.to("meta"), "embed_tokens.weight is on the meta device"),
+    ],
+    ids=["double", "meta"],
+)
+def test_a_model_that_changed_behind_wrapping(change: Callable[[nn.Module], object], message: str) -> None:
+    model = wrap_parameters(tiny.llama())
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        mobizo.ZerothOrder(model, distribution="outer")
+
+
 def test_a_model_that_mixes_groups() -> None:
     model = wrap_parameters(tiny.llama())
     directions = parameter_directions(model)
