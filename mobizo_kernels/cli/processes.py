@@ -1,4 +1,4 @@
-"""Work in a process of its own."""
+"""Work in a process of its own, and in no more than one."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def in_fresh_process(
             raise InputError(
                 f"{function.__name__}: its process was killed; perhaps the memory is too small"
             ) from error
+
+
+def check_alone() -> None:
+    """Raise InputError if this is one of the processes of torchrun, which would all write the same files."""
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks.isdigit() and int(ranks) > 1:
+        raise InputError(
+            f"WORLD_SIZE: expected one process, got {ranks}: several make a run together in a script, by "
+            "ZerothOrder(process_group=...) or ZOTrainer, as docs/scale.md shows"
+        )
 
 
 def _end_with_parent() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct, is_within
 from mobizo_kernels.cli.interrupts import StopRequest
+from mobizo_kernels.cli.processes import check_alone
 from mobizo_kernels.cli.results import check_output, check_output_file, remove_dead_results, result_files
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.start import journal_files, start_directory
@@ -37,6 +38,7 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         InputError: something the user gave does not exist or does not fit, and no result has been written; or
             the run lost its journal, and its results up to there have been written.
     """
+    check_alone()
     # A run that was cut off may have left a part of its results.
     check_output(settings.out, settings.overwrite or settings.resume)
     check_tensorboard(settings.tensorboard)
@@ -51,9 +53,9 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
         settings.journal.is_dir() or is_within(settings.out, settings.journal)
     ):
         raise InputError(f"journal: expected a file, got the directory {str(settings.journal)!r}")
-    if settings.journal is not None and settings.journal.exists() and not settings.resume:
-        raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
     if settings.journal is not None:
+        if settings.journal.exists() and not settings.resume:
+            raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
         check_output_file(settings.journal, "journal")
     if settings.resume and settings.journal is not None and not settings.dry_run:
         remove_dead_results(settings.out)

@@ -117,6 +117,15 @@ def test_out_is_not_overwritten_unasked(
     assert target.read_text() == "an earlier run"
 
 
+def test_a_run_is_made_by_one_process(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    assert train(inputs, tmp_path / "out") == 2
+    assert "mobizo: WORLD_SIZE: expected one process, got 2: several" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_adapter_of_another_model(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(inputs, tmp_path / "out", "--rank=4") == 0
     capsys.readouterr()
