@@ -44,6 +44,7 @@ nb_merge_streams = True
 default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+autodoc_mock_imports = ["flwr", "ray", "trl"]  # each wants an environment of its own, or has large signatures
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
