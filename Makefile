@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CONSTRAINTS := .ci/constraints.txt
 NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.json
-CXX_SOURCES := $(shell find csrc executorch_ops tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
+CXX_SOURCES := $(shell find csrc executorch_ops tests benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics lint native arm wheel hub-kernel clean
+.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz lint native arm wheel hub-kernel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -83,6 +83,10 @@ soak: install  ## 20,000 steps in torch and in the native trainer: memory, repla
 
 statistics: install  ## the noise through dieharder and tests of its own (apt install dieharder; it takes long)
 	$(BIN)/python -m benchmarks.statistics
+
+fuzz: install  ## damaged files of every kind through both readers, FUZZ_S seconds each (apt install clang libclang-rt-dev)
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/fuzz/run.sh
+	$(BIN)/python tests/support/differential.py --seconds $${FUZZ_S:-6} $${FUZZ_SEED:+--seed $$FUZZ_SEED}
 
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

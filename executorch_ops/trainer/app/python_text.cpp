@@ -2,11 +2,13 @@
 
 #include <pybind11/stl.h>
 
+#include "../program/file_info.h"
 #include "../text/chat.h"
 #include "../text/python_random.h"
 #include "../text/rows.h"
 #include "../text/strings.h"
 #include "../text/tokenized.h"
+#include "python_path.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -29,6 +31,8 @@ uint64_t size_of(const py::int_& seed) {
 }
 
 void bind_text(py::module_& module) {
+  module.def("file_info", [](const Path& path) { return file_info(path.string()).dump(); }, "path"_a);
+  module.def("check_description", [](const std::string& text) { parse_description(text); }, "text"_a);
   module.def(
       "chat_text",
       [](const std::string& texts, const Pairs& messages, bool begin) {

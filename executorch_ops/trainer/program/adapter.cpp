@@ -152,30 +152,26 @@ void save_adapter(const std::string& path, const Description& description, const
                     {{"format", "pt"}, {"base_fingerprint", description.model.fingerprint}, {"adapter_config", config}});
 }
 
-void load_adapter(const std::string& path, Program& program) {
+Adapter read_adapter(const std::string& path, const Description& description, const std::vector<std::vector<float>>& lora_a) {
   const SafetensorsFile file(path);
-  const Description& description = program.description();
   const std::string base = file.metadata("base_fingerprint");
   if (!base.empty() && base != description.model.fingerprint)
     fail(path, ": the adapter is of another base model: the program's is ", description.model.fingerprint, ", got ", base);
-  std::optional<HeadAdapter> head = read_head(file, description);
-  check_scaling(file, description, head ? head->rank : 0);
-  const Adapter current = program.adapter();
+  Adapter adapter{lora_a, {}, read_head(file, description)};
+  check_scaling(file, description, adapter.head ? adapter.head->rank : 0);
   std::set<std::string> expected;
-  std::vector<std::vector<float>> lora_b;
   for (size_t i = 0; i < description.adapter.parameters.size(); ++i) {
     const AdapterParameter& parameter = description.adapter.parameters[i];
-    const std::vector<float> lora_a = read_factor(file, parameter.name, "A", parameter.lora_a);
-    if (std::memcmp(lora_a.data(), current.lora_a[i].data(), 4 * lora_a.size()) != 0)
+    const std::vector<float> there = read_factor(file, parameter.name, "A", parameter.lora_a);
+    if (std::memcmp(there.data(), lora_a[i].data(), 4 * there.size()) != 0)
       fail(path, ": LoRA-A of ", parameter.name, " is not that of the program, which cannot change it");
-    lora_b.push_back(read_factor(file, parameter.name, "B", parameter.lora_b));
+    adapter.lora_b.push_back(read_factor(file, parameter.name, "B", parameter.lora_b));
     expected.insert({factor_name(parameter.name, "A"), factor_name(parameter.name, "B")});
   }
-  if (head) expected.insert({factor_name(description.head->name, "A"), factor_name(description.head->name, "B")});
+  if (adapter.head) expected.insert({factor_name(description.head->name, "A"), factor_name(description.head->name, "B")});
   for (const auto& [name, tensor] : file.tensors())
     if (expected.count(name) == 0) fail(path, ": tensor '", name, "' is not of the program's adapter");
-  program.set_lora_b(lora_b);
-  program.set_head(std::move(head));
+  return adapter;
 }
 
 }  // namespace mobizo::trainer
