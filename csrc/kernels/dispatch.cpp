@@ -23,8 +23,8 @@ bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
-bool has_avx512() {
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
@@ -38,10 +38,13 @@ struct Selection {
 Selection select() {
   // Best first.
   const Candidate candidates[] = {
-#if defined(__x86_64__)
+#if defined(MOBIZO_HAS_AVX512)
       {&avx512::kernels, has_avx512()},
+#endif
+#if defined(MOBIZO_HAS_AVX2)
       {&avx2::kernels, has_avx2()},
-#elif defined(__aarch64__)
+#endif
+#if defined(MOBIZO_HAS_NEON)
       {&neon::kernels, true},
 #endif
       {&scalar::kernels, true},

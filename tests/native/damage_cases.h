@@ -1,5 +1,5 @@
 // Files with a few bytes changed, ids that no tokenizer gave, and logits of any kind: they end in a result or in an Error.
-// Sanitizers see more in it (sanitize.sh).
+// tests/fuzz tries more, under sanitizers.
 #pragma once
 
 #include <cmath>

@@ -47,8 +47,10 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
   args.lora_a = static_cast<const float*>(lora_a.data());
   args.lora_b = lora_b.data();
   args.lora_b_dtype = c.lora_b_dtype;
-  args.seeds = seeds.data();
-  args.coeffs = coeffs.data();
+  const Guarded<int64_t> guarded_seeds(seeds);
+  const Guarded<float> guarded_coeffs(coeffs);
+  args.seeds = guarded_seeds.data();
+  args.coeffs = guarded_coeffs.data();
   args.rows = rows;
   args.in_features = c.in_features;
   args.out_features = c.out_features;
@@ -68,12 +70,10 @@ inline void mp_lora_case(const MpLoraCase& c, const Targets& targets, Random& ra
       if (c.in_place) args.base = out.data();
       args.out = out.data();
       if (c.distribution == Distribution::kOuter) {
-        std::vector<float> scratch(static_cast<size_t>(mp_lora_scratch(args)), NAN);
+        Guarded<float> scratch(static_cast<size_t>(mp_lora_scratch(args)));
         args.scratch = scratch.data();
         const int64_t threads = piecewise ? rows : 1;  // the first by tiles of columns, the other by rows
-        run_mp_lora(target.kernels, args, threads, [&](int64_t begin, int64_t end, int64_t, const auto& f) {
-          for (int64_t i = begin; i < end; i = piecewise ? i + 1 : end) f(i, piecewise ? i + 1 : end);
-        });
+        run_mp_lora(target.kernels, args, threads, parallel_for(piecewise));
         return out;
       }
       args.units = groups_apart;

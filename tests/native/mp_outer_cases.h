@@ -35,8 +35,10 @@ inline void mp_outer_case(const MpOuterCase& c, const Targets& targets, Random& 
   args.dtype = c.dtype;
   args.x_stride = x_stride;
   args.out_stride = stride;
-  args.seeds = seeds.data();
-  args.coeffs = coeffs.data();
+  const Guarded<int64_t> guarded_seeds(seeds);
+  const Guarded<float> guarded_coeffs(coeffs);
+  args.seeds = guarded_seeds.data();
+  args.coeffs = guarded_coeffs.data();
   args.rows = rows;
   args.in_features = c.in_features;
   args.out_features = c.out_features;
@@ -49,10 +51,8 @@ inline void mp_outer_case(const MpOuterCase& c, const Targets& targets, Random& 
     const auto output = [&](bool piecewise) {
       Buffer out = base;
       args.out = out.data();
-      std::vector<uint8_t> signs(static_cast<size_t>(c.groups * sign_bytes(c.out_features + c.in_features)), 0xA5);
-      run_mp_outer(target.kernels, args, signs.data(), [&](int64_t begin, int64_t end, int64_t, const auto& f) {
-        for (int64_t i = begin; i < end; i = piecewise ? i + 1 : end) f(i, piecewise ? i + 1 : end);
-      });
+      Guarded<uint8_t> signs(static_cast<size_t>(c.groups * sign_bytes(c.out_features + c.in_features)));
+      run_mp_outer(target.kernels, args, signs.data(), parallel_for(piecewise));
       return out;
     };
     const Buffer out = output(false), pieces = output(true);

@@ -31,7 +31,7 @@ void optimizer_case(const char* op, void (*Kernels::*kernel)(const Args&, int64_
     const auto signs = make_signs(target.kernels, args, args.seeds, args.count);
     for (const bool piecewise : {false, true}) {
       OptimizerTensors got = before;
-      std::vector<double> squares(change.size(), -1.0);
+      Guarded<double> squares(change.size());
       args.squared_change = piecewise ? nullptr : squares.data();
       point(args, got);
       run(target.kernels.*kernel, args, 0, tasks, piecewise);
@@ -41,14 +41,11 @@ void optimizer_case(const char* op, void (*Kernels::*kernel)(const Args&, int64_
       report.check(form + ", second state", difference(got.second, second));
       if (piecewise) continue;
       bool close = true;
-      for (size_t i = 0; i < squares.size(); ++i) close = close && std::fabs(squares[i] - change[i]) <= 1e-12 * change[i];
+      for (size_t i = 0; i < squares.size(); ++i)
+        close = close && std::fabs(squares.data()[i] - change[i]) <= 1e-12 * change[i];
       report.check(form + ", squared change", close ? "" : "beyond the error of a sum in double");
       for (const Buffer* buffer : {&got.param, &got.first, &got.second}) target.digest.add(*buffer);
-      for (const double sum : squares) {
-        uint64_t bits;
-        std::memcpy(&bits, &sum, sizeof bits);
-        target.digest.add(bits);
-      }
+      target.digest.add(squares);
     }
   }
 }
@@ -68,7 +65,9 @@ inline void optimizer_cases(Targets& targets, Report& report) {
             before.second.set(i, std::fabs(random.uniform()));
           }
           const int64_t count = random.pick({0, 1, 2, 6, 37}), stream = random.seed();  // in this order on every machine
-          const PerturbArgs update = directions.args(dtype, shape, count, stream, decay, distribution);
+          const Guarded<int64_t> seeds = directions.seeds(count);
+          const Guarded<float> coeffs = directions.coeffs(count);
+          const PerturbArgs update = perturb_args(dtype, shape, seeds, coeffs, stream, decay, distribution);
           optimizer_case(
               "zo_momentum", &Kernels::zo_momentum, ZoMomentumArgs{update, nullptr, 0.9f}, before, reference::momentum_step,
               [](ZoMomentumArgs& args, OptimizerTensors& at) {

@@ -16,7 +16,9 @@ inline void perturb_cases(Targets& targets, Report& report) {
           Buffer before(dtype, numel);
           for (int64_t i = 0; i < numel; ++i) before.set(i, 3.0f * random.uniform());
           const int64_t count = random.pick({1, 2, 6, 37}), stream = random.seed();  // in this order on every machine
-          PerturbArgs args = directions.args(dtype, shape, count, stream, decay, distribution);
+          const Guarded<int64_t> seeds = directions.seeds(count);
+          const Guarded<float> coeffs = directions.coeffs(count);
+          PerturbArgs args = perturb_args(dtype, shape, seeds, coeffs, stream, decay, distribution);
           const int64_t tasks = tasks_of(args);
           std::vector<uint32_t> expected;
           std::vector<double> change(static_cast<size_t>(tasks));
@@ -31,24 +33,20 @@ inline void perturb_cases(Targets& targets, Report& report) {
                      shape.columns, " elements, ", args.count, " seeds, decay ", decay, ", stream ", args.stream);
             Buffer whole = before, pieces = before;
             const auto signs = make_signs(target.kernels, args, args.seeds, args.count);
-            std::vector<double> got(change.size(), -1.0);
+            Guarded<double> got(change.size());
             args.param = whole.data();
             args.squared_change = got.data();
             run(target.kernels.perturb, args, 0, tasks, false);
             report.check(name, difference(whole, expected));
             bool close = true;
-            for (size_t i = 0; i < got.size(); ++i) close = close && std::fabs(got[i] - change[i]) <= 1e-12 * change[i];
+            for (size_t i = 0; i < got.size(); ++i) close = close && std::fabs(got.data()[i] - change[i]) <= 1e-12 * change[i];
             report.check(name + ", squared change", close ? "" : "beyond the error of a sum in double");
             args.param = pieces.data();
             args.squared_change = nullptr;
             run(target.kernels.perturb, args, 0, tasks, true);
             report.check(name + ", task by task", difference(pieces, expected));
             target.digest.add(whole);
-            for (const double sum : got) {
-              uint64_t bits;
-              std::memcpy(&bits, &sum, sizeof bits);
-              target.digest.add(bits);
-            }
+            target.digest.add(got);
           }
         }
 }

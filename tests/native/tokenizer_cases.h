@@ -2,6 +2,8 @@
 // the library that it follows.
 #pragma once
 
+#include <thread>
+
 #include "../../executorch_ops/trainer/tokenizer/byte_level.h"
 #include "../../executorch_ops/trainer/tokenizer/regex.h"
 #include "../../executorch_ops/trainer/tokenizer/tokenizer.h"
@@ -52,6 +54,21 @@ inline void regex_cases(Report& report) {
   check_equal(report, "matches of nothing", found("b*", "a\u00E9bb"), "0-0 1-1 3-5 ");
 }
 
+// What all may use at once.
+inline void shared_by_threads(Report& report, const Tokenizer& tokenizer) {
+  const std::string text = "aab <end> \u00E9 b";
+  const std::vector<int64_t> ids = tokenizer.encode(text, true);
+  const std::string back = tokenizer.decode(ids, false);
+  std::vector<std::thread> threads;
+  std::vector<int> wrong(4, 0);
+  for (int& mine : wrong)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 50; ++i) mine += tokenizer.encode(text, true) != ids || tokenizer.decode(ids, false) != back;
+    });
+  for (std::thread& thread : threads) thread.join();
+  report.check("ids and texts in four threads", wrong == std::vector<int>(4, 0) ? "" : "others than in one");
+}
+
 inline void tokenizer_cases(Report& report) {
   unicode_cases(report);
   regex_cases(report);
@@ -81,6 +98,7 @@ inline void tokenizer_cases(Report& report) {
   const std::vector<int64_t> many = tokenizer.encode(std::string(100'000, 'a') + "b", false);
   report.check("many of one letter", many.size() == 99'999 && many.back() == 4 ? "" : text(many.size(), " ids"));
   check_error(report, "a text that is not UTF-8", "not UTF-8 at byte 2", [&] { tokenizer.encode("ab\xC3", false); });
+  shared_by_threads(report, tokenizer);
 }
 
 }  // namespace mobizo::trainer
