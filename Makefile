@@ -74,7 +74,7 @@ bench: install  ## the benchmarks of docs/benchmarks.md (an idle machine, please
 properties: install  ## what holds for all inputs, on 2,000 random ones each
 	$(PYTEST) --hypothesis-profile=long -m hypothesis tests
 
-crash: install  ## training killed at random moments and on a disk that fails: nothing is lost
+crash: install  ## training killed at random moments, and every command that writes on a disk that fails: nothing is lost
 	$(BIN)/python tests/support/crash.py --kills 200
 	$(BIN)/python tests/support/faults.py
 

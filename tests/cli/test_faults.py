@@ -1,25 +1,31 @@
-"""`mobizo train` on a disk that fails. All of its calls: `make crash`."""
+"""Commands on a disk that fails. All of their calls, and those of more commands: `make crash`."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import EagerDisk, build, disturbed, tiny_arguments
+from fault_tasks import python_commands
+from faults import Children, PythonDisk, build, disturbed
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
-def test_nothing_is_lost_on_a_disk_that_fails(tmp_path: Path) -> None:
-    """While the start or a record is written, and while the results are."""
-    disk = EagerDisk(build(tmp_path), tiny_arguments(tmp_path))
-    try:
-        (tmp_path / "count").mkdir()
-        calls = disk.changes(tmp_path / "count")
-        assert calls > 20
-        (tmp_path / "runs").mkdir()
-        ends = dict(disturbed(disk, tmp_path / "runs", [calls // 2, calls - 3]))
-    finally:
-        disk.close()
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
+    with Children(build(tmp_path_factory.mktemp("faults"))) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["mobizo train", "mobizo tokenize", "checkpoints of ZOTrainer"])
+def test_nothing_is_lost_on_a_disk_that_fails(name: str, children: Children, tmp_path: Path) -> None:
+    """While what it begins with is written, and while the results are."""
+    disk = PythonDisk(children, python_commands(tmp_path)[name])
+    (tmp_path / "count").mkdir()
+    calls = disk.changes(tmp_path / "count")
+    assert calls >= 5
+    (tmp_path / "runs").mkdir()
+    ends = dict(disturbed(disk, tmp_path / "runs", [calls // 2, calls - 2]))
     assert len(ends) == 4 and all(ended.status != 0 for ended in ends.values())

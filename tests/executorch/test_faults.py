@@ -6,14 +6,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import NativeDisk, build, disturbed
+from faults import RunnerDisk, build, disturbed
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 def test_nothing_is_lost_on_a_disk_that_fails(program: Path, dataset: Path, tmp_path: Path) -> None:
     """While the journal is made, a record is written and the adapter is."""
-    disk = NativeDisk(build(tmp_path), program, dataset)
+    disk = RunnerDisk(
+        build(tmp_path),
+        lambda folder: [
+            "train", program, dataset, "--steps=6", "--eval-every=2", "--quiet", "--resume",
+            f"--journal={folder / 'journal'}", f"--adapter-out={folder / 'adapter.safetensors'}",
+        ],
+    )  # fmt: skip
     (tmp_path / "count").mkdir()
     calls = disk.changes(tmp_path / "count")
     assert calls > 20

@@ -17,7 +17,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static long calls;
@@ -72,6 +74,34 @@ ssize_t write(int descriptor, const void* data, size_t size) {
   if (size > 1) (void)!REAL(write)(descriptor, data, size / 2);
   errno = code;
   return -1;
+}
+
+ssize_t pwrite(int descriptor, const void* data, size_t size, off_t offset) {
+  if (!descriptor_counts(descriptor) || !fails()) return REAL(pwrite)(descriptor, data, size, offset);
+  const int code = errno;
+  if (size > 1) (void)!REAL(pwrite)(descriptor, data, size / 2, offset);
+  errno = code;
+  return -1;
+}
+
+ssize_t pwrite64(int descriptor, const void* data, size_t size, off64_t offset) {
+  return pwrite(descriptor, data, size, offset);
+}
+
+ssize_t writev(int descriptor, const struct iovec* parts, int count) {
+  return descriptor_counts(descriptor) && fails() ? -1 : REAL(writev)(descriptor, parts, count);
+}
+
+ssize_t sendfile(int to, int from, off_t* offset, size_t size) {
+  return descriptor_counts(to) && fails() ? -1 : REAL(sendfile)(to, from, offset, size);
+}
+
+ssize_t sendfile64(int to, int from, off64_t* offset, size_t size) {
+  return descriptor_counts(to) && fails() ? -1 : REAL(sendfile64)(to, from, offset, size);
+}
+
+ssize_t copy_file_range(int from, off64_t* from_offset, int to, off64_t* to_offset, size_t size, unsigned flags) {
+  return descriptor_counts(to) && fails() ? -1 : REAL(copy_file_range)(from, from_offset, to, to_offset, size, flags);
 }
 
 int fsync(int descriptor) { return descriptor_counts(descriptor) && fails() ? -1 : REAL(fsync)(descriptor); }

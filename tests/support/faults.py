@@ -1,9 +1,10 @@
-"""Runs on a disk that fails: every call that changes a file, one after the other, and the runs that go on.
+"""Commands on a disk that fails: every call that changes a file, one after the other, and the same again.
 
-    python tests/support/faults.py
+    python tests/support/faults.py [NAME ...]
 
-Whatever fails, and whether the disk recovers or stays full: a run ends with one sentence and loses nothing,
-and the run that resumes it ends with the bytes of one that was never disturbed.
+Whatever fails, and whether the disk recovers or stays full: a command ends with one sentence and loses
+nothing, and the same command once more ends with the bytes of one that was never disturbed. NAME is of
+fault_tasks.py; all by default.
 """
 
 from __future__ import annotations
@@ -12,22 +13,28 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crash import start_runner, tiny_task
+from crash import start_runner
 
 NATIVE = Path(__file__).resolve().parents[1] / "native"
+MOST_SECONDS = 300
+"""After which a command counts as hanging."""
+
+Command = Callable[[Path], Sequence[str | Path]]
+"""Arguments of a command, from the folder that it writes to. Repeated, it resumes or replaces."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run: its exit code, and the lines that it wrote to stderr."""
+    """A command: its exit code, less than 0 if a signal killed it, and the lines that it wrote to stderr."""
 
     status: int
     errors: list[str]
@@ -46,16 +53,11 @@ def build(folder: Path) -> Path:
 
 
 class Disk(ABC):
-    """Starts runs on a disk that fails."""
-
-    def __init__(self, library: Path) -> None:
-        self.preload = {"LD_PRELOAD": str(library)}
+    """Starts a command on a disk that fails."""
 
     @abstractmethod
     def run(self, folder: Path, **faults: str) -> Ended:
-        """A run whose files lie in `folder`; it resumes if its journal is there. Changes fail as `faults` say
-        (tests/native/faults.c).
-        """
+        """The command, writing to `folder`, where changes fail as `faults` say (tests/native/faults.c)."""
 
     def changes(self, folder: Path) -> int:
         """How many calls of an undisturbed run change something in `folder`."""
@@ -66,64 +68,74 @@ class Disk(ABC):
         return count.stat().st_size
 
 
-class NativeDisk(Disk):
-    """Runs of `mobizo_runner train`."""
+class RunnerDisk(Disk):
+    """A command of `mobizo_runner`."""
 
-    def __init__(self, library: Path, program: Path, dataset: Path) -> None:
-        super().__init__(library)
-        self.settings = [program, dataset, "--steps=6", "--eval-every=2", "--quiet", "--resume"]
+    def __init__(self, library: Path, command: Command) -> None:
+        self.library, self.command = library, command
 
     def run(self, folder: Path, **faults: str) -> Ended:
-        files = ["--journal", folder / "journal", "--adapter-out", folder / "adapter.safetensors"]
-        environment = {**self.preload, "FAULT_FOLDER": f"{folder}/", **faults}
-        process = start_runner(["train", *self.settings, *files], environment=environment)
-        _, errors = process.communicate()
+        environment = {"LD_PRELOAD": str(self.library), "FAULT_FOLDER": f"{folder}/", **faults}
+        process = start_runner(self.command(folder), environment=environment)
+        try:
+            _, errors = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return Ended(-signal.SIGALRM, ["it hangs"])
         return Ended(process.returncode, errors.splitlines())
 
 
-class EagerDisk(Disk):
-    """Runs of `mobizo train` in torch: children of one process that has imported everything."""
+class Children:
+    """A process that has imported everything and computed nothing; commands in Python are children of it."""
 
-    def __init__(self, library: Path, arguments: Sequence[str]) -> None:
-        super().__init__(library)
-        self.arguments = [*arguments, "--resume"]
-        self.parent = subprocess.Popen(
+    def __init__(self, library: Path) -> None:
+        self._process = subprocess.Popen(
             [sys.executable, __file__, "--children"],
-            env={**os.environ, **self.preload},
+            env={**os.environ, "LD_PRELOAD": str(library)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, folder: Path, **faults: str) -> Ended:
-        arguments = ["train", *self.arguments, f"--out={folder}", f"--journal={folder / 'journal'}"]
-        assert self.parent.stdin is not None and self.parent.stdout is not None
-        request = {"arguments": arguments, "environment": {"FAULT_FOLDER": f"{folder}/", **faults}}
-        print(json.dumps(request), file=self.parent.stdin, flush=True)
-        return Ended(**json.loads(self.parent.stdout.readline()))
+    def __enter__(self) -> Children:
+        return self
 
-    def close(self) -> None:
-        """Let the process end. It ends with its input."""
-        self.parent.communicate()
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # it ends with its input
+
+    def run(self, arguments: Sequence[str | Path], environment: dict[str, str]) -> Ended:
+        """A command of `mobizo`, or one of `fault_tasks`, with variables that it has more."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"arguments": list(map(str, arguments)), "environment": environment}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+
+class PythonDisk(Disk):
+    """A command of `mobizo`, or one of `fault_tasks`."""
+
+    def __init__(self, children: Children, command: Command) -> None:
+        self.children, self.command = children, command
+
+    def run(self, folder: Path, **faults: str) -> Ended:
+        return self.children.run(self.command(folder), {"FAULT_FOLDER": f"{folder}/", **faults})
 
 
 def serve_children() -> None:
-    """For each line of stdin, run `mobizo` with its arguments in a child, and print how it ended."""
-    from mobizo_kernels.cli import main, train  # noqa: F401  before the first fork
+    """For each line of stdin, run a command with its arguments in a child, and print how it ended."""
+    from fault_tasks import run_task
 
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as errors:
             child = os.fork()
             if child == 0:
+                signal.alarm(MOST_SECONDS)
                 os.environ.update(request["environment"])
                 os.dup2(errors.fileno(), 2)
                 os.dup2(2, 1)
-                try:
-                    main.run(request["arguments"])
-                    status = 0
-                except SystemExit as end:
-                    status = int(end.code or 0)
+                status = run_task(request["arguments"])
                 sys.stderr.flush()
                 os._exit(status)
             _, ended = os.waitpid(child, 0)
@@ -133,22 +145,17 @@ def serve_children() -> None:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """The journal and the adapter of a run. Its other files tell times, and how often it was resumed."""
+    """What a command made. Its other files tell times, and how often it was resumed."""
     found = [
-        path for path in sorted(folder.rglob("*")) if path.name == "journal" or path.suffix == ".safetensors"
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.name.endswith(("journal", ".safetensors", ".pte", "tokenizer.json", "adapter_config.json"))
     ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def tiny_arguments(folder: Path) -> list[str]:
-    """The arguments of `mobizo train` for its tiny task: three steps."""
-    task = {**tiny_task(folder), "steps": 3, "start": "readout"}
-    del task["stop_unsteady"]
-    return [f"--{name.replace('_', '-')}={value}" for name, value in task.items()]
-
-
 def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> Iterator[tuple[str, Ended]]:
-    """Let each of `calls` fail, once and for good, and look at what is left and what resuming makes of it.
+    """Let each of `calls` fail, once and for good, and look at what the same command makes of what is left.
 
     Args:
         disk: that fails.
@@ -159,8 +166,8 @@ def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> Iterator[tuple[st
         What failed, and how the disturbed run ended.
 
     Raises:
-        AssertionError: a run was killed or said more or less than a sentence, or its resumption failed or
-            ended with other bytes.
+        AssertionError: a run was killed, hung, or did not end with the system's own words; or the same
+            command once more failed, ended with other bytes, or left a file that was not ready.
     """
     whole = root / "whole"
     whole.mkdir()
@@ -184,39 +191,42 @@ def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> Iterator[tuple[st
             got = results(folder)
             wrong = [file for file in expected if got.get(file) != expected[file]]
             assert not wrong, f"{name}: {wrong} are not those of the undisturbed run"
+            scratch = [path.name for path in folder.rglob(".*.mobizo")]
+            assert not scratch, f"{name}: {scratch} are left"
             yield name, ended
             shutil.rmtree(folder)
 
 
-def main() -> int:
-    import torch
-    from programs import DEFAULTS, export_quietly, lora_config, tiny_dataset, tiny_llama
-
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        library, program, dataset = build(root), root / "tiny.pte", root / "data.safetensors"
-        export_quietly(tiny_llama(1), program, targets=lora_config(), **{**DEFAULTS, "dynamic_length": False})
-        tiny_dataset(dataset, torch.Generator().manual_seed(0))
-        _report("mobizo_runner train", NativeDisk(library, program, dataset), root / "native")
-        disk = EagerDisk(library, tiny_arguments(root))
-        _report("mobizo train", disk, root / "eager")
-        disk.close()
-    return 0
-
-
-def _report(name: str, disk: Disk, root: Path) -> None:
+def report(name: str, disk: Disk, root: Path) -> None:
+    """Disturb every call of a command, and print what was seen."""
     (root / "count").mkdir(parents=True)
     calls = range(1, disk.changes(root / "count") + 1)
     ends = [ended for _, ended in disturbed(disk, root, calls)]
     failed = sum(ended.status != 0 for ended in ends)
     print(
-        f"{name}: {len(calls)} calls failed, each once and for good; {failed} of {len(ends)} runs ended with"
+        f"{name}: {len(calls)} calls failed, each once and for good; {failed} of {len(ends)} runs ended with "
+        "one sentence, and all ended with the right bytes when run again",
+        flush=True,
     )
-    print("one sentence, and every run that resumed them has the bytes of one that was not disturbed")
+
+
+def main(names: Sequence[str]) -> int:
+    from fault_tasks import RUNNER, commands
+
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        library = build(root)
+        with Children(library) as children:
+            for name, command in commands(children, root).items():
+                if names and name not in names:
+                    continue
+                disk = RunnerDisk(library, command) if name in RUNNER else PythonDisk(children, command)
+                report(name, disk, root / name.replace(" ", "-"))
+    return 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--children"]:
         serve_children()
     else:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
