@@ -73,6 +73,19 @@ def test_tokens_are_those_of_python(chat_model: tuple[Path, Path], tmp_path: Pat
         assert found["told"] == [(token, "") for token in found["tokens"]]
 
 
+def test_answers_are_cancelled(chat_model: tuple[Path, Path], tmp_path: Path) -> None:
+    """After a token, and between two chunks of a prompt; what is written then is as if they had not been."""
+    _, program = chat_model
+    trainer, adapter = moved(program), tmp_path / "adapter.safetensors"
+    trainer.save_adapter(adapter)
+    prompts, chunk = [[3, 4, 5], [9, 6, 7] * 30], 18
+    ends, found = apart(c.cancelled_answers, program, adapter, prompts)
+    assert ends == ["CANCELLED: cancelled after 2 tokens", "CANCELLED: cancelled after 0 tokens"]
+    assert found[0]["reused"] in range(0, len(prompts[1]), chunk)
+    for prompt, answer in zip(reversed(prompts), found, strict=True):
+        assert answer["tokens"] == list(trainer.generate(prompt).tokens)
+
+
 def test_an_answer_comes_as_text(chat_model: tuple[Path, Path]) -> None:
     model, program = chat_model
     path = model / "tokenizer.json"

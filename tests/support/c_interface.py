@@ -205,14 +205,21 @@ class Program:
         return as_dict(found), *numbers
 
     def generate(
-        self, prompt: Sequence[int], tokenizer: Any = None, stop_after: int = 0, **options: Any
+        self,
+        prompt: Sequence[int],
+        tokenizer: Any = None,
+        stop_after: int = 0,
+        cancel_after: int = 0,
+        **options: Any,
     ) -> Found:
-        """What it writes; the callback ends it after so many tokens."""
+        """What it writes; the callback ends it, or cancels the call, after so many tokens."""
         told, tokens = list[tuple[int, str]](), POINTER(c_int64)()
         generated = Generated(size=ctypes.sizeof(Generated))
 
         def on_token(token: int, text: bytes, user: int) -> int:
             told.append((token, text.decode()))
+            if len(told) == cancel_after:
+                self.call("cancel")
             return int(len(told) == stop_after)
 
         self.call(
@@ -379,6 +386,38 @@ def written(files: Files, program: str, adapter: str, calls: Sequence[Found]) ->
     opened = Program(Library(files), program)
     opened.call("adapter_load", adapter.encode())
     return [opened.generate(**call) for call in calls]
+
+
+def cancelled_answers(
+    files: Files, program: str, adapter: str, prompts: Sequence[Sequence[int]]
+) -> tuple[list[str], list[Found]]:
+    """How answers end that are cancelled, one by its callback after two tokens, one by another thread in its
+    prompt; and what the program writes to the same prompts then.
+    """
+    opened, told, over = Program(Library(files), program), list[str](), threading.Event()
+    opened.call("adapter_load", adapter.encode())
+    try:
+        opened.generate(prompts[0], cancel_after=2)
+    except CError as error:
+        told.append(f"{error.status}: {error.message}")
+
+    def cancel() -> None:
+        while not over.is_set():
+            opened.call("cancel")
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        said = ""
+        while "after 0 tokens" not in said:  # the prompt may be over before the other thread runs
+            for prompt in prompts:  # of the second one nothing is in the cache
+                tokens, count = (c_int64 * len(prompt))(*prompt), c_int64(len(prompt))
+                said = opened.failure("generate", None, tokens, count, *[None] * 5)
+        told.append(said)
+    finally:
+        over.set()
+        thread.join()
+    return told, [opened.generate(prompt) for prompt in reversed(prompts)]
 
 
 def answered(

@@ -57,12 +57,18 @@ py::dict to_dict(const EvaluationReport& report) {
                   "balanced_accuracy"_a = report.balanced_accuracy);
 }
 
-// Calls a function of Python, if there is one, and raises what a signal's handler has raised since the last call.
+// Raises what a signal's handler has raised since the last call.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// Calls a function of Python, if there is one; a signal is heard here, too.
 template <typename Report>
 std::function<void(const Report&)> calling(const py::object& function) {
   return [&function](const Report& report) {
     const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    check_signals();
     if (!function.is_none()) function(to_dict(report));
   };
 }
@@ -170,12 +176,12 @@ class Trainer {
   py::dict generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const py::object& on_token) {
     if (!generator_) generator_.emplace(program_);
     const OnToken tell = [&](int64_t token) {
+      if (on_token.is_none()) return true;
       const py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (!on_token.is_none()) on_token(token);
+      on_token(token);
       return true;
     };
-    const Generated g = working([&] { return generator_->generate(prompt, options, tell); });
+    const Generated g = working([&] { return generator_->generate(prompt, options, tell, check_signals); });
     return py::dict("tokens"_a = g.tokens, "ended"_a = g.ended, "reused"_a = g.reused, "prefilled"_a = g.prefilled,
                     "prefill_seconds"_a = g.prefill_seconds, "decode_seconds"_a = g.decode_seconds);
   }

@@ -59,12 +59,14 @@ mobizo_status mobizo_generate(mobizo_program* program, mobizo_tokenizer* tokeniz
     check_wanted(generated, "generated");
     const mobizo_generate_options o = taken(options, "options", defaults());
     const GenerateOptions checked{o.max_new_tokens, {o.temperature, o.top_k, o.top_p, o.seed}};
+    int64_t written = 0;
     const auto tell = [&](int64_t token) {
       const std::string text = decoder ? decoder->push(token) : std::string();
-      const bool enough = on_token != nullptr && on_token(token, text.c_str(), user) != 0;
-      return !enough && !use.cancelled();
+      ++written;
+      return on_token == nullptr || on_token(token, text.c_str(), user) == 0;
     };
-    const Generated made = use.generator().generate({prompt, prompt + count}, checked, tell);
+    const auto before_forward = [&] { use.check_cancelled(message("after ", written, written == 1 ? " token" : " tokens")); };
+    const Generated made = use.generator().generate({prompt, prompt + count}, checked, tell, before_forward);
     const std::string rest = decoder ? decoder->finish() : std::string();
     if (on_token != nullptr && !rest.empty()) static_cast<void>(on_token(-1, rest.c_str(), user));
     if (tokens != nullptr) *tokens = allocated(made.tokens);

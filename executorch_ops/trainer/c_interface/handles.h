@@ -90,7 +90,6 @@ class ProgramUse {
   Program& program() const { return open_->program; }
   // Throws Error if the program cannot write.
   Generator& generator() const { return open_->generator ? *open_->generator : open_->generator.emplace(open_->program); }
-  bool cancelled() const { return open_->cancelled; }
   // Throws Cancelled, `where` at its end, if mobizo_cancel() was called.
   void check_cancelled(const std::string& where) const;
 

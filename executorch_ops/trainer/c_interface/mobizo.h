@@ -83,9 +83,10 @@ MOBIZO_API mobizo_status mobizo_program_description(mobizo_program* program, cha
  * allocated. */
 MOBIZO_API mobizo_status mobizo_file_info(const char* path, char** json);
 
-/* Ends the call that is at work with this program on another thread, or whose callback this is: a training after its step, or
- * between two forwards of a validation, an evaluation or a readout between two forwards. Does nothing if there is none. May be
- * called from any thread, but not from a handler of signals. */
+/* Ends the call that is at work with this program on another thread, or whose callback this is, with MOBIZO_CANCELLED: a
+ * training after its step, or between two forwards of a validation; an evaluation, a readout or an answer between two forwards,
+ * of which a long prompt takes several. The program can be used again at once. Does nothing if there is none. May be called
+ * from any thread, but not from a handler of signals. */
 MOBIZO_API mobizo_status mobizo_cancel(mobizo_program* program);
 
 /* ---- training ------------------------------------------------------------------------------------------------------------ */
@@ -305,7 +306,7 @@ enum {
   MOBIZO_ENDED_STOP = 0,    /* its last token is one that ends an answer */
   MOBIZO_ENDED_LENGTH = 1,  /* it has max_new_tokens */
   MOBIZO_ENDED_CONTEXT = 2, /* the program has no room for more */
-  MOBIZO_ENDED_CALLER = 3   /* the callback or mobizo_cancel() */
+  MOBIZO_ENDED_CALLER = 3   /* the callback */
 };
 
 typedef struct mobizo_generated {
@@ -326,7 +327,7 @@ typedef int32_t (*mobizo_on_token)(int64_t token, const char* text, void* user);
 /* Writes what follows `count` tokens of a prompt, by the adapter as it is now. What a prompt has in common with the text before
  * it is not computed again. tokenizer: that of the program, for the texts that on_token is told of, or NULL; on_token and
  * generated may be NULL, too, and so may tokens, whose array is allocated. MOBIZO_INVALID if the program was exported without a
- * context. */
+ * context. MOBIZO_CANCELLED: what on_token was told of is all there is. */
 MOBIZO_API mobizo_status mobizo_generate(mobizo_program* program, mobizo_tokenizer* tokenizer, const int64_t* prompt,
                                          int64_t count, const mobizo_generate_options* options, mobizo_on_token on_token,
                                          void* user, mobizo_generated* generated, int64_t** tokens);

@@ -44,7 +44,7 @@ void Generator::check(const std::vector<int64_t>& prompt, const GenerateOptions&
       fail("the prompt must have tokens from 0 to ", d.vocabulary - 1, ", got ", token, ": is the tokenizer the program's?");
 }
 
-std::vector<float> Generator::forward(const std::vector<std::pair<int64_t, float>>& text) {
+std::vector<float> Generator::forward(const std::vector<std::pair<int64_t, float>>& text, const BeforeForward& before_forward) {
   const auto chunk = static_cast<size_t>(program_.description().generation->chunk);
   std::vector<float> logits;
   for (size_t at = cached_.size(); at < text.size(); at = cached_.size()) {
@@ -57,6 +57,7 @@ std::vector<float> Generator::forward(const std::vector<std::pair<int64_t, float
       tokens.push_back(text[i].first);
       active.push_back(text[i].second);
     }
+    before_forward();
     logits = program_.next_logits(tokens, active, static_cast<int64_t>(at));
     cached_.insert(cached_.end(), text.begin() + static_cast<std::ptrdiff_t>(at),
                    text.begin() + static_cast<std::ptrdiff_t>(at + count));
@@ -64,7 +65,8 @@ std::vector<float> Generator::forward(const std::vector<std::pair<int64_t, float
   return logits;
 }
 
-Generated Generator::generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token) {
+Generated Generator::generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token,
+                              const BeforeForward& before_forward) {
   check(prompt, options);
   const GenerationDescription& d = *program_.description().generation;
   const auto& invocation = program_.description().invocation_tokens;
@@ -83,7 +85,7 @@ Generated Generator::generate(const std::vector<int64_t>& prompt, const Generate
   result.reused = static_cast<int64_t>(cached_.size());
   result.prefilled = static_cast<int64_t>(text.size()) - result.reused;
   auto begun = Clock::now();
-  std::vector<float> logits = forward(text);
+  std::vector<float> logits = forward(text, before_forward);
   result.prefill_seconds = seconds_since(begun);
   begun = Clock::now();
   for (int64_t n = 0;; ++n) {
@@ -100,7 +102,7 @@ Generated Generator::generate(const std::vector<int64_t>& prompt, const Generate
     else if (static_cast<int64_t>(text.size()) == d.context)
       result.ended = "context";
     if (!result.ended.empty()) break;
-    logits = forward(text);
+    logits = forward(text, before_forward);
   }
   result.decode_seconds = seconds_since(begun);
   return result;

@@ -28,6 +28,8 @@ struct Generated {
 
 // Told of each token as it is chosen; false ends the answer with it.
 using OnToken = std::function<bool(int64_t)>;
+// Called before each forward: of a chunk of the prompt, of a token. What it throws ends the call; what was computed is kept.
+using BeforeForward = std::function<void()>;
 
 // What a prompt has in common with the text before it is not computed again: a conversation that goes on costs its new turns.
 // The program has to outlive it, and nobody else may write with it meanwhile.
@@ -38,15 +40,17 @@ class Generator {
 
   // With invocation tokens (Activated LoRA) the adapters act from their last occurrence in the prompt on; they are off without
   // one, as in PEFT. Throws Error if the prompt is empty, too long, or has a token that is none of the vocabulary.
-  Generated generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token = {});
+  Generated generate(
+      const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token = {},
+      const BeforeForward& before_forward = [] {});
   // Throws Error for what generate() refuses before it computes anything.
   void check(const std::vector<int64_t>& prompt, const GenerateOptions& options) const;
   // Whether the adapters act in an answer to this prompt.
   bool acts(const std::vector<int64_t>& prompt) const;
 
  private:
-  // The logits behind the first `end` tokens of the text, of which the cache has what it holds already.
-  std::vector<float> forward(const std::vector<std::pair<int64_t, float>>& text);
+  // The logits behind the text, of which the cache has what it holds already.
+  std::vector<float> forward(const std::vector<std::pair<int64_t, float>>& text, const BeforeForward& before_forward);
 
   Program& program_;
   std::vector<std::pair<int64_t, float>> cached_;  // tokens, and whether the adapters acted on them
