@@ -33,7 +33,8 @@ class AnswerSizes:
     Attributes:
         max_length: most tokens of a row.
         answer_tokens: most tokens of an answer, with the one that ends it.
-        context: tokens of the longest prompt of the test rows, and of an answer to it.
+        context: tokens of the longest prompt that is answered, and of an answer to it: one of the test rows
+            or, where rewards are learned from, of any.
     """
 
     max_length: int
@@ -52,10 +53,11 @@ def answer_sizes(dataset: TokenizedDataset, settings: TrainSettings) -> AnswerSi
             f"max_new_tokens: the model has {most} positions and the longest prompt {longest} tokens, got "
             f"{new}"
         )
+    answered = dataset.test if settings.objective == "cross-entropy" else rows
     return AnswerSizes(
         max_length=max(len(row.input_ids) for row in rows),
         answer_tokens=max(row.targets for row in rows),
-        context=max(map(_prompt_length, dataset.test)) + new,
+        context=max(map(_prompt_length, answered)) + new,
     )
 
 
@@ -69,7 +71,7 @@ def check_context(program: Path, description: Description, sizes: AnswerSizes) -
     elif generation.context < sizes.context:
         raise InputError(
             f"max_new_tokens: {program} was exported for a context of {generation.context} tokens, and the "
-            f"longest test prompt and its answer take {sizes.context}"
+            f"longest prompt and its answer take {sizes.context}"
         )
 
 

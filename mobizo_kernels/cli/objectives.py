@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,13 +17,30 @@ from mobizo_kernels.training.objectives import REWARDS, LabelError, Reward, Text
 _CROSS_ENTROPY, _ACCURACY = "cross-entropy", "accuracy"
 
 
-def label_objective(settings: TrainSettings, loss: LabelledLoss) -> LabelError | None:
-    """The objective of a run on labels; None for the cross-entropy. Raises InputError if there is none."""
+def learns_accuracy(settings: TrainSettings) -> bool:
+    """Whether a run on labels minimises 1 minus their accuracy, not the cross-entropy.
+
+    Raises:
+        InputError: it is neither.
+    """
     if settings.objective not in (_CROSS_ENTROPY, _ACCURACY):
         raise InputError(
             f"objective: expected {_CROSS_ENTROPY} or {_ACCURACY} with labels, got {settings.objective}"
         )
-    return LabelError(loss) if settings.objective == _ACCURACY else None
+    return settings.objective == _ACCURACY
+
+
+def label_objective(settings: TrainSettings, loss: LabelledLoss) -> LabelError | None:
+    """The objective of a run on labels; None for the cross-entropy. Raises InputError if there is none."""
+    return LabelError(loss) if learns_accuracy(settings) else None
+
+
+def objective_name(settings: TrainSettings) -> str:
+    """By which a journal tells it: a reward of one's own by what its file holds, wherever it lies."""
+    path, colon, function = settings.objective.rpartition(":")
+    if not colon:
+        return settings.objective
+    return f"{hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()}:{function}"
 
 
 def text_reward(settings: TrainSettings) -> Reward | None:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mobizo_kernels.cli.export import adapted_model, encoder_of, export, native
 from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.memory import reset_peak_rss
 from mobizo_kernels.cli.native_answers import AnswerSizes, answer_sizes, answers_outcome, check_context
+from mobizo_kernels.cli.objectives import learns_accuracy, objective_name, text_reward
 from mobizo_kernels.cli.processes import in_fresh_process
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.quality import Outcome, outcome, quality_before
@@ -27,9 +28,10 @@ from mobizo_kernels.journal import JournalLost, read_journal
 from mobizo_kernels.lora import adapter_layers, adapter_of, model_fingerprint, peft_from_device
 from mobizo_kernels.models import load_tokenizer
 from mobizo_kernels.training import FitResult, Scored, Validation
+from mobizo_kernels.training.objectives import Reward, RewardError
 
 if TYPE_CHECKING:
-    from mobizo_kernels.executorch import StepReport, Trainer
+    from mobizo_kernels.executorch import StepReport, TextReward, Trainer
     from mobizo_kernels.executorch import Validation as NativeValidation
 
 PROGRAM_FILE = "program.pte"
@@ -46,6 +48,7 @@ def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, An
     """
     executorch = native()
     _check(settings)
+    reward = text_reward(settings) if settings.free_answers else None
     dataset = tokenized(settings)
     program = _program(settings, answer_sizes(dataset, settings) if settings.free_answers else None)
     path = settings.out / DATASET_FILE
@@ -59,7 +62,7 @@ def train_executorch(settings: TrainSettings, stop: StopRequest) -> dict[str, An
     start = Beginning({})
     if not settings.free_answers:
         start = begin_native(settings, trainer, path, lambda: _scored(trainer, path, "test", settings))
-    run = _tune(trainer, path, settings, stop, start.keep)
+    run = _tune(trainer, path, settings, stop, start.keep, _objective(settings, reward))
 
     def save(directory: Path) -> None:
         trainer.save_adapter(directory / ADAPTER_FILE)
@@ -83,8 +86,8 @@ def _check(settings: TrainSettings) -> None:
         raise InputError("start: expected zero where answers are free, got readout")
     if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
-    if (settings.objective, settings.reward_shaping) != ("cross-entropy", "none"):
-        raise InputError("objective: --engine executorch has the cross-entropy only, and shapes nothing")
+    if not settings.free_answers:
+        learns_accuracy(settings)
     with blame_input("settings"):
         estimator(settings), update_rule(settings)
     if not -(2**63) <= settings.seed < 2**63:
@@ -97,10 +100,15 @@ def _program(settings: TrainSettings, sizes: AnswerSizes | None) -> Path:
     """
     kept = settings.out / PROGRAM_FILE
     program = settings.program or kept
-    own = {} if sizes is None else {**vars(sizes), "context": max(sizes.context, settings.context or 0)}
+    own: dict[str, Any] = {} if sizes is None else {**vars(sizes)}
+    least = own.get("context", 0)
+    if sizes is None and learns_accuracy(settings):
+        least = settings.max_length + 1  # labels are the first tokens that it would write
+    if least:
+        own["context"] = max(least, settings.context or 0)
     wanted = ExportSettings(**{**_common(settings), **own}, out=kept, overwrite=True)
     if settings.program is not None or (settings.resume and kept.is_file()):
-        _check_program(program, wanted, sizes)
+        _check_program(program, wanted, sizes, writes=settings.objective != "cross-entropy")
     else:
         in_fresh_process(export, wanted)
     return program
@@ -112,12 +120,14 @@ def _common(settings: TrainSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in shared - {"out", "overwrite"}}
 
 
-def _check_program(program: Path, wanted: ExportSettings, sizes: AnswerSizes | None) -> None:
+def _check_program(program: Path, wanted: ExportSettings, sizes: AnswerSizes | None, *, writes: bool) -> None:
     """Raise InputError unless `program` is what an export as `wanted` would give, but for the values of A
-    and, for free answers, what it has room for beyond these sizes.
+    and, for free answers, what it has room for beyond these sizes; or if it must write and cannot.
     """
     with blame_input("program"):
         description = native().read_description(program)
+    if writes and description.generation is None:
+        raise InputError(f"program: {program} was exported without --context, which the objective needs")
     model = adapted_model(wanted, encoder_of(wanted, load_tokenizer(wanted.model)))
     names = ["queries", "batch_size", "estimator", "distribution", "quantization", "lowering"]
     for name in names if sizes else [*names, "max_length"]:
@@ -128,7 +138,8 @@ def _check_program(program: Path, wanted: ExportSettings, sizes: AnswerSizes | N
         check_context(program, description, sizes)
     elif wanted.context is not None:
         there = description.generation and description.generation.context
-        _check_same("context", program, there, wanted.context)
+        if not (writes and there and there >= wanted.context):
+            _check_same("context", program, there, wanted.context)
     there = None if description.invocation_tokens is None else list(description.invocation_tokens)
     if there != tail:
         raise InputError(f"tail: {program} was exported for adapters from the tokens {there} on, got {tail}")
@@ -184,6 +195,18 @@ def _scored(trainer: Trainer, dataset: Path, split: str, settings: TrainSettings
     return Scored(result.scores, result.labels)
 
 
+def _objective(settings: TrainSettings, reward: Reward | None) -> TextReward | Literal["accuracy"] | None:
+    """What the native trainer minimises; None for the cross-entropy."""
+    if reward is not None:
+        return native().TextReward(
+            reward=reward,
+            tokenizer=load_tokenizer(settings.model),
+            name=objective_name(settings),
+            max_new_tokens=settings.max_new_tokens,
+        )
+    return "accuracy" if not settings.free_answers and learns_accuracy(settings) else None
+
+
 class _Stopped(Exception):
     """The run is to end."""
 
@@ -194,6 +217,7 @@ def _tune(
     settings: TrainSettings,
     stop: StopRequest,
     on_begin: Callable[[], None],
+    objective: TextReward | Literal["accuracy"] | None,
 ) -> FitResult:
     """Make `settings.steps` steps and leave the program with the adapter that the trainer keeps; with that of
     the last step if `stop` ends the run.
@@ -238,10 +262,14 @@ def _tune(
                     eval_every=settings.eval_every,
                     validation_rows=settings.validation_rows,
                     stop_unsteady=settings.stop_unsteady,
+                    objective=objective,
+                    reward_shaping=settings.reward_shaping,
                     on_begin=on_begin,
                     on_step=on_step,
                     on_evaluation=on_evaluation,
                 )
+            except RewardError as error:
+                raise InputError(f"objective: {error}") from error
             except JournalLost as error:
                 assert isinstance(error.result, executorch.TrainResult)
                 result, run.lost = error.result, str(error)

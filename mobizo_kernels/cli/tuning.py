@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from mobizo_kernels.cli.interrupts import StopRequest
+from mobizo_kernels.cli.objectives import objective_name
 from mobizo_kernels.cli.progress import TuningBar
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.tensorboard import Scalars
@@ -116,8 +115,4 @@ def _data(examples: list[EncodedExample], settings: TrainSettings) -> str:
         found = f"{found} in {settings.accumulate} batches"
     if (settings.objective, settings.reward_shaping) == ("cross-entropy", "none"):
         return found
-    objective = settings.objective
-    path, colon, function = objective.rpartition(":")
-    if colon:  # a reward by what its file holds, wherever it lies
-        objective = f"{hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()}:{function}"
-    return f"{found} {objective} {settings.reward_shaping} {settings.max_new_tokens}"
+    return f"{found} {objective_name(settings)} {settings.reward_shaping} {settings.max_new_tokens}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobizo_kernels.executorch._library import load_ops
 from mobizo_kernels.executorch.description import Description
+from mobizo_kernels.executorch.objectives import TextReward
 from mobizo_kernels.executorch.reports import (
     EvaluationResult,
     GenerationResult,
@@ -34,6 +35,7 @@ __all__ = [
     "GenerationResult",
     "Readout",
     "StepReport",
+    "TextReward",
     "TrainResult",
     "Trainer",
     "Validation",

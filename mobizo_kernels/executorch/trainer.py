@@ -8,15 +8,17 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobizo_kernels.choices import Shaping
 from mobizo_kernels.conventions import LORA_SCALING, PEFT_CONFIG, PEFT_WEIGHTS
 from mobizo_kernels.executorch._library import load_trainer
 from mobizo_kernels.executorch.description import Description, parse_description
 from mobizo_kernels.executorch.methods import ProgramMethods
+from mobizo_kernels.executorch.objectives import TextReward
 from mobizo_kernels.executorch.reports import (
     EvaluationResult,
     GenerationResult,
@@ -71,6 +73,8 @@ class Trainer(ProgramMethods):
         validation_rows: int = RUN.validation_rows,
         keep: str = RUN.keep,
         stop_unsteady: bool = RUN.stop_unsteady,
+        objective: TextReward | Literal["accuracy"] | None = None,
+        reward_shaping: Shaping = "none",
         on_begin: Callable[[], object] | None = None,
         on_step: Callable[[StepReport], object] | None = None,
         on_evaluation: Callable[[Validation], object] | None = None,
@@ -94,6 +98,11 @@ class Trainer(ProgramMethods):
                 :class:`mobizo_kernels.training.Selection`), or "last".
             stop_unsteady: end the run when its loss has run away, see
                 :class:`mobizo_kernels.training.DivergenceGuard`.
+            objective: what is minimised in place of the cross-entropy: a reward of what every group writes,
+                or 1 minus the accuracy of the labels. The program has to be exported with a context. With a
+                reward an adapter is kept by that of the validation rows, else by their cross-entropy.
+            reward_shaping: "none"; "standardise" or "rank" for the losses by which the directions are
+                weighed, as in :meth:`mobizo_kernels.ZerothOrder.step`.
             on_begin: called before the first step, when the journal is open, which no other run writes then.
                 Like the next two it may not use this trainer.
             on_step: called after each step that is made, not after those applied from a journal.
@@ -102,12 +111,17 @@ class Trainer(ProgramMethods):
 
         Raises:
             ValueError: before the first step if an argument, the data set or the journal does not fit, or
-                another run writes the journal.
+                another run writes the journal; or in its course, with the adapter of the last step that was
+                made, as a :class:`mobizo_kernels.training.objectives.RewardError` if a reward fails or is no
+                finite number.
             OSError: if the data set cannot be read or the journal cannot be written; nothing that the journal
                 has is lost.
             JournalLost: after the run, which ended early and left the kept adapter in the program, if the
                 journal was removed, replaced or changed by another program; the result is its `result`.
         """
+        if objective not in (None, "accuracy") and not isinstance(objective, TextReward):
+            raise ValueError(f"objective must be a TextReward, 'accuracy' or None, got {objective!r}")
+        written = objective if isinstance(objective, TextReward) else None
         result = self._native.train(
             Path(dataset),
             steps=steps,
@@ -123,6 +137,10 @@ class Trainer(ProgramMethods):
             validation_rows=validation_rows,
             keep=keep,
             stop_unsteady=stop_unsteady,
+            objective=objective.name if isinstance(objective, TextReward) else objective or "",
+            reward=written.rewards if written else None,
+            reward_shaping=reward_shaping,
+            **(written.writing if written else {}),
             on_begin=on_begin,
             on_step=None if on_step is None else lambda report: on_step(StepReport(**report)),
             on_evaluation=None if on_evaluation is None else lambda v: on_evaluation(Validation(**v)),

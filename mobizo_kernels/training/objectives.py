@@ -89,25 +89,32 @@ class TextReward:
         written = self._generator(prompts, sampling, groups)
         found = torch.zeros(groups, len(prompts), dtype=torch.float64)
         for row, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
-            answers = [text_of(self._tokenizer, group[row]) for group in written]
-            asked = str(self._tokenizer.decode(prompt))
-            found[:, row] = self._given(asked, answers, text_of(self._tokenizer, reference))
+            answers = [group[row] for group in written]
+            given = rewards_of(self._reward, self._tokenizer, prompt, answers, reference)
+            found[:, row] = torch.tensor(given, dtype=torch.float64)
         return found
 
-    def _given(self, prompt: str, answers: list[str], reference: str) -> torch.Tensor:
-        """What the reward is, float64 [groups]."""
-        try:
-            given = [float(value) for value in self._reward(prompt, answers, reference)]
-        except Exception as error:  # whatever a user's function does
-            raise RewardError(f"the reward failed ({type(error).__name__}: {first_line(error)})") from error
-        if len(given) != len(answers):
-            raise RewardError(
-                f"reward must give a number for each of {len(answers)} answers, got {len(given)}"
-            )
-        found = torch.tensor(given, dtype=torch.float64)
-        if not found.float().isfinite().all():
-            raise RewardError(f"reward must give numbers that are finite in float32, got {given}")
-        return found
+
+def rewards_of(
+    reward: Reward,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    reference: Sequence[int],
+) -> list[float]:
+    """What a reward gives for answers to one prompt, all in tokens. Raises RewardError."""
+    texts = [text_of(tokenizer, answer) for answer in answers]
+    asked = str(tokenizer.decode(list(prompt), skip_special_tokens=False))
+    wanted = text_of(tokenizer, reference)
+    try:
+        given = [float(value) for value in reward(asked, texts, wanted)]
+    except Exception as error:  # whatever a user's function does
+        raise RewardError(f"the reward failed ({type(error).__name__}: {first_line(error)})") from error
+    if len(given) != len(texts):
+        raise RewardError(f"reward must give a number for each of {len(texts)} answers, got {len(given)}")
+    if not torch.tensor(given, dtype=torch.float64).float().isfinite().all():
+        raise RewardError(f"reward must give numbers that are finite in float32, got {given}")
+    return given
 
 
 class RewardError(ValueError):

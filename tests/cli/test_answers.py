@@ -146,7 +146,6 @@ def test_nothing_special_before_an_answer_is_no_invocation(
         (["--max-length=9"], "of its answer, and 9 fit"),
         (["--start=readout"], "start: expected zero where answers are free"),
         (["--engine=executorch", "--start=readout"], "start: expected zero where answers are free"),
-        (["--engine=executorch", "--objective=f1"], "has the cross-entropy only"),
         (["--text-column=prompt"], "text_column: free answers are read from 'response' or 'messages'"),
         (["--batch-size=100"], "batch_size: expected 1 to 28"),
         (["--data=asdiv", "--template={{text}}"], "answers of asdiv are free text, which have no --templ"),
@@ -208,5 +207,7 @@ def test_objectives_that_are_not_there(
     (tmp_path / "reward.py").write_text(REWARD)
     (tmp_path / "broken.py").write_text("def")
     chosen = f"--objective={objective.format(path=tmp_path)}"
-    assert run(*command(chat, "train", f"--out={tmp_path / 'out'}", *SHORT, chosen)) == 2
-    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    for engine in ("eager", "executorch"):
+        asked = [f"--out={tmp_path / 'out'}", *SHORT, chosen, f"--engine={engine}"]
+        assert run(*command(chat, "train", *asked)) == 2
+        assert re.search(message, capsys.readouterr().err.splitlines()[-1])

@@ -10,13 +10,13 @@ import c_interface as c
 import numpy as np
 import pytest
 from c_process import apart
-from tiny_texts import TEMPLATE, WORDS, save_chat_model
+from tiny_texts import TEMPLATE, WORDS, reviews, save_chat_model, write_csv
 from tokenizers_of_kinds import saved
 from transformers import AutoTokenizer
 
 from mobizo_kernels.cli import main
 from mobizo_kernels.data import ChatEncoder
-from mobizo_kernels.executorch import Trainer, _trainer
+from mobizo_kernels.executorch import TextReward, Trainer, _trainer
 
 CONTEXT = 96
 MESSAGES = [("system", "Be short."), ("user", "The film is dull, part 3. How?")]
@@ -73,6 +73,12 @@ def test_tokens_are_those_of_python(chat_model: tuple[Path, Path], tmp_path: Pat
         assert found["told"] == [(token, "") for token in found["tokens"]]
 
 
+def flat(trainer: Trainer) -> list[float]:
+    """Every LoRA-B, one after the other."""
+    values = [value.ravel() for name, value in trainer.adapter().items() if ".lora_B." in name]
+    return np.concatenate(values).tolist()
+
+
 def test_answers_are_cancelled(chat_model: tuple[Path, Path], tmp_path: Path) -> None:
     """After a token, and between two chunks of a prompt; what is written then is as if they had not been."""
     _, program = chat_model
@@ -84,6 +90,54 @@ def test_answers_are_cancelled(chat_model: tuple[Path, Path], tmp_path: Path) ->
     assert found[0]["reused"] in range(0, len(prompts[1]), chunk)
     for prompt, answer in zip(reversed(prompts), found, strict=True):
         assert answer["tokens"] == list(trainer.generate(prompt).tokens)
+
+
+@pytest.fixture
+def dataset(chat_model: tuple[Path, Path], tmp_path: Path) -> Path:
+    model, program = chat_model
+    texts, made = write_csv(tmp_path / "reviews.csv", reviews()), tmp_path / "reviews.safetensors"
+    changes = {"steps": 4, "train_rows": 12, "validation_rows": 4, "test_rows": 4}
+    apart(c.tokenized, program, texts, model / "tokenizer.json", [(str(made), changes)])
+    return made
+
+
+def test_a_run_by_rewards_is_that_of_python(
+    chat_model: tuple[Path, Path], dataset: Path, tmp_path: Path
+) -> None:
+    model, program = chat_model
+    path, seen = model / "tokenizer.json", list[tuple[str, list[str], str]]()
+
+    def reward(prompt: str, answers: list[str], reference: str) -> list[float]:
+        seen.append((prompt, answers, reference))
+        return [c.answer_score(answer) for answer in answers]
+
+    objective = TextReward(
+        reward=reward, tokenizer=_trainer.NativeTokenizer(path), name="scores", max_new_tokens=6,
+        temperature=0.7, seed=-3,
+    )  # fmt: skip
+    options: dict[str, Any] = {"steps": 4, "eval_every": 2, "lr": 0.05, "reward_shaping": "rank"}
+    trainer, journals = Trainer(program), [tmp_path / "c.journal", tmp_path / "python.journal"]
+    result = trainer.train(dataset, **options, objective=objective, journal=journals[1])
+    arguments = program, dataset, path
+    run, values, told = apart(c.rewarded, *arguments, 0, "", **options, journal=str(journals[0]))
+    assert (run.end, told, values) == ("OK", seen, flat(trainer))
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    assert [v["loss"] for v in run.validations] == [v.loss for v in result.evaluations]
+    options["eval_every"], options["keep"] = 0, "last"
+    for how, made, end in (
+        ("return", 2, "CANCELLED: cancelled by a reward"),
+        (
+            "cancel",
+            3,
+            "CANCELLED: cancelled after 3 steps",
+        ),  # its last reward
+        ("number", 2, "INVALID: the reward must give numbers that are finite in float32, got nan"),
+    ):
+        ended, values, _ = apart(c.rewarded, *arguments, 3, how, **options)
+        assert (ended.end, len(ended.steps)) == (end, made)
+        again = Trainer(program)
+        again.replay(journals[1], until=made)
+        assert values == flat(again)
 
 
 def test_an_answer_comes_as_text(chat_model: tuple[Path, Path]) -> None:

@@ -19,6 +19,11 @@ from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer
 
+REWARD = """
+def spaces(prompt, answers, reference):
+    assert prompt.startswith("<|start|>user") and reference
+    return [1 / (1 + len(answer)) for answer in answers]
+"""
 METRICS = ("loss", "perplexity", "exact_match", "f1", "rouge_l")
 ADAPTER = Path("adapter", "adapter_model.safetensors")
 
@@ -101,6 +106,30 @@ def test_a_run_goes_on_and_has_room_for_its_answers(task: dict[str, Any], finish
         InputError, match="max_new_tokens: the model has 128 positions and the longest prompt"
     ):
         train(TrainSettings(**{**asked, "max_new_tokens": 120}))
+
+
+def test_rewards_are_those_of_eager(task: dict[str, Any], tmp_path: Path) -> None:
+    """Of greedy answers; and a program without room for them is refused."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    asked = {**task, "objective": f"{tmp_path / 'reward.py'}:spaces", "reward_shaping": "rank", "steps": 3}
+    here, there = tmp_path / "here", tmp_path / "there"
+    journal = tmp_path / "journal"
+    train(TrainSettings(**asked, engine="executorch", out=here, journal=journal))
+    train(TrainSettings(**asked, out=there, dtype="float32"))
+    ours, theirs = metrics_of(here), metrics_of(there)
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-6) and len(set(ours["losses"])) > 1
+    for our, their in zip(ours["validation"], theirs["validation"], strict=True):
+        assert our["loss"] == pytest.approx(their["loss"], rel=1e-6) and our["balanced_accuracy"] is None
+    (tmp_path / "reward.py").write_text(REWARD.replace("1 +", "2 +"))
+    again = {**asked, "engine": "executorch", "out": here, "journal": journal, "resume": True}
+    with pytest.raises(InputError, match="data is .* here, but the journal has"):
+        train(TrainSettings(**again))
+    (tmp_path / "reward.py").write_text("def spaces(prompt, answers, reference):\n    raise KeyError(prompt)")
+    fresh = {**again, "journal": tmp_path / "other", "resume": False, "program": here / "program.pte"}
+    with pytest.raises(InputError, match=r"objective: the reward failed \(KeyError"):
+        train(TrainSettings(**fresh, overwrite=True))
+    with pytest.raises(InputError, match=r"max_new_tokens: .*program.pte was exported for a context of"):
+        train(TrainSettings(**{**fresh, "max_new_tokens": 9, "journal": None}, overwrite=True))
 
 
 def test_a_program_that_does_not_write(

@@ -17,16 +17,16 @@ NUMBERS = {"i": c_int64, "d": c_double, "s": c_char_p}
 Found = dict[str, Any]
 
 
-def struct(name: str, **members: str | type) -> type[ctypes.Structure]:
+def struct(name: str, /, **members: str | type) -> type[ctypes.Structure]:
     """A struct of mobizo.h, whose first member is its size."""
     fields = [("size", c_uint64), *((key, NUMBERS.get(kind, kind)) for key, kind in members.items())]  # type: ignore[arg-type]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-OPTIONS = {
+OPTIONS: dict[str, str | type] = {
     "steps": "i", "eps": "d", "lr": "d", "lr_schedule": "s", "normalize": "i", "run_seed": "i",
     "journal": "s", "sync_every": "i", "resume": "i", "eval_every": "i", "validation_rows": "i", 
-    "keep": "s", "stop_unsteady": "i",
+    "keep": "s", "stop_unsteady": "i", "objective": c_void_p, "reward_shaping": "s",
 }  # fmt: skip
 TrainOptions = struct("mobizo_train_options", **OPTIONS)
 Step = struct(
@@ -56,6 +56,12 @@ GENERATE = {"max_new_tokens": "i", "temperature": "d", "top_k": "i", "top_p": "d
 GenerateOptions = struct("mobizo_generate_options", **GENERATE)
 WRITTEN = ("tokens", "ended", "reused", "prefilled")
 Generated = struct("mobizo_generated", **dict.fromkeys(WRITTEN, "i"), prefill_seconds="d", decode_seconds="d")
+RewardOf = ctypes.CFUNCTYPE(
+    c_int32, c_char_p, POINTER(c_char_p), c_int64, c_char_p, POINTER(c_double), c_void_p
+)
+Objective = struct(
+    "mobizo_objective", reward=RewardOf, user=c_void_p, tokenizer=c_void_p, name="s", **GENERATE
+)
 OnToken = ctypes.CFUNCTYPE(c_int32, c_int64, c_char_p, c_void_p)
 ENDED = ("stop", "length", "context", "caller")
 
@@ -420,6 +426,37 @@ def cancelled_answers(
     return told, [opened.generate(prompt) for prompt in reversed(prompts)]
 
 
+def rewarded(
+    files: Files, program: str, dataset: str, path: str, end_after: int, how: str, **options: Any
+) -> tuple[Run, list[float], list[tuple[str, list[str], str]]]:
+    """A run by the rewards of `answer_score`, and what they were given for. Call `end_after` of the reward,
+    from 1, ends the run by what it returns, by mobizo_cancel(), or by a number that is none.
+    """
+    library, tokenizer, told = Library(files), c_void_p(), list[tuple[str, list[str], str]]()
+    opened, objective = Program(library, program), Objective()
+    library.call("tokenizer_open", path.encode(), byref(tokenizer))
+    library.call("objective_init", byref(objective), c_uint64(ctypes.sizeof(objective)))
+
+    def reward(prompt: bytes, answers: Any, count: int, reference: bytes, rewards: Any, user: int) -> int:
+        told.append((prompt.decode(), [answer.decode() for answer in answers[:count]], reference.decode()))
+        for index, answer in enumerate(told[-1][1]):
+            rewards[index] = answer_score(answer)
+        if len(told) == end_after:
+            rewards[0] = float("nan") if how == "number" else rewards[0]
+            if how == "cancel":
+                opened.call("cancel")
+        return int(len(told) == end_after and how == "return")
+
+    objective.reward, objective.tokenizer, objective.name = RewardOf(reward), tokenizer, b"scores"
+    objective.max_new_tokens, objective.temperature, objective.seed = 6, 0.7, -3
+    run = opened.train(dataset, **options, objective=ctypes.addressof(objective))
+    return run, opened.values(), told
+
+
+def answer_score(answer: str) -> float:
+    return sum(answer.encode()) % 17 / 16
+
+
 def answered(
     files: Files, program: str, path: str, messages: Sequence[tuple[str, str]], **options: Any
 ) -> Found:
@@ -559,7 +596,7 @@ def refusals(files: Files, program: str, dataset: str, folder: str) -> dict[str,
 def structs(files: Files) -> dict[str, int]:
     """The sizes that ctypes gives the structs of mobizo.h."""
     kinds = (
-        TrainOptions, Step, Validation, Callbacks, TrainResult, Readout, Evaluation, TokenizeOptions,
-        GenerateOptions, Generated,
+        TrainOptions, Objective, Step, Validation, Callbacks, TrainResult, Readout, Evaluation,
+        TokenizeOptions, GenerateOptions, Generated,
     )  # fmt: skip
     return {kind.__name__: ctypes.sizeof(kind) for kind in kinds}

@@ -73,6 +73,14 @@ std::function<void(const Report&)> calling(const py::object& function) {
   };
 }
 
+// A function of Python that gives a float for each answer.
+Reward calling_reward(const py::object& function) {
+  return [&function](const Tokens& prompt, const std::vector<Tokens>& answers, const Tokens& reference) {
+    const py::gil_scoped_acquire gil;
+    return function(prompt, answers, reference).cast<std::vector<double>>();
+  };
+}
+
 void warn(const std::string& text) {
   const py::gil_scoped_acquire gil;
   if (PyErr_WarnEx(PyExc_UserWarning, text.c_str(), 3) != 0) throw py::error_already_set();
@@ -84,13 +92,23 @@ class Trainer {
 
   const std::string& description() const { return program_.description().text; }
 
-  py::dict train(const Path& dataset, const TrainOptions& options, const py::object& on_begin, const py::object& on_step,
+  // objective: its name, "" for the cross-entropy; reward: of what is written, None for the accuracy of labels.
+  py::dict train(const Path& dataset, TrainOptions options, const std::string& objective, const py::object& reward,
+                 const GenerateOptions& writing, const py::object& on_begin, const py::object& on_step,
                  const py::object& on_evaluation) {
+    std::optional<Objective> minimised;
+    if (!reward.is_none()) {
+      minimised.emplace(objective, generator(), writing, calling_reward(reward));
+    } else if (!objective.empty()) {
+      minimised.emplace(label_accuracy(program_, generator()));
+    }
+    if (minimised) options.objective = &*minimised;
     const auto begun = [&] {
       const py::gil_scoped_acquire gil;
       if (!on_begin.is_none()) on_begin();
     };
-    const Observer observer{begun, calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn};
+    const Observer observer{begun, calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn,
+                            [](int64_t) { check_signals(); }};
     const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
     py::list evaluations;
     for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
@@ -174,14 +192,13 @@ class Trainer {
   }
 
   py::dict generate(const std::vector<int64_t>& prompt, const GenerateOptions& options, const py::object& on_token) {
-    if (!generator_) generator_.emplace(program_);
     const OnToken tell = [&](int64_t token) {
       if (on_token.is_none()) return true;
       const py::gil_scoped_acquire gil;
       on_token(token);
       return true;
     };
-    const Generated g = working([&] { return generator_->generate(prompt, options, tell, check_signals); });
+    const Generated g = working([&] { return generator().generate(prompt, options, tell, check_signals); });
     return py::dict("tokens"_a = g.tokens, "ended"_a = g.ended, "reused"_a = g.reused, "prefilled"_a = g.prefilled,
                     "prefill_seconds"_a = g.prefill_seconds, "decode_seconds"_a = g.decode_seconds);
   }
@@ -214,6 +231,9 @@ class Trainer {
   }
 
  private:
+  // Throws Error if the program cannot write.
+  Generator& generator() { return generator_ ? *generator_ : generator_.emplace(program_); }
+
   // Runs `work` without the interpreter's lock: other threads of Python go on, but may not use this trainer meanwhile.
   template <typename Work>
   auto working(Work work) -> decltype(work()) {
@@ -305,7 +325,9 @@ PYBIND11_MODULE(_trainer, module) {
           [](Trainer& trainer, const Path& dataset, int64_t steps, double eps, double lr, const std::string& lr_schedule,
              bool normalize, int64_t run_seed, const std::optional<Path>& journal, int64_t sync_every, bool resume,
              std::optional<int64_t> eval_every, int64_t validation_rows, const std::string& keep, bool stop_unsteady,
-             const py::object& on_begin, const py::object& on_step, const py::object& on_evaluation) {
+             const std::string& objective, const py::object& reward, const std::string& reward_shaping, int64_t max_new_tokens,
+             double temperature, int64_t top_k, double top_p, int64_t seed, const py::object& on_begin,
+             const py::object& on_step, const py::object& on_evaluation) {
             TrainOptions options;
             options.steps = steps;
             options.eps = eps;
@@ -320,11 +342,14 @@ PYBIND11_MODULE(_trainer, module) {
             options.validation_rows = validation_rows;
             options.keep = keep;
             options.stop_unsteady = stop_unsteady;
-            return trainer.train(dataset, options, on_begin, on_step, on_evaluation);
+            options.reward_shaping = reward_shaping;
+            const GenerateOptions writing{max_new_tokens, {temperature, top_k, top_p, seed}};
+            return trainer.train(dataset, options, objective, reward, writing, on_begin, on_step, on_evaluation);
           },
           "dataset"_a, py::kw_only(), "steps"_a, "eps"_a, "lr"_a, "lr_schedule"_a, "normalize"_a, "run_seed"_a, "journal"_a,
-          "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "on_begin"_a,
-          "on_step"_a, "on_evaluation"_a)
+          "sync_every"_a, "resume"_a, "eval_every"_a, "validation_rows"_a, "keep"_a, "stop_unsteady"_a, "objective"_a,
+          "reward"_a, "reward_shaping"_a, "max_new_tokens"_a = 64, "temperature"_a = 0.0, "top_k"_a = 0, "top_p"_a = 1.0,
+          "seed"_a = 0, "on_begin"_a, "on_step"_a, "on_evaluation"_a)
       .def(
           "tokenize",
           [](Trainer& trainer, const Path& texts, const Path& dataset, const Path& tokenizer, const std::string& text_column,

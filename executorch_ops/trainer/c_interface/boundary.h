@@ -59,6 +59,8 @@ inline constexpr uint64_t kFirstSize = 0;
 template <>
 inline constexpr uint64_t kFirstSize<mobizo_train_options> = 112;
 template <>
+inline constexpr uint64_t kFirstSize<mobizo_objective> = 80;
+template <>
 inline constexpr uint64_t kFirstSize<mobizo_callbacks> = 40;
 template <>
 inline constexpr uint64_t kFirstSize<mobizo_train_result> = 80;

@@ -17,16 +17,6 @@ mobizo_generate_options defaults() {
           sampling.seed};
 }
 
-// The tokenizer, which has to be that of the program or, where that does not say, one whose tokens it has.
-std::shared_ptr<const TokenizerFile> tokenizer_for(const Program& program, const mobizo_tokenizer* handle) {
-  auto open = tokenizers().find(handle);
-  const Description& d = program.description();
-  if (d.tokenizer) open->check(d);
-  if (const int64_t size = open->tokenizer().vocabulary_size(); size > d.vocabulary)
-    fail("the tokenizer has ", size, " tokens, more than the ", d.vocabulary, " of the program's model");
-  return open;
-}
-
 int64_t as_number(const std::string& ended) {
   if (ended == "stop") return MOBIZO_ENDED_STOP;
   if (ended == "length") return MOBIZO_ENDED_LENGTH;

@@ -25,6 +25,15 @@ Registry<mobizo_tokenizer, const TokenizerFile>& tokenizers() {
   return *registry;
 }
 
+std::shared_ptr<const TokenizerFile> tokenizer_for(const Program& program, const mobizo_tokenizer* handle) {
+  auto open = tokenizers().find(handle);
+  const Description& d = program.description();
+  if (d.tokenizer) open->check(d);
+  if (const int64_t size = open->tokenizer().vocabulary_size(); size > d.vocabulary)
+    fail("the tokenizer has ", size, " tokens, more than the ", d.vocabulary, " of the program's model");
+  return open;
+}
+
 ProgramUse::ProgramUse(mobizo_program* handle)
     : open_(programs().find(handle, [](OpenProgram& open) {
         check_idle(open);

@@ -79,6 +79,9 @@ struct OpenProgram {
 Registry<mobizo_program, OpenProgram>& programs();
 Registry<mobizo_tokenizer, const TokenizerFile>& tokenizers();
 
+// The tokenizer, which has to be that of the program or, where that does not say, one whose tokens it has.
+std::shared_ptr<const TokenizerFile> tokenizer_for(const Program& program, const mobizo_tokenizer* handle);
+
 // A call's use of a program, which no other call has meanwhile: throws Busy if one has.
 class ProgramUse {
  public:

@@ -91,22 +91,48 @@ MOBIZO_API mobizo_status mobizo_cancel(mobizo_program* program);
 
 /* ---- training ------------------------------------------------------------------------------------------------------------ */
 
+/* How good `count` answers to one prompt are, each without special tokens and white space around it: sets as many rewards,
+ * finite numbers, higher being better. The prompt has its special tokens; the reference is the answer of the data set. Returns
+ * 0 to go on, anything else to cancel the run. Otherwise as mobizo_callbacks. */
+typedef int32_t (*mobizo_reward)(const char* prompt, const char* const* answers, int64_t count, const char* reference,
+                                 double* rewards, void* user);
+
+/* An objective without a gradient: 1 - the mean reward of what each perturbed copy of the model writes to the prompts of a
+ * step. An adapter is kept by that of the validation rows. Fill it with mobizo_objective_init(), then set the first four. */
+typedef struct mobizo_objective {
+  uint64_t size; /* sizeof(mobizo_objective) */
+  mobizo_reward reward;
+  void* user;
+  struct mobizo_tokenizer* tokenizer; /* that of the program */
+  const char* name;                   /* by which a journal tells the reward from others */
+  int64_t max_new_tokens;             /* from here on as in mobizo_generate_options */
+  double temperature;
+  int64_t top_k;
+  double top_p;
+  int64_t seed;
+} mobizo_objective;
+
+/* Sets all members to their defaults. size: sizeof *objective. */
+MOBIZO_API mobizo_status mobizo_objective_init(mobizo_objective* objective, uint64_t size);
+
 /* Fill it with mobizo_train_options_init(), then change what should differ. */
 typedef struct mobizo_train_options {
-  uint64_t size;           /* sizeof(mobizo_train_options) */
-  int64_t steps;           /* in all, resumed ones included */
-  double eps;              /* size of a perturbation */
-  double lr;               /* learning rate */
-  const char* lr_schedule; /* "constant", "linear" or "cosine"; the last two fall to 0 */
-  int64_t normalize;       /* divide by the spread of the losses, not by eps */
-  int64_t run_seed;        /* of all directions */
-  const char* journal;     /* file that records every step; NULL for none */
-  int64_t sync_every;      /* steps between syncs of the journal to the disk */
-  int64_t resume;          /* go on with the journal if there is one */
-  int64_t eval_every;      /* steps between validations; 0 for none, -1 for a tenth of steps */
-  int64_t validation_rows; /* most rows of the validation split to use */
-  const char* keep;        /* "best", the latest adapter not significantly worse than the best, or "last" */
-  int64_t stop_unsteady;   /* end the run when its loss has run away */
+  uint64_t size;                            /* sizeof(mobizo_train_options) */
+  int64_t steps;                            /* in all, resumed ones included */
+  double eps;                               /* size of a perturbation */
+  double lr;                                /* learning rate */
+  const char* lr_schedule;                  /* "constant", "linear" or "cosine"; the last two fall to 0 */
+  int64_t normalize;                        /* divide by the spread of the losses, not by eps */
+  int64_t run_seed;                         /* of all directions */
+  const char* journal;                      /* file that records every step; NULL for none */
+  int64_t sync_every;                       /* steps between syncs of the journal to the disk */
+  int64_t resume;                           /* go on with the journal if there is one */
+  int64_t eval_every;                       /* steps between validations; 0 for none, -1 for a tenth of steps */
+  int64_t validation_rows;                  /* most rows of the validation split to use */
+  const char* keep;                         /* "best", the latest adapter not significantly worse than the best, or "last" */
+  int64_t stop_unsteady;                    /* end the run when its loss has run away */
+  const struct mobizo_objective* objective; /* what is minimised in place of the cross-entropy; NULL for that */
+  const char* reward_shaping;               /* of the losses by which directions are weighed: "none", "standardise" or "rank" */
 } mobizo_train_options;
 
 /* Sets all members to their defaults. size: sizeof *options. */
@@ -133,8 +159,8 @@ typedef struct mobizo_step {
 typedef struct mobizo_validation {
   uint64_t size;
   int64_t step;             /* steps made before it */
-  double loss;              /* mean cross-entropy over the tokens to be predicted */
-  double accuracy;          /* share of rows whose last token has the highest score */
+  double loss;              /* mean cross-entropy over the tokens to be predicted, or that of an objective */
+  double accuracy;          /* share of rows whose last token has the highest score; NaN with an objective */
   double balanced_accuracy; /* mean over the labels; NaN if a row has none or a label no row */
 } mobizo_validation;
 
@@ -165,9 +191,10 @@ typedef struct mobizo_train_result {
 /* Tunes the adapter that the program has, on a data set of `mobizo tokenize`, and leaves the kept one in it. options, callbacks
  * and result may be NULL.
  *
- * MOBIZO_INVALID comes before the first step. MOBIZO_SYSTEM if the journal cannot be written, and MOBIZO_CANCELLED: the adapter
- * is that of the last step made, which the journal has. MOBIZO_JOURNAL_LOST: the kept adapter is in the program, and nothing
- * else has what it learned. In the last two cases *result is filled, too. */
+ * MOBIZO_INVALID comes before the first step, or from a reward that is no number, with the adapter of the last step made.
+ * MOBIZO_SYSTEM if the journal cannot be written, and MOBIZO_CANCELLED: the adapter is that of the last step made, which the
+ * journal has. MOBIZO_JOURNAL_LOST: the kept adapter is in the program, and nothing else has what it learned. In the last two
+ * cases *result is filled, too. */
 MOBIZO_API mobizo_status mobizo_train(mobizo_program* program, const char* dataset, const mobizo_train_options* options,
                                       const mobizo_callbacks* callbacks, mobizo_train_result* result);
 

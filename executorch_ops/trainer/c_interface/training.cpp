@@ -4,6 +4,7 @@
 
 #include "../loop/readout.h"
 #include "../loop/trainer.h"
+#include "../text/strings.h"
 #include "handles.h"
 
 namespace mobizo::trainer::c_interface {
@@ -26,7 +27,16 @@ mobizo_train_options defaults() {
           /*eval_every=*/-1,
           options.validation_rows,
           run_defaults::keep,
-          options.stop_unsteady};
+          options.stop_unsteady,
+          /*objective=*/nullptr,
+          /*reward_shaping=*/"none"};
+}
+
+mobizo_objective objective_defaults() {
+  const GenerateOptions writing;
+  const Sampling& sampling = writing.sampling;
+  return {sizeof(mobizo_objective), nullptr,        nullptr,        nullptr,      /*name=*/"reward", writing.max_new_tokens,
+          sampling.temperature,     sampling.top_k, sampling.top_p, sampling.seed};
 }
 
 bool flag(int64_t value, const char* name) {
@@ -49,7 +59,39 @@ TrainOptions checked(const mobizo_train_options& given_options) {
   options.validation_rows = given_options.validation_rows;
   options.keep = given(given_options.keep, "options.keep");
   options.stop_unsteady = flag(given_options.stop_unsteady, "stop_unsteady");
+  options.reward_shaping = given(given_options.reward_shaping, "options.reward_shaping");
   return options;
+}
+
+// Asks the caller how good answers are.
+Reward asking(const mobizo_objective& objective, std::shared_ptr<const TokenizerFile> tokenizer) {
+  return [objective, tokenizer = std::move(tokenizer)](const Tokens& prompt, const std::vector<Tokens>& answers,
+                                                       const Tokens& reference) {
+    const auto text = [&](const Tokens& tokens) {
+      return std::string(stripped(tokenizer->tokenizer().decode(tokens, /*skip_special=*/true)));
+    };
+    const std::string asked = tokenizer->tokenizer().decode(prompt, /*skip_special=*/false), wanted = text(reference);
+    std::vector<std::string> texts;
+    std::vector<const char*> pointers;
+    for (const Tokens& answer : answers) texts.push_back(text(answer));
+    for (const std::string& written : texts) pointers.push_back(written.c_str());
+    std::vector<double> rewards(answers.size(), kNone);
+    if (objective.reward(asked.c_str(), pointers.data(), static_cast<int64_t>(pointers.size()), wanted.c_str(), rewards.data(),
+                         objective.user) != 0)
+      throw Cancelled("cancelled by a reward");
+    return rewards;
+  };
+}
+
+// What a run minimises; nothing for the cross-entropy.
+std::optional<Objective> objective_of(const ProgramUse& use, const mobizo_objective* given_objective) {
+  if (given_objective == nullptr) return {};
+  const mobizo_objective o = taken(given_objective, "objective", objective_defaults());
+  if (o.reward == nullptr) fail("objective.reward must not be NULL");
+  given(o.tokenizer, "objective.tokenizer");
+  const GenerateOptions writing{o.max_new_tokens, {o.temperature, o.top_k, o.top_p, o.seed}};
+  return Objective(given(o.name, "objective.name"), use.generator(), writing,
+                   asking(o, tokenizer_for(use.program(), o.tokenizer)));
 }
 
 // Between a run and its caller: reports go out as structs, and what comes back may end it.
@@ -159,13 +201,20 @@ mobizo_status mobizo_train_options_init(mobizo_train_options* options, uint64_t 
   return guarded([&] { initialize(options, size, defaults()); });
 }
 
+mobizo_status mobizo_objective_init(mobizo_objective* objective, uint64_t size) {
+  return guarded([&] { initialize(objective, size, objective_defaults()); });
+}
+
 mobizo_status mobizo_train(mobizo_program* program, const char* dataset, const mobizo_train_options* options,
                            const mobizo_callbacks* callbacks, mobizo_train_result* result) {
   return guarded([&] {
     const ProgramUse use(program);
     given(dataset, "dataset");
     check_wanted(result, "result");
-    const TrainOptions checked_options = checked(taken(options, "options", defaults()));
+    const mobizo_train_options taken_options = taken(options, "options", defaults());
+    TrainOptions checked_options = checked(taken_options);
+    const std::optional<Objective> objective = objective_of(use, taken_options.objective);
+    if (objective) checked_options.objective = &*objective;
     const mobizo_callbacks checked_callbacks = taken(callbacks, "callbacks");
     Listener listener(use, checked_callbacks, checked_options.steps);
     try {

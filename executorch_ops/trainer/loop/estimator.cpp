@@ -86,8 +86,7 @@ double Estimator::loss(const std::vector<float>& losses) const {
   return mean_of(std::vector<double>(losses.begin(), losses.end()));
 }
 
-std::vector<float> Estimator::projected_gradients(const std::vector<float>& losses) const {
-  const std::vector<double> all(losses.begin(), losses.end());
+std::vector<float> Estimator::projected_gradients(const std::vector<double>& all) const {
   const std::vector<double> perturbed(all.begin() + (kind_ == Kind::kOneSided ? 1 : 0), all.end());
   const double scale = normalize_ ? standard_deviation(perturbed) : eps_;
   const double mean = mean_of(perturbed), count = static_cast<double>(queries_);

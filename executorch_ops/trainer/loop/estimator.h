@@ -22,7 +22,7 @@ class Estimator {
   // The loss of the model before the update, from losses [G]; but for one_sided, with the curvature along the directions.
   double loss(const std::vector<float>& losses) const;
   // The slope along each query's direction, [q], computed in double from losses [G].
-  std::vector<float> projected_gradients(const std::vector<float>& losses) const;
+  std::vector<float> projected_gradients(const std::vector<double>& losses) const;
 
  private:
   enum class Kind { kTwoSided, kOneSided, kCentred };

@@ -18,6 +18,15 @@ size_t last_occurrence(const std::vector<int64_t>& text, const std::vector<int64
   return static_cast<size_t>(found - text.begin());
 }
 
+// Token n of an answer.
+int64_t chosen(const std::vector<float>& logits, const GenerateOptions& options, int64_t n) {
+  const double uniform = uniform_of(options.sampling.seed, n);
+  if (options.among.empty()) return choose(logits, options.sampling, uniform);
+  std::vector<float> of_those;
+  for (const int64_t token : options.among) of_those.push_back(logits[static_cast<size_t>(token)]);
+  return options.among[static_cast<size_t>(choose(of_those, options.sampling, uniform))];
+}
+
 }  // namespace
 
 Generator::Generator(Program& program) : program_(program) {
@@ -30,7 +39,7 @@ bool Generator::acts(const std::vector<int64_t>& prompt) const {
   return !invocation || last_occurrence(prompt, *invocation) < prompt.size();
 }
 
-void Generator::check(const std::vector<int64_t>& prompt, const GenerateOptions& options) const {
+void Generator::check(const std::vector<int64_t>& prompt, const GenerateOptions& options, bool whole) const {
   const Description& d = program_.description();
   check_sampling(options.sampling);
   if (options.max_new_tokens < 1) fail("max_new_tokens must be at least 1, got ", options.max_new_tokens);
@@ -39,6 +48,9 @@ void Generator::check(const std::vector<int64_t>& prompt, const GenerateOptions&
   if (tokens >= d.generation->context)
     fail("the prompt has ", tokens, " tokens, and ", d.generation->context - 1, " fit: the program's context of ",
          d.generation->context, " holds the answer, too");
+  if (whole && tokens + options.max_new_tokens > d.generation->context)
+    fail("the prompt has ", tokens, " tokens, and with an answer of ", options.max_new_tokens,
+         " it does not fit the program's context of ", d.generation->context);
   for (const int64_t token : prompt)
     if (token < 0 || token >= d.vocabulary)
       fail("the prompt must have tokens from 0 to ", d.vocabulary - 1, ", got ", token, ": is the tokenizer the program's?");
@@ -75,7 +87,9 @@ Generated Generator::generate(const std::vector<int64_t>& prompt, const Generate
   for (size_t i = 0; i < prompt.size(); ++i) text.emplace_back(prompt[i], i >= start ? 1.0f : 0.0f);
   const float active = text.back().second;
 
-  if (changes_ != program_.changes()) cached_.clear();
+  if (changes_ != program_.changes())
+    cached_.erase(std::find_if(cached_.begin(), cached_.end(), [](const auto& token) { return token.second != 0; }),
+                  cached_.end());
   changes_ = program_.changes();
   const auto different = std::mismatch(cached_.begin(), cached_.end(), text.begin(), text.end()).first;
   // The last token of the prompt is computed in any case, for the logits behind it.
@@ -89,7 +103,7 @@ Generated Generator::generate(const std::vector<int64_t>& prompt, const Generate
   result.prefill_seconds = seconds_since(begun);
   begun = Clock::now();
   for (int64_t n = 0;; ++n) {
-    const int64_t token = choose(logits, options.sampling, uniform_of(options.sampling.seed, n));
+    const int64_t token = chosen(logits, options, n);
     result.tokens.push_back(token);
     text.emplace_back(token, active);
     const bool goes_on = !on_token || on_token(token);

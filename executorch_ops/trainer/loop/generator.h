@@ -15,6 +15,7 @@ namespace mobizo::trainer {
 struct GenerateOptions {
   int64_t max_new_tokens = 64;  // most tokens of an answer, the one that ends it included
   Sampling sampling;
+  std::vector<int64_t> among = {};  // tokens to choose from; all if there are none
 };
 
 struct Generated {
@@ -32,7 +33,8 @@ using OnToken = std::function<bool(int64_t)>;
 using BeforeForward = std::function<void()>;
 
 // What a prompt has in common with the text before it is not computed again: a conversation that goes on costs its new turns.
-// The program has to outlive it, and nobody else may write with it meanwhile.
+// If the adapter has changed, that ends where adapters acted. The program has to outlive it, and nobody else may write with it
+// meanwhile.
 class Generator {
  public:
   // Throws Error if the program was exported without a context.
@@ -43,8 +45,9 @@ class Generator {
   Generated generate(
       const std::vector<int64_t>& prompt, const GenerateOptions& options, const OnToken& on_token = {},
       const BeforeForward& before_forward = [] {});
-  // Throws Error for what generate() refuses before it computes anything.
-  void check(const std::vector<int64_t>& prompt, const GenerateOptions& options) const;
+  // Throws Error for what generate() refuses before it computes anything; with `whole` also if there is no room for an answer
+  // of max_new_tokens.
+  void check(const std::vector<int64_t>& prompt, const GenerateOptions& options, bool whole = false) const;
   // Whether the adapters act in an answer to this prompt.
   bool acts(const std::vector<int64_t>& prompt) const;
 

@@ -57,6 +57,13 @@ Json::Object program_fields(Program& program) {
           {"lora_b", fingerprint(d, adapter.lora_b, &AdapterParameter::lora_b, head_b, shape_b)}};
 }
 
+// Of the data, and of what is made of them unless that is the default.
+std::string data_text(const Dataset& dataset, const TrainOptions& options) {
+  if (options.objective == nullptr && options.reward_shaping == "none") return dataset.checksum();
+  const std::string objective = options.objective == nullptr ? "cross-entropy" : options.objective->text();
+  return dataset.checksum() + " " + objective + " " + options.reward_shaping;
+}
+
 }  // namespace
 
 Json journal_header(Program& program, const Dataset& dataset, const TrainOptions& options) {
@@ -72,7 +79,7 @@ Json journal_header(Program& program, const Dataset& dataset, const TrainOptions
                       {"estimator", description.estimator},
                       {"optimizer", description.optimizer.json()},
                       {"batch_size", description.batch_size},
-                      {"data", dataset.checksum()},
+                      {"data", data_text(dataset, options)},
                       {"candidate_tokens", tokens_of(description.candidate_tokens)}};
   for (Json::Member& member : program_fields(program)) header.push_back(std::move(member));
   return header;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <utility>
 
 #include "../files/errors.h"
@@ -13,6 +14,7 @@
 #include "schedule.h"
 #include "seeds.h"
 #include "selection.h"
+#include "shaping.h"
 
 namespace mobizo::trainer {
 namespace {
@@ -39,9 +41,12 @@ class Run {
     if (keep_best && eval_every_ == 0) fail("keep must be last if eval_every is 0");
     if (options.validation_rows < 1) fail("validation_rows must be at least 1, got ", options.validation_rows);
     if (options.sync_every < 1) fail("sync_every must be at least 1, got ", options.sync_every);
+    check_shaping(options.reward_shaping);
     dataset.check(program.description());
     training_ = &dataset.split("train");
     if (eval_every_ > 0) validation_ = &dataset.split("validation");
+    if (options.objective != nullptr) options.objective->check(*training_, training_->rows());
+    if (objective_validates() && validation_ != nullptr) options.objective->check(*validation_, options.validation_rows);
     open_journal();
   }
 
@@ -108,21 +113,32 @@ class Run {
     apply_pending();
   }
 
+  // Of the groups, behind the update that is pending.
+  TrainStep losses_of(const std::vector<int64_t>& rows, const std::vector<int64_t>& seeds) {
+    const std::vector<int64_t> group_seeds = estimator_.seeds(seeds);
+    const std::vector<float> coeffs = estimator_.coeffs();
+    if (options_.objective == nullptr)
+      return program_.train_step(make_batch(*training_, rows, program_.description()), group_seeds, coeffs,
+                                 std::exchange(pending_, std::nullopt));
+    const float update_norm = apply_pending();
+    const int64_t step = result_.steps;
+    return {options_.objective->losses(program_, *training_, rows, step, {group_seeds, coeffs},
+                                       [&] { observer_.before_forward(step); }),
+            update_norm};
+  }
+
   void make_step() {
     const auto started = std::chrono::steady_clock::now();
-    const Description& description = program_.description();
     const int64_t step = result_.steps;
     const std::vector<int64_t> seeds = step_seeds(step);
-    const std::vector<int64_t> rows = dataset_.training_rows(step, description.batch_size);
-    const Batch batch = make_batch(*training_, rows, description);
-    const TrainStep forward =
-        program_.train_step(batch, estimator_.seeds(seeds), estimator_.coeffs(), std::exchange(pending_, std::nullopt));
+    const std::vector<int64_t> rows = dataset_.training_rows(step, program_.description().batch_size);
+    const TrainStep forward = losses_of(rows, seeds);
 
     StepReport report{};
     report.step = step;
     report.loss = static_cast<float>(estimator_.loss(forward.losses));  // as a journal has it
     report.losses = forward.losses;
-    report.projected_gradients = estimator_.projected_gradients(forward.losses);
+    report.projected_gradients = estimator_.projected_gradients(shaped(forward.losses, options_.reward_shaping));
     report.update_norm = forward.update_norm;
     report.lr = schedule_.lr(step);
     const StepRecord record = record_of(report);
@@ -174,19 +190,35 @@ class Run {
     if (validation_ == nullptr || (step % eval_every_ != 0 && !ended)) return;
     if (!result_.evaluations.empty() && result_.evaluations.back().step == step) return;
     apply_pending();
-    const Evaluation evaluation = evaluate(program_, *validation_, options_.validation_rows, /*keep_scores=*/false,
-                                           [&] { observer_.before_forward(step); });
-    result_.evaluations.push_back({step, evaluation.loss, evaluation.accuracy, evaluation.balanced_accuracy});
-    if (options_.keep == "best" && selection_.keep(evaluation.row_losses)) {
+    const auto [report, row_losses] = validation_of(step);
+    result_.evaluations.push_back(report);
+    if (options_.keep == "best" && selection_.keep(row_losses)) {
       result_.best_step = step;
       best_ = program_.adapter().lora_b;
     }
-    unsteady_ |= guard_.validate(evaluation.loss);
+    unsteady_ |= guard_.validate(report.loss);
     observer_.on_evaluation(result_.evaluations.back());
   }
 
-  void apply_pending() {
-    if (const std::optional<Update> update = std::exchange(pending_, std::nullopt)) program_.update(*update);
+  bool objective_validates() const { return options_.objective != nullptr && options_.objective->validates(); }
+
+  // What a validation finds, and the loss of each of its rows.
+  std::pair<EvaluationReport, std::vector<double>> validation_of(int64_t step) {
+    const auto before_forward = [&] { observer_.before_forward(step); };
+    constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+    if (objective_validates()) {
+      std::vector<double> losses = options_.objective->held_out(*validation_, options_.validation_rows, before_forward);
+      const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
+      return {{step, sum / static_cast<double>(losses.size()), kNone, kNone}, std::move(losses)};
+    }
+    Evaluation found = evaluate(program_, *validation_, options_.validation_rows, /*keep_scores=*/false, before_forward);
+    return {{step, found.loss, found.accuracy, found.balanced_accuracy}, std::move(found.row_losses)};
+  }
+
+  // The norm of the update, 0 if there was none.
+  float apply_pending() {
+    const std::optional<Update> update = std::exchange(pending_, std::nullopt);
+    return update ? program_.update(*update) : 0;
   }
 
   std::vector<int64_t> step_seeds(int64_t step) const {

@@ -11,6 +11,7 @@
 
 #include "../files/journal.h"
 #include "../program/evaluation.h"
+#include "objective.h"
 
 namespace mobizo::trainer {
 
@@ -36,6 +37,10 @@ struct TrainOptions {
   std::string keep = run_defaults::keep;
   // end the run when its loss has run away, see DivergenceGuard
   bool stop_unsteady = run_defaults::stop_unsteady;
+  // what is minimised in place of the cross-entropy; has to outlive the run
+  const Objective* objective = nullptr;
+  // of the losses by which directions are weighed: "none", "standardise" or "rank"
+  std::string reward_shaping = "none";
 };
 
 struct StepReport {
@@ -49,13 +54,14 @@ struct StepReport {
 };
 
 struct EvaluationReport {
-  int64_t step;  // steps made
-  double loss, accuracy, balanced_accuracy;
+  int64_t step;                              // steps made
+  double loss, accuracy, balanced_accuracy;  // the last two NaN if it is the loss of an objective
 };
 
 // Called before the first step, when the journal, if there is one, is open and no other run writes it; after each step and each
 // validation, with a sentence that the user should read, and, with the steps made, before each
-// forward of a validation. What they throw ends the run: the adapter is then that of the last step that the journal has.
+// forward of a validation or of what an objective has written. What they throw ends the run: the adapter is then that of the
+// last step that the journal has.
 struct Observer {
   std::function<void()> on_begin = [] {};
   std::function<void(const StepReport&)> on_step = [](const StepReport&) {};

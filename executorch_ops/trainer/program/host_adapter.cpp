@@ -1,48 +1,14 @@
 #include "host_adapter.h"
 
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
-
 #include <algorithm>
 #include <cmath>
 
-#include "../../../csrc/kernels/run.h"
-#include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "host_kernels.h"
 #include "program.h"
-#include "runtime.h"
 
 namespace mobizo::trainer {
 namespace {
-
-// ExecuTorch's pool, as csrc/kernels/run.h takes threads.
-struct ParallelFor {
-  template <typename F>
-  void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
-    check_threads();
-    executorch::extension::parallel_for(begin, end, grain, f);
-  }
-};
-
-const Kernels& kernels() {
-  const char* error = nullptr;
-  const Kernels* selected = select_kernels(&error);
-  if (selected == nullptr) fail(error);
-  return *selected;
-}
-
-PerturbArgs update_args(const AdapterParameter& parameter, std::vector<float>& lora_b, const Update& update) {
-  PerturbArgs args{};
-  args.param = lora_b.data();
-  args.dtype = DType::kFloat32;
-  args.numel = static_cast<int64_t>(lora_b.size());
-  args.seeds = update.seeds.data();
-  args.coeffs = update.coeffs.data();
-  args.count = static_cast<int64_t>(update.seeds.size());
-  args.stream = parameter.stream;
-  args.decay = 1;
-  set_distribution(args, Distribution::kOuter, /*dimensions=*/2, parameter.lora_b[0]);
-  return args;
-}
 
 // The kernel over one B; the L2 norm of its change.
 template <typename Args>
@@ -92,7 +58,8 @@ float HostAdapter::update(const Update& update) {
   for (size_t i = 0; i < lora_b_.size(); ++i) {
     if (rule.weight_decay > 0)
       for (float& value : lora_b_[i]) value *= update.decay;
-    const PerturbArgs args = update_args(description_.adapter.parameters[i], lora_b_[i], update);
+    const PerturbArgs args = perturb_args(description_.adapter.parameters[i], lora_b_[i].data(), update.seeds, update.coeffs,
+                                          description_.distribution);
     float norm = 0;
     if (rule.name == "adam") {
       ZoAdamArgs adam{args, first_state_[i].data(), second_state_[i].data(), 0, 0, 0, 0, 0, 0};

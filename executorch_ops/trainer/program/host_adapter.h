@@ -17,6 +17,7 @@ class HostAdapter {
   HostAdapter(const Description& description, std::vector<std::vector<float>> lora_b);
 
   const std::vector<std::vector<float>>& lora_b() const { return lora_b_; }
+  std::vector<std::vector<float>>& writable_lora_b() { return lora_b_; }
   // Forgets the state, too.
   void set_lora_b(const std::vector<std::vector<float>>& lora_b);
   // By the program's rule; the L2 norm of the change of all B, weight decay apart.

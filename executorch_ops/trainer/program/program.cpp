@@ -64,6 +64,15 @@ class Arguments {
   std::vector<EValue> values_;
 };
 
+// Module, with the buffers of the methods that it has loaded.
+class LoadedModule : public Module {
+ public:
+  using Module::Module;
+  executorch::runtime::Result<executorch::aten::Tensor> buffer(const std::string& method, std::string_view name) {
+    return methods_.at(method).method->get_attribute(name);
+  }
+};
+
 // The runtime gets the memory that a program plans before it looks at anything else.
 void check_memory(Module& module, const std::string& path) {
   const auto names = module.method_names();
@@ -82,15 +91,30 @@ void check_memory(Module& module, const std::string& path) {
   }
 }
 
-std::unique_ptr<Module> open_module(const std::string& path) {
+std::unique_ptr<LoadedModule> open_module(const std::string& path) {
   check_program(path);
   initialize_runtime();
   const LogCapture log;
-  auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  auto module =
+      std::make_unique<LoadedModule>(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
   const auto verification = executorch::runtime::Program::Verification::InternalConsistency;
   log.check(module->load(verification), path + ": not a program of ExecuTorch");
   check_memory(*module, path);
   return module;
+}
+
+// The name of the buffer within the model: that of the weight, but for its end.
+std::string buffer_name(const AdapterParameter& parameter) {
+  constexpr std::string_view kWeight = ".weight";
+  const std::string& name = parameter.name;
+  const bool weight = name.size() > kWeight.size() && name.compare(name.size() - kWeight.size(), kWeight.size(), kWeight) == 0;
+  return name.substr(0, name.size() - (weight ? kWeight.size() : 0)) + ".lora_b";
+}
+
+// Whether `name` is `path`, or ends with a dot and that.
+bool ends_with_path(std::string_view name, std::string_view path) {
+  if (name.size() < path.size() || name.substr(name.size() - path.size()) != path) return false;
+  return name.size() == path.size() || name[name.size() - path.size() - 1] == '.';
 }
 
 Description describe(Module& module, const std::string& path) {
@@ -137,8 +161,23 @@ struct Program::Methods {
     return copies;
   }
 
+  // Where the B of a parameter lies, in all methods; nullptr if the program does not say.
+  float* lora_b(const AdapterParameter& parameter) {
+    constexpr const char* kOwner = "update";
+    const std::string wanted = buffer_name(parameter);
+    const auto meta = module->method_meta(kOwner);
+    for (size_t i = 0; meta.ok() && i < meta->num_attributes(); ++i) {
+      const auto info = meta->attribute_tensor_meta(i);
+      if (!info.ok() || !ends_with_path(info->name(), wanted)) continue;
+      const auto found = module->buffer(kOwner, info->name());
+      if (!found.ok() || found->scalar_type() != ScalarType::Float) return nullptr;
+      return found->numel() == parameter.lora_b[0] * parameter.lora_b[1] ? found->mutable_data_ptr<float>() : nullptr;
+    }
+    return nullptr;
+  }
+
   ThreadPoolUse pool;
-  std::unique_ptr<Module> module;
+  std::unique_ptr<LoadedModule> module;
 };
 
 Program::Program(const std::string& path, int64_t threads) : path_(path) {
@@ -312,6 +351,22 @@ Adapter Program::exported() {
       fail(path_, ": get_adapter returns ", p.name, " in another shape than the description has");
   }
   return adapter;
+}
+
+const std::vector<float*>& Program::writable_lora_b() {
+  ++changes_;
+  if (host_ != nullptr) {
+    writable_lora_b_.clear();
+    for (std::vector<float>& b : host_->writable_lora_b()) writable_lora_b_.push_back(b.data());
+  } else if (writable_lora_b_.empty()) {
+    std::vector<float*> found;
+    for (const AdapterParameter& parameter : description_.adapter.parameters) {
+      found.push_back(methods_->lora_b(parameter));
+      if (found.back() == nullptr) fail(path_, ": the program does not show where LoRA-B of ", parameter.name, " lies");
+    }
+    writable_lora_b_ = std::move(found);
+  }
+  return writable_lora_b_;
 }
 
 void Program::set_lora_b(const std::vector<std::vector<float>>& lora_b) {

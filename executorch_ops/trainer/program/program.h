@@ -73,6 +73,9 @@ class Program {
   // The update of B by the program's rule; the L2 norm of the change, weight decay apart.
   float update(const Update& update);
   Adapter adapter();
+  // Where every B lies, in the order of the parameters: what is written there is in the next forward, and counts as a change of
+  // the adapter. Throws Error, the first time, if the program does not show it.
+  const std::vector<float*>& writable_lora_b();
   // Forgets what the optimizer keeps of earlier updates, too.
   void set_lora_b(const std::vector<std::vector<float>>& lora_b);
   // None for a head without an adapter. Throws Error if there is one and the description has no head, or another shape.
@@ -94,6 +97,7 @@ class Program {
   std::unique_ptr<Methods> methods_;
   Description description_;
   std::unique_ptr<HostAdapter> host_;  // of a delegated program; else the adapter lies in buffers of the methods
+  std::vector<float*> writable_lora_b_;
   std::optional<HeadAdapter> head_;
   int64_t changes_ = 0;
   std::vector<float> head_rows_;  // what it adds to the rows of the candidates, [classes, in]
