@@ -76,9 +76,17 @@ def test_wrap_step_save_and_load(base: Base, tmp_path: Path, rng: torch.Generato
     assert_same_bits(logits(again, batch), logits(model, batch))
     for name, layer in adapter_layers(again).items():
         layer.lora_b.data.copy_(start[name])
-    assert steps[0].journal is not None
-    steps[0].journal.close()
+    steps[0].close_journal()
     assert replay(again, tmp_path / "run.journal") == 1
+    assert_same_bits(logits(again, batch), logits(model, batch))
+    for name, layer in adapter_layers(again).items():
+        layer.lora_b.data.copy_(start[name])
+    # Cut off here, the run goes on over a base that was made anew.
+    resumed = mobizo.ZerothOrder(
+        again, queries=2, eps=3e-2, lr=0.1, journal=tmp_path / "run.journal", resume=True
+    )
+    for one in (steps[0], resumed):
+        one.step(batch)
     assert_same_bits(logits(again, batch), logits(model, batch))
 
 
