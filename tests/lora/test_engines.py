@@ -32,7 +32,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "task_type": "CAUSAL_LM",
     },
 }
-# Which adapters an engine computes as PEFT does: the table of docs/usage.md.
+# Which adapters an engine computes as PEFT does: the table of docs/adapters.md.
 SAME = {
     "vllm": {"plain", "all-linear", "layers", "rslora"},
     "llama.cpp": {"plain", "all-linear", "layers", "ranks", "activated"},
