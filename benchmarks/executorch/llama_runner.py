@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import executorch.kernels.quantized  # noqa: F401
 import numpy as np
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 from executorch.extension.llm.runner import GenerationConfig, Stats, TextLLMRunner
