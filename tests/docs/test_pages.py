@@ -21,7 +21,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
 )
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "executorch_ops", "mobizo_kernels", "tests")
-RUNNABLE = ("README.md", "docs/usage.md", "docs/adapters.md")
+RUNNABLE = ("README.md", "docs/usage.md", "docs/adapters.md", "docs/objectives.md")
 WIDTH = 100
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
