@@ -186,7 +186,8 @@ def check_writable(directory: Path, option: str) -> None:
     """Raise InputError unless a file can be made in `directory`, or in the nearest there is above it. Modes
     do not tell: a file system may be read-only, or none that takes files.
     """
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    # A link that leads nowhere is there, too: no directory can be made in its place.
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise InputError(f"{option}: {str(existing)!r} is no directory")
     try:

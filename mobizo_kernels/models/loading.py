@@ -75,6 +75,9 @@ def load_model(spec: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreT
             ignore_mismatched_sizes=True,
         )
     model, report = loaded  # the stubs know of the model alone
+    if spec != SMOLLM2 and not Path(spec).expanduser().is_dir():
+        # Adapters name their model: by that of the hub, wherever its files are kept here.
+        model.name_or_path = model.config._name_or_path = spec
     # transformers would go on with random numbers, and with what a file holds of a format it does not know.
     if missing := sorted(report["missing_keys"]):
         raise InputError(

@@ -110,8 +110,8 @@ def rewards_of(
         given = [float(value) for value in reward(asked, texts, wanted)]
     except Exception as error:  # whatever a user's function does
         raise RewardError(f"the reward failed ({type(error).__name__}: {first_line(error)})") from error
-    if len(given) != len(texts):
-        raise RewardError(f"reward must give a number for each of {len(texts)} answers, got {len(given)}")
+    if len(given) != len(answers):
+        raise RewardError(f"reward must give a number for each of {len(answers)} answers, got {len(given)}")
     if not torch.tensor(given, dtype=torch.float64).float().isfinite().all():
         raise RewardError(f"reward must give numbers that are finite in float32, got {given}")
     return given

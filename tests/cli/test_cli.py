@@ -103,6 +103,22 @@ def test_bad_input_ends_in_one_sentence(
     assert contents(tmp_path) == before
 
 
+def test_a_link_that_leads_nowhere_takes_no_results(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found before the run, not when its results are to be written."""
+    (link := tmp_path / "link").symlink_to("nowhere")
+    for option, message in (
+        (f"--out={link}", f"out: '{link}' is no directory"),
+        (f"--out={link / 'run'}", f"out: '{link}' is no directory"),
+        (f"--tensorboard={link}", f"tensorboard: '{link}' is no directory"),
+        (f"--journal={link}", f"journal: '{link}' exists; name another, or add --resume"),
+    ):
+        assert train(inputs, tmp_path / "out", option) == 2
+        assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["link"]
+
+
 @pytest.mark.parametrize("occupied", ["file", "directory"])
 def test_out_is_not_overwritten_unasked(
     occupied: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,11 +7,14 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import peft
 import pytest
 from huggingface_hub import constants
 from tiny_texts import save_model
 
+import mobizo_kernels as mobizo
 from mobizo_kernels.errors import InputError
+from mobizo_kernels.lora import adapter_config
 from mobizo_kernels.models import load_model
 from mobizo_kernels.models.hub import hub_source
 
@@ -47,7 +50,10 @@ def test_a_model_in_the_cache(nowhere: str, tmp_path: Path, monkeypatch: pytest.
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     assert hub_source("somebody/tiny") == str(snapshot)
-    assert not load_model("somebody/tiny")[0].training
+    model, _ = load_model("somebody/tiny")
+    assert not model.training
+    model = mobizo.wrap(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert adapter_config(model)["base_model_name_or_path"] == "somebody/tiny"  # not this machine's cache
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "-x", "x..y", "n" * 200])
