@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz lint native arm wheel hub-kernel clean
+.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz sanitize lint native arm wheel hub-kernel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -87,6 +87,9 @@ statistics: install  ## the noise through dieharder and tests of its own (apt in
 fuzz: install  ## damaged files of every kind through both readers, FUZZ_S seconds each (apt install clang libclang-rt-dev)
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/fuzz/run.sh
 	$(BIN)/python tests/support/differential.py --seconds $${FUZZ_S:-6} $${FUZZ_SEED:+--seed $$FUZZ_SEED}
+
+sanitize: install  ## the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, by g++
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/sanitize.sh
 
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

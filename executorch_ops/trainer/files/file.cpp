@@ -149,7 +149,7 @@ struct Identity {
 
 }  // namespace
 
-File::File(std::string path, int flags) : File(path, Opened{::open(path.c_str(), flags | O_CLOEXEC, 0666)}) {}
+File::File(const std::string& path, int flags) : File(path, Opened{::open(path.c_str(), flags | O_CLOEXEC, 0666)}) {}
 
 File::File(std::string path, Opened opened) : path_(std::move(path)), descriptor_(opened.descriptor) {
   if (descriptor_ < 0) throw SystemError(errno, "cannot open " + path_);

@@ -16,7 +16,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the files of the train
 class File {
  public:
   // flags as for open(2); O_CLOEXEC is added.
-  File(std::string path, int flags);
+  File(const std::string& path, int flags);
   ~File();
   File(File&& other) noexcept
       : path_(std::move(other.path_)),
