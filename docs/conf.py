@@ -36,7 +36,7 @@ myst_heading_anchors = 4  # under the names that a code host gives them
 
 # Notebooks are kept without outputs and run when the site is made. A cell that fails ends the build.
 nb_execution_mode = "force"
-nb_execution_timeout = 120
+nb_execution_timeout = 900  # seconds for a cell, on a busy machine, too
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
