@@ -189,7 +189,8 @@ def _solved(
     to axis, and without the scales it takes thousands of evaluations.
     """
     directions, squares = axes
-    scales = (squares / 4 + ridge).rsqrt()
+    # An axis on which nothing lies, of states that are all zeros, has no curvature and no scale.
+    scales = (squares / 4 + ridge).clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
     inputs = states.hidden @ directions.T * scales
     added = (start @ directions.T / scales).requires_grad_()
     solver = torch.optim.LBFGS(

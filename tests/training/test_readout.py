@@ -196,6 +196,14 @@ def test_labels_that_nothing_tells_get_no_adapter(rng: torch.Generator) -> None:
     assert len(found.losses) < len(RIDGES)
 
 
+def test_states_of_zeros_tell_nothing(rng: torch.Generator) -> None:
+    model = wrapped()
+    model.model.norm.weight.data.zero_()
+    found, _, _ = read_out(model, rng)
+    assert (found.ridge, found.rank) == (None, 0)
+    assert set(found.losses.values()) == {found.losses[None]}
+
+
 def test_rows_in_turn(rng: torch.Generator) -> None:
     many = [row for row in rows(30, rng) if row.label != 2 or row.input_ids[0] % 2][:20]
     few = rows_in_turn(many, 9)
