@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,12 @@ def test_replay_gives_the_bits(
     assert_same_adapter(resumed, whole)
     assert cut.read_bytes() == journal.read_bytes()
     assert len(result.evaluations) == 3 and all(np.isnan(v.accuracy) for v in result.evaluations)
-    for other in ({"objective": given(temperature=0.8, name="other")}, {"reward_shaping": "rank"}, {}):
+    for other in (
+        {"objective": given(temperature=0.8, name="other")},
+        {"objective": given(temperature=0.8 + 1e-9)},
+        {"reward_shaping": "rank"},
+        {},
+    ):
         changed: dict[str, Any] = {"objective": objective, **other} if other else {}
         with pytest.raises(ValueError, match="data is .* here, but the journal has"):
             Trainer(program).train(data, **RUN, **changed, journal=cut, resume=True)
@@ -216,6 +222,18 @@ def test_a_rule_is_learned(program: Path, data: Path) -> None:
     Trainer(program).train(data, **run, objective=given(even), on_step=steps.append)
     losses = [step.loss for step in steps]
     assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.1
+
+
+def test_losses_below_zero_are_steady(program: Path, data: Path) -> None:
+    """Rewards may be any numbers, and no share of a loss below zero means anything."""
+
+    calls = itertools.count()
+
+    def high(prompt: str, answers: list[str], reference: str) -> list[float]:
+        return [10 - next(calls) / 10] * len(answers)  # falls, and so the loss rises
+
+    result = Trainer(program).train(data, **{**RUN, "eval_every": 1}, objective=given(high))
+    assert (result.steps, result.stopped) == (RUN["steps"], False)
 
 
 @pytest.mark.parametrize("shaping", ["standardise", "rank"])
@@ -258,11 +276,16 @@ def test_a_reward_that_fails_ends_the_run(program: Path, data: Path, tmp_path: P
     def raising(answers: list[str]) -> list[float]:
         raise KeyError("word")
 
+    def emptying(answers: list[str]) -> list[float]:
+        answers.clear()
+        return []
+
     faults: list[tuple[Callable[[list[str]], Any], type[BaseException], str]] = [
         (raising, RewardError, r"the reward failed \(KeyError: 'word'\)"),
         (lambda answers: [float("nan")] * len(answers), RewardError, "finite in float32, got \\[nan"),
         (lambda answers: [1e300] * len(answers), RewardError, "finite in float32, got \\[1e"),
         (lambda answers: [1.0], RewardError, "a number for each of 4 answers, got 1"),
+        (emptying, RewardError, "a number for each of 4 answers, got 0"),
         (lambda answers: ["good"] * len(answers), RewardError, "the reward failed .ValueError: could not"),
         (lambda answers: exec("raise KeyboardInterrupt"), KeyboardInterrupt, ""),
     ]
@@ -303,7 +326,8 @@ def test_what_is_refused(program: Path, data: Path, tmp_path: Path, dataset: Pat
             r"row \d+ of train: the prompt has \d+ tokens, and wi",
         ),
         (given(max_new_tokens=0), "none", "max_new_tokens must be at least 1, got 0"),
-        (given(temperature=-1.0), "none", "temperature must be"),
+        (given(max_new_tokens=2**63 - 1), "none", r"an answer of 9223372036854775807 it does not fit"),
+        (given(temperature=-1.0), "none", "^temperature must be"),
         (given(name=""), "none", "the name of an objective must not be empty"),
         ("f1", "none", "objective must be a TextReward, 'accuracy' or None, got 'f1'"),
         (None, "best", "shaping must be one of none, standardise, rank, got 'best'"),

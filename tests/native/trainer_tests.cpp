@@ -168,6 +168,13 @@ void divergence_cases(Report& report) {
   std::string unsteady;
   for (const double loss : {0.6, 0.5, 0.89, 0.91, 0.6, std::nan("")}) unsteady += validated.validate(loss) ? "1" : "0";
   check_equal(report, "validations", unsteady, "000101");
+  unsteady.clear();
+  DivergenceGuard rewarded;  // whose losses may be below zero, where no share of one means anything
+  for (const double loss : {-0.1, -5.0, 3.0, std::nan("")}) unsteady += rewarded.validate(loss) ? "1" : "0";
+  check_equal(report, "validations of rewards", unsteady, "0001");
+  std::vector<float> below(25, -9);
+  below.push_back(-8.99f);
+  check_equal(report, "losses below zero", text(unsteady_at(below)), "-1");
   check_equal(report, "no losses", text(unsteady_at(std::vector<float>(40, NAN))), "19");
 }
 

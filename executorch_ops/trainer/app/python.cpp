@@ -96,20 +96,22 @@ class Trainer {
   py::dict train(const Path& dataset, TrainOptions options, const std::string& objective, const py::object& reward,
                  const GenerateOptions& writing, const py::object& on_begin, const py::object& on_step,
                  const py::object& on_evaluation) {
-    std::optional<Objective> minimised;
-    if (!reward.is_none()) {
-      minimised.emplace(objective, generator(), writing, calling_reward(reward));
-    } else if (!objective.empty()) {
-      minimised.emplace(label_accuracy(program_, generator()));
-    }
-    if (minimised) options.objective = &*minimised;
     const auto begun = [&] {
       const py::gil_scoped_acquire gil;
       if (!on_begin.is_none()) on_begin();
     };
     const Observer observer{begun, calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn,
                             [](int64_t) { check_signals(); }};
-    const TrainResult result = working([&] { return trainer::train(program_, Dataset(dataset.string()), options, observer); });
+    const TrainResult result = working([&] {
+      std::optional<Objective> minimised;
+      if (!reward.is_none()) {
+        minimised.emplace(objective, generator(), writing, calling_reward(reward));
+      } else if (!objective.empty()) {
+        minimised.emplace(label_accuracy(program_, generator()));
+      }
+      if (minimised) options.objective = &*minimised;
+      return trainer::train(program_, Dataset(dataset.string()), options, observer);
+    });
     py::list evaluations;
     for (const EvaluationReport& report : result.evaluations) evaluations.append(to_dict(report));
     return py::dict("steps"_a = result.steps, "stopped"_a = result.stopped, "lost"_a = result.lost,

@@ -18,11 +18,12 @@ bool DivergenceGuard::observe(float loss, bool applied) {
       deviation_ = std::max(deviation_, std::sqrt(variance_));
     }
   }
-  return skipped_ >= kWindow || mean_ - lowest_ > std::max(kDeviations * deviation_, 0.1 * lowest_);
+  return skipped_ >= kWindow || mean_ - lowest_ > std::max(kDeviations * deviation_, 0.1 * std::abs(lowest_));
 }
 
 bool DivergenceGuard::validate(double loss) {
   if (!first_validation_) first_validation_ = loss;
+  if (*first_validation_ <= 0) return !std::isfinite(loss);  // of rewards: no share of it means anything
   return !(loss <= std::max(kRise * *first_validation_, *first_validation_ + kRoom));
 }
 

@@ -11,7 +11,7 @@ namespace mobizo::trainer {
 // unsteady when the mean is more than a tenth and more than kDeviations standard deviations of a single loss above the lowest
 // it has been, or when kWindow steps in a row were skipped. The standard deviation is the largest that was seen at a lowest
 // mean. It is also unsteady when the loss on rows that stay the same, those of validations, is more than kRise times
-// what it first was, and more than kRoom above it.
+// what it first was, and more than kRoom above it; or, if that was not above 0, when it is not finite.
 // The same losses give the same answers, so a run that is resumed from its journal ends where it would have.
 class DivergenceGuard {
  public:

@@ -29,6 +29,11 @@ int64_t chosen(const std::vector<float>& logits, const GenerateOptions& options,
 
 }  // namespace
 
+void check_options(const GenerateOptions& options) {
+  check_sampling(options.sampling);
+  if (options.max_new_tokens < 1) fail("max_new_tokens must be at least 1, got ", options.max_new_tokens);
+}
+
 Generator::Generator(Program& program) : program_(program) {
   if (!program.description().generation)
     fail(program.path(), ": the program cannot write: it was exported without a context (mobizo export --context N)");
@@ -41,14 +46,13 @@ bool Generator::acts(const std::vector<int64_t>& prompt) const {
 
 void Generator::check(const std::vector<int64_t>& prompt, const GenerateOptions& options, bool whole) const {
   const Description& d = program_.description();
-  check_sampling(options.sampling);
-  if (options.max_new_tokens < 1) fail("max_new_tokens must be at least 1, got ", options.max_new_tokens);
+  check_options(options);
   if (prompt.empty()) fail("the prompt must have at least one token");
   const auto tokens = static_cast<int64_t>(prompt.size());
   if (tokens >= d.generation->context)
     fail("the prompt has ", tokens, " tokens, and ", d.generation->context - 1, " fit: the program's context of ",
          d.generation->context, " holds the answer, too");
-  if (whole && tokens + options.max_new_tokens > d.generation->context)
+  if (whole && options.max_new_tokens > d.generation->context - tokens)
     fail("the prompt has ", tokens, " tokens, and with an answer of ", options.max_new_tokens,
          " it does not fit the program's context of ", d.generation->context);
   for (const int64_t token : prompt)

@@ -18,6 +18,9 @@ struct GenerateOptions {
   std::vector<int64_t> among = {};  // tokens to choose from; all if there are none
 };
 
+// Throws Error, naming the option, if one is out of its range.
+void check_options(const GenerateOptions& options);
+
 struct Generated {
   std::vector<int64_t> tokens;
   // "stop": the last token is one that ends an answer; "length": as many as asked for; "context": the program has no room for

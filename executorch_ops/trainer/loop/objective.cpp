@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "../files/errors.h"
+#include "../files/json.h"
+#include "../files/utf8.h"
 #include "../program/perturbation.h"
 #include "seeds.h"
 
@@ -28,12 +30,16 @@ Objective::Objective(std::string name, Generator& generator, GenerateOptions wri
       reward_(std::move(reward)),
       validates_(validates) {
   if (name_.empty()) fail("the name of an objective must not be empty");
+  if (utf8_valid_bytes(name_) != name_.size()) fail("the name of an objective must be UTF-8");  // as journals are
+  check_options(writing_);
 }
 
 std::string Objective::text() const {
   const Sampling& s = writing_.sampling;
   std::string text = message(name_, " ", writing_.max_new_tokens);
-  if (s.temperature != 0) text += message(" ", s.temperature, " ", s.top_k, " ", s.top_p, " ", s.seed);
+  // All digits: a run does not go on at another temperature, however near.
+  if (s.temperature != 0)
+    text += message(" ", Json(s.temperature).dump(), " ", s.top_k, " ", Json(s.top_p).dump(), " ", s.seed);
   return text;
 }
 
