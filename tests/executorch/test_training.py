@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from crash import start_runner
 from executorch.runtime import Runtime, Verification
 from helpers import directions
 from programs import (
@@ -268,6 +270,28 @@ def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: P
     assert str(again.evaluations) == str(first.evaluations)  # NaN included
     on = Trainer(program).train(dataset, **{**run, "steps": 12}, stop_unsteady=False)
     assert (on.steps, on.stopped) == (12, False)
+
+
+@pytest.mark.parametrize(("steps", "times"), [(5, None), (6, "1 or 2"), (10, "2"), (12, "2 or 3")])
+def test_batches_that_are_used_again_are_told_of(
+    steps: int, times: str | None, program: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """By Python and by mobizo_runner; the 19 rows of the data set are the batches of 5 steps."""
+    told = []
+    if times is not None:
+        told = [
+            f"the data set has the batches of 5 steps: in a run of {steps} each is used {times} times; "
+            f"tokenize for {steps} steps to have as many"
+        ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(program).train(dataset, steps=steps, eval_every=0, keep="last")
+    assert [str(warning.message) for warning in caught] == told
+    options = [f"--steps={steps}", "--eval-every=0", "--keep=last", "--start=zero"]
+    adapter = tmp_path / "adapter.safetensors"
+    runner = start_runner(["train", program, dataset, f"--adapter-out={adapter}", *options])
+    errors = runner.communicate()[1]
+    assert (runner.returncode, errors.splitlines()) == (0, [f"mobizo_runner: {line}" for line in told])
 
 
 def test_number_of_threads(program: Path, dataset: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Run {
     if (eval_every_ > 0) validation_ = &dataset.split("validation");
     if (options.objective != nullptr) options.objective->check(*training_, training_->rows());
     if (objective_validates() && validation_ != nullptr) options.objective->check(*validation_, options.validation_rows);
+    warn_of_repeats();
     open_journal();
   }
 
@@ -85,6 +86,18 @@ class Run {
       result_.lost = lost.what();
       validate();
     }
+  }
+
+  // A data set is laid out for some number of steps, and a longer run begins it again.
+  void warn_of_repeats() const {
+    const int64_t batch_size = program_.description().batch_size;
+    const int64_t batches = (static_cast<int64_t>(dataset_.order().size()) + batch_size - 1) / batch_size;
+    if (options_.steps <= batches) return;
+    const int64_t times = options_.steps / batches;
+    const std::string most = options_.steps % batches == 0 ? "" : message(" or ", times + 1);
+    observer_.on_warning(message("the data set has the batches of ", batches, " steps: in a run of ", options_.steps,
+                                 " each is used ", times, most, " times; tokenize for ", options_.steps,
+                                 " steps to have as many"));
   }
 
   void open_journal() {
