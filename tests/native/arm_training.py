@@ -1,4 +1,7 @@
-"""Trains one program on this machine and on emulated ARM CPUs, and compares. arm_training.sh builds both."""
+"""Trains one program on this machine and on emulated ARM CPUs, lets it write there, and compares.
+
+arm_training.sh builds both.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,26 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from programs import (  # noqa: E402
-    DEFAULTS,
-    eager_twin,
-    export_quietly,
-    lora_config,
-    tiny_dataset,
-    tiny_llama,
-)
+import tiny  # noqa: E402
+from programs import DEFAULTS, export_quietly, lora_config, tiny_dataset  # noqa: E402
+from tiny_texts import tokenizer  # noqa: E402
 
+from mobizo_kernels import wrap  # noqa: E402
 from mobizo_kernels.journal import read_journal, replay  # noqa: E402
 from mobizo_kernels.lora import adapter_layers  # noqa: E402
 
-LAYERS, STEPS, C_STEPS = 2, 6, 2
+STEPS, C_STEPS = 6, 2
+CONTEXT, TOKENS = 48, 12
+PROMPTS = ("The film is dull", "Every scene of it feels fresh and warm, but slow.")
 LOSS_TOLERANCE = 1e-5
 CPUS = ("max,sme=off", "cortex-a76")  # plain max has SME, with which XNNPACK is slow under emulation
 KNOWN_ANSWERS = Path(__file__).parents[1] / "support" / "noise_vectors.json"
@@ -59,9 +63,17 @@ def losses_of(log: Path) -> torch.Tensor:
     return torch.tensor([line["step"]["losses"] for line in lines if "step" in line], dtype=torch.float64)
 
 
+def llama() -> Any:
+    """A tiny one that has the tokens of `tokenizer()`."""
+    return tiny.causal_lm(
+        LlamaConfig(**{**tiny.SIZES, "vocab_size": len(tokenizer())}, num_key_value_heads=2)
+    )
+
+
 def make_files(folder: Path) -> tuple[Path, Path]:
     program, dataset = folder / "llama.pte", folder / "data.safetensors"
-    export_quietly(tiny_llama(LAYERS), program, targets=lora_config(), **{**DEFAULTS, "queries": 4})
+    options = {**DEFAULTS, "queries": 4, "context": CONTEXT}
+    export_quietly(llama(), program, targets=lora_config(), **options)
     return program, tiny_dataset(dataset, torch.Generator().manual_seed(0))
 
 
@@ -106,9 +118,9 @@ def train_in_c(machines: list[Machine], program: Path, dataset: Path, folder: Pa
         sys.exit("the app in C makes other adapters of one journal")
 
 
-def replay_everywhere(machines: list[Machine], program: Path, journal: Path, folder: Path) -> None:
-    """One journal, in torch and on each machine: the same bytes."""
-    model = eager_twin(LAYERS)
+def replay_everywhere(machines: list[Machine], program: Path, journal: Path, folder: Path) -> Path:
+    """One journal, in torch and on each machine: the same bytes, those of the adapter that is returned."""
+    model = wrap(llama(), lora_config())
     assert replay(model, journal) == STEPS
     torch_b = {
         f"base_model.model.{name}.lora_B.weight": layer.lora_b.detach()
@@ -124,6 +136,31 @@ def replay_everywhere(machines: list[Machine], program: Path, journal: Path, fol
             if not torch.equal(tensors[name].view(torch.int32), b.view(torch.int32)):
                 sys.exit(f"{machine.name}: replay gives other bits than torch in {name}")
         print(f"{machine.name}: the journal replays to the bits of torch")
+    return adapter
+
+
+def write_everywhere(machines: list[Machine], program: Path, adapter: Path, folder: Path) -> None:
+    """What was trained is heard, and in the same words on each machine."""
+    words = folder / "tokenizer.json"
+    own = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
+    # Without the expression that splits words: the build for ARM has no PCRE2.
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    own.save(str(words))
+    asked = ["mobizo_runner", "generate", program, "--tokenizer", words, "--raw", "--json"]
+    asked += ["--max-new-tokens", TOKENS, "--threads", 2, *PROMPTS]
+
+    def tokens(machine: Machine, *more: object) -> list[list[int]]:
+        answers = json.loads(machine.run(*map(str, [*asked, *more])).splitlines()[-1])["answers"]
+        return [answer["tokens"] for answer in answers]
+
+    first = tokens(machines[0], "--adapter", adapter)
+    assert [len(answer) for answer in first] == [TOKENS] * len(PROMPTS), first
+    if first == tokens(machines[0]):
+        sys.exit("with the adapter the program writes what it does without")
+    for machine in machines:
+        if tokens(machine, "--adapter", adapter) != first:
+            sys.exit(f"{machine.name}: the program writes other tokens than on {machines[0].name}")
+        print(f"{machine.name}: the tuned program writes {TOKENS} tokens behind each prompt, the same ones")
 
 
 def main() -> None:
@@ -144,7 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         program, dataset = make_files(Path(scratch))
         journal = train_everywhere(machines, program, dataset, Path(scratch))
-        replay_everywhere(machines, program, journal, Path(scratch))
+        adapter = replay_everywhere(machines, program, journal, Path(scratch))
+        write_everywhere(machines, program, adapter, Path(scratch))
         train_in_c(machines, program, dataset, Path(scratch))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Cross-builds the native trainer for aarch64 and trains a small Llama under qemu on two ARM CPUs: the losses must be this machine's, and
-# a journal must replay to the same bits on all of them and in torch, by mobizo_runner and by an app in C. Runs the trainer's native tests
-# on each as well. Needs python with this package and ExecuTorch, cmake >= 3.28, ninja, g++, Debian's g++-aarch64-linux-gnu (with gcc) and
-# qemu-user-static.
+# Cross-builds the native trainer for aarch64 and trains a small Llama under qemu on two ARM CPUs: the losses must be this machine's, a
+# journal must replay to the same bits on all of them and in torch, by mobizo_runner and by an app in C, and the tuned program must write
+# the same words. Runs the trainer's native tests on each as well. Needs python with this package and ExecuTorch, cmake >= 3.28, ninja,
+# g++, Debian's g++-aarch64-linux-gnu (with gcc) and qemu-user-static.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
