@@ -35,7 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         try:
             with sigterm_interrupts():
                 code = app(given, prog_name="mobizo", obj=given, standalone_mode=False)
-            sys.exit(code)  # of help and versions; commands give none
+            sys.exit(code or 0)  # that of help and versions; commands give none
         except SystemExit as end:
             if not end.code:
                 _flush_output()

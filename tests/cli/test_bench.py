@@ -52,7 +52,7 @@ def test_a_random_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("--model=./absent", "model './absent'"),
         ("--tokens=3", "tokens: expected more than --tail and a label have, got 3"),
         ("--model={inputs}/few_positions", "tokens: the model has 8 positions, got 12"),
-        ("--layers=3:4", "layers: expected layers of the model"),
+        ("--layers=3:4", "layers: expected FIRST <= LAST within 0:1 for this model, got '3:4'"),
     ],
 )
 def test_bad_input(option: str, message: str, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

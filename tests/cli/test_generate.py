@@ -95,7 +95,7 @@ def test_where_an_adapter_is_off_is_said(
     [
         (["--top-p=0"], "settings: top_p must be in"),
         (["--temperature=inf"], "temperature: expected a finite number, got inf"),
-        (["--threads=99999999999"], "threads: expected at most"),
+        (["--threads=99999999999"], "'--threads': should be less than or equal to 1024, got '99999999999'"),
         (
             ["--max-new-tokens=500"],
             "max_new_tokens: the model has 128 positions and a prompt .* tokens, got 500",

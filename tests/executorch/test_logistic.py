@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from mobizo_kernels.executorch._library import load_trainer
-from mobizo_kernels.training.readout import RIDGES, _loss, _solved, _States
+from mobizo_kernels.training.readout import RIDGES, _loss, _principal_axes, _solved, _States
 
 States = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
@@ -87,12 +87,12 @@ def test_it_is_that_of_the_twin(rows: int, width: int, classes: int, scale: floa
     ridge, losses, added, words, directions = regress(seen, held_out, scale, soft_cap)
     head: Any = Head(scale, soft_cap)
     theirs = [_as_theirs(seen), _as_theirs(held_out)]
-    square = theirs[0].hidden.square().mean().item()
+    axes, square = _principal_axes(theirs[0]), theirs[0].hidden.square().mean().item()
     expected = torch.zeros(classes, width, dtype=torch.float64)
     assert losses[0] == (None, pytest.approx(_loss(head, theirs[1], expected).item(), rel=1e-12))
     for (tried, loss), wanted in zip(losses[1:], RIDGES, strict=False):
         assert tried == pytest.approx(wanted, rel=1e-15)
-        expected = _solved(head, theirs[0], wanted * square, expected)
+        expected = _solved(head, theirs[0], axes, wanted * square, expected)
         assert loss == pytest.approx(_loss(head, theirs[1], expected).item(), rel=1e-6)
         if tried == ridge:  # with a cap and weaker ones there may be several optima
             np.testing.assert_allclose(added, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

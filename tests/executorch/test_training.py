@@ -272,15 +272,15 @@ def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: P
     assert (on.steps, on.stopped) == (12, False)
 
 
-@pytest.mark.parametrize(("steps", "times"), [(5, None), (6, "1 or 2"), (10, "2"), (12, "2 or 3")])
+@pytest.mark.parametrize(("steps", "times"), [(7, None), (8, "1 or 2"), (14, "2"), (16, "2 or 3")])
 def test_batches_that_are_used_again_are_told_of(
     steps: int, times: str | None, program: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    """By Python and by mobizo_runner; the 19 rows of the data set are the batches of 5 steps."""
+    """By Python and by mobizo_runner; the 19 rows of the data set are the batches of 7 steps."""
     told = []
     if times is not None:
         told = [
-            f"the data set has the batches of 5 steps: in a run of {steps} each is used {times} times; "
+            f"the data set has the batches of 7 steps: in a run of {steps} each is used {times} times; "
             f"tokenize for {steps} steps to have as many"
         ]
     with warnings.catch_warnings(record=True) as caught:
