@@ -140,6 +140,32 @@ def test_a_run_by_rewards_is_that_of_python(
         assert values == flat(again)
 
 
+def test_objectives_that_are_refused(chat_model: tuple[Path, Path], dataset: Path, tmp_path: Path) -> None:
+    """Before the journal is made."""
+    model, program = chat_model
+    journal = tmp_path / "journal"
+    changes: dict[str, dict[str, Any]] = {
+        "objective.size must be at least 80, got 0: set it": {"size": 0},
+        "objective.reward must not be NULL": {"reward": None},
+        "objective.tokenizer must not be NULL": {"tokenizer": None},
+        "tokenizer is no open tokenizer": {"tokenizer": 12345},
+        "objective.name must not be NULL": {"name": None},
+        "the name of an objective must not be empty": {"name": b""},
+        "the name of an objective must be UTF-8": {"name": b"caf\xe9"},
+        "max_new_tokens must be at least 1, got 0": {"max_new_tokens": 0},
+        "row 0 of train: the prompt has": {"max_new_tokens": 2**63 - 1},
+        "temperature must be at least 0 and finite, got nan": {"temperature": float("nan")},
+        "top_p must be in (0, 1], got 0": {"top_p": 0.0},
+    }
+    ends = apart(
+        c.refused_objectives, program, dataset, model / "tokenizer.json", journal, list(changes.values())
+    )
+    assert len(ends) == len(changes)
+    for end, message in zip(ends, changes, strict=True):
+        assert end.startswith(f"INVALID: {message}")
+    assert not journal.exists()
+
+
 def test_an_answer_comes_as_text(chat_model: tuple[Path, Path]) -> None:
     model, program = chat_model
     path = model / "tokenizer.json"

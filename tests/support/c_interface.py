@@ -426,6 +426,28 @@ def cancelled_answers(
     return told, [opened.generate(prompt) for prompt in reversed(prompts)]
 
 
+def refused_objectives(
+    files: Files, program: str, dataset: str, path: str, journal: str, changes: Sequence[Found]
+) -> list[str]:
+    """How runs end whose objective has these members in place of good ones; none may reach its reward."""
+    library, tokenizer, told = Library(files), c_void_p(), list[str]()
+    opened = Program(library, program)
+    library.call("tokenizer_open", path.encode(), byref(tokenizer))
+
+    def reward(*arguments: Any) -> int:
+        told.append("a reward was asked for")
+        return 1
+
+    for change in changes:
+        objective = Objective()
+        library.call("objective_init", byref(objective), c_uint64(ctypes.sizeof(objective)))
+        objective.reward, objective.tokenizer = RewardOf(reward), tokenizer
+        for name, value in change.items():
+            setattr(objective, name, RewardOf() if name == "reward" else value)
+        told.append(opened.train(dataset, objective=ctypes.addressof(objective), journal=journal).end)
+    return told
+
+
 def rewarded(
     files: Files, program: str, dataset: str, path: str, end_after: int, how: str, **options: Any
 ) -> tuple[Run, list[float], list[tuple[str, list[str], str]]]:
