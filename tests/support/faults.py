@@ -136,6 +136,7 @@ def serve_children() -> None:
                 os.dup2(errors.fileno(), 2)
                 os.dup2(2, 1)
                 status = run_task(request["arguments"])
+                sys.stdout.flush()  # both are `errors`
                 sys.stderr.flush()
                 os._exit(status)
             _, ended = os.waitpid(child, 0)
