@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 800}
-QUERIES = {"antithetic": "usage.html", "perturb_": "api/ops.html", "PCRE2": "build.html"}
+QUERIES = {"antithetic": "objectives.html", "perturb_": "api/ops.html", "PCRE2": "build.html"}
 # Of a page, but for what scrolls within it; the theme lets all of .content scroll before the page does.
 WIDTH = "Math.max(...[...document.querySelectorAll('html, .content')].map(each => each.scrollWidth))"
 PICTURES = {
