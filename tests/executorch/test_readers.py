@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from crash import start_runner
+from differential import PIECES
 from journals import BAD_RULES
 from programs import tiny_dataset, tiny_program
 
@@ -24,22 +25,6 @@ from mobizo_kernels.journal import read_journal
 
 # What the native trainer says of a data set that is sound, but not for its program.
 OTHER_PROGRAM = ("must be those of the program", "is not in the vocabulary", "expected at most")
-
-# What stands in a header, and what does not.
-PIECES = [
-    *(bytes([byte]) for byte in b'"\\{}[]:,-+.eE0189 \t\n\r\0\x1f\x7f\x80\xc3\xff'),
-    *(b"null", b"true", b"NaN", b"1e400", b"-0", b"01", b"1.0", b"1e2", b"9223372036854775808", b'"a":1,'),
-    *(
-        b"\\ud800",
-        b"\\u0041",
-        b"\\ud83d\\ude00",
-        b"\xc3\xa9",
-        b"\xed\xa0\x80",
-        b"\xf4\x90\x80\x80",
-        b"[]",
-        b"{}",
-    ),
-]
 
 
 @pytest.fixture(scope="module")
