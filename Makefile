@@ -86,7 +86,8 @@ statistics: install  ## the noise through dieharder and tests of its own (apt in
 
 fuzz: install  ## damaged files of every kind through both readers, FUZZ_S seconds each (apt install clang libclang-rt-dev)
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/fuzz/run.sh
-	$(BIN)/python tests/support/differential.py --seconds $${FUZZ_S:-6} $${FUZZ_SEED:+--seed $$FUZZ_SEED}
+	limit="--seconds $${FUZZ_S:-6}"; [ -z "$$FUZZ_RUNS" ] || limit="--files $$FUZZ_RUNS"; \
+		$(BIN)/python tests/support/differential.py $$limit $${FUZZ_SEED:+--seed $$FUZZ_SEED}
 
 sanitize: install  ## the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, by g++
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/sanitize.sh

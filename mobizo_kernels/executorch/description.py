@@ -214,8 +214,9 @@ class Description:
         names = [parameter.name for parameter in self.adapter.parameters]
         if not names:
             raise ValueError("the adapter has no parameters")
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"the adapter has two parameters called {twice}")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the adapter has two parameters called '{name}'")
         if self.head is not None:
             self._check_head(self.head)
         if self.texts is not None:

@@ -48,8 +48,9 @@ def object_of(
         there = {name: reader for name, reader in (optional or {}).items() if name in of_kind(dict, value)}
         known = {**members, **there}
         found = {name: member(value, name, reader) for name, reader in known.items()}
-        if unknown := next((name for name in value if name not in known), None):
-            raise ValueError(f"'{unknown}' is unknown")
+        for name in value:
+            if name not in known:
+                raise ValueError(f"'{name}' is unknown")
         return make(**found)
 
     return read

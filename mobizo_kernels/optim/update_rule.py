@@ -151,8 +151,9 @@ class UpdateRule:
         if name not in OPTIMIZERS:
             raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got '{name}'")
         numbers: dict[str, Any] = {own: member(values, own, number) for own in list(cls(name).as_json())[1:]}
-        if unknown := next((other for other in values if other not in {"name", *numbers}), None):
-            raise ValueError(f"'{unknown}' is unknown")
+        for other in values:
+            if other not in {"name", *numbers}:
+                raise ValueError(f"'{other}' is unknown")
         if name == "adam":
             numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
         return cls(name, **numbers, lr=lr)

@@ -140,8 +140,9 @@ def _check_rows(name: str, rows: Sequence[EncodedExample], labels: int) -> None:
     found = {row.label for row in rows}
     if found != set(range(labels)):
         raise ValueError(f"{name} needs rows of every label from 0 to {labels - 1}, got {sorted(found)}")
-    if several := next((row.targets for row in rows if row.targets != 1), None):
-        raise ValueError(f"{name} needs rows whose answer is one token, got one of {several}")
+    for row in rows:
+        if row.targets != 1:
+            raise ValueError(f"{name} needs rows whose answer is one token, got one of {row.targets}")
 
 
 def _states(name: str, loss: LabelledLoss, rows: Sequence[EncodedExample], pad_token: int) -> _States:

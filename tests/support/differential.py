@@ -2,6 +2,7 @@
 it alike, and say the same of what they read.
 
     python tests/support/differential.py --seconds 600 [--kinds journal rows] [--seed 5]
+    python tests/support/differential.py --files 5000 --seed 1    # the same files on every machine
 
 Each file is made by the number of its try, which a failure names. Exit code 1 if the readers disagree.
 """
@@ -263,7 +264,9 @@ def attempt(kind: Kind, seed: int, folder: Path) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Python's readers against the native ones.")
-    parser.add_argument("--seconds", type=float, default=10, help="for each kind of file")
+    until = parser.add_mutually_exclusive_group()
+    until.add_argument("--seconds", type=float, default=10, help="for each kind of file")
+    until.add_argument("--files", type=int, help="of each kind, however long they take")
     parser.add_argument("--kinds", nargs="+", help="of files; all of them")
     parser.add_argument("--seed", type=int, help="of the first file; by chance")
     options = parser.parse_args(arguments)
@@ -276,7 +279,7 @@ def main(arguments: list[str]) -> int:
             end = time.monotonic() + options.seconds
             taken = 0
             try:
-                while time.monotonic() < end:
+                while time.monotonic() < end if options.files is None else seed < first + options.files:
                     taken += attempt(kind, seed, Path(folder))
                     seed += 1
             except AssertionError as error:

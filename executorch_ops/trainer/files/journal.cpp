@@ -122,6 +122,7 @@ void read_header(std::string_view bytes, Journal& journal) {
   if (journal.version < kVersion) journal.header = upgraded(journal.header, journal.version);
   check_fields(journal.header, kFields);
   journal.rule = parse_update_rule(journal.header["optimizer"]);
+  check_lr(journal.header["lr"].as_double());
   journal.queries = journal.header["queries"].as_int();
   journal.run_seed = journal.header["run_seed"].as_int();
   if (journal.queries < 1 || journal.queries > 1 << 20) fail("queries must be at least 1, got ", journal.queries);

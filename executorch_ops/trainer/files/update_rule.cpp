@@ -1,6 +1,7 @@
 #include "update_rule.h"
 
 #include <cmath>
+#include <limits>
 
 #include "errors.h"
 
@@ -65,6 +66,11 @@ UpdateRule parse_update_rule(const Json& json) {
     if (expected.find(name) == nullptr) fail("'", name, "' is unknown");
   check(rule);
   return rule;
+}
+
+void check_lr(double lr) {
+  if (!(lr >= 0 && lr <= double{std::numeric_limits<float>::max()}))
+    fail("lr must be at least 0 and finite in float32, got ", lr);
 }
 
 }  // namespace mobizo::trainer

@@ -34,5 +34,7 @@ struct UpdateRule {
 // Throws Error, naming the member, unless `json` is what UpdateRule::json gives of a rule. UpdateRule.from_json of
 // mobizo_kernels/optim/update_rule.py refuses the same in the same words.
 UpdateRule parse_update_rule(const Json& json);
+// Throws Error unless it is a learning rate, which is not part of a rule here: schedules change it.
+void check_lr(double lr);
 
 }  // namespace mobizo::trainer

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../files/errors.h"
+#include "../files/update_rule.h"
 
 namespace mobizo::trainer {
 
@@ -14,8 +15,7 @@ Schedule::Schedule(const std::string& name, double lr, int64_t steps)
       lr_(lr),
       steps_(steps) {
   if (kind_ == Kind::kConstant && name != "constant") fail("lr_schedule must be constant, linear or cosine, got '", name, "'");
-  if (!(lr >= 0 && lr <= double{std::numeric_limits<float>::max()}))
-    fail("lr must be at least 0 and finite in float32, got ", lr);
+  check_lr(lr);
   constexpr int64_t kMostSteps = std::numeric_limits<int32_t>::max();
   if (steps < 1 || steps > kMostSteps) fail("steps must be from 1 to ", kMostSteps, ", got ", steps);
 }

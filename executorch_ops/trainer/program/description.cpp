@@ -124,7 +124,7 @@ void check(const Description& d) {
   if (d.adapter.parameters.empty()) fail("the adapter has no parameters");
   std::set<std::string> names;
   for (const AdapterParameter& parameter : d.adapter.parameters)
-    if (!names.insert(parameter.name).second) fail("the adapter has two parameters called ", parameter.name);
+    if (!names.insert(parameter.name).second) fail("the adapter has two parameters called '", parameter.name, "'");
   if (d.head) check_head(*d.head, d);
   if (d.texts) check_texts(*d.texts, d);
   if (d.generation) check_generation(*d.generation, d);
