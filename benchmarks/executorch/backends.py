@@ -104,8 +104,8 @@ def traced_step() -> ExportedProgram:
             attention=attention,
         )
         seeds, coeffs = torch.arange(GROUPS), torch.ones(GROUPS)
-        graph.step(inputs, seeds, coeffs)  # what is made on the way is a constant of the graph then
         factors = [factor.clone() for factor in graph.inputs(seeds, coeffs)]
+        graph.train_step(inputs, factors, [])  # what is made on the way is a constant of the graph then
         step = DelegatedTrainStep(graph).eval()
         return torch.export.export(step, (*inputs, *factors), strict=False)
 

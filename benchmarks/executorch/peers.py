@@ -11,8 +11,8 @@ from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from torch import nn
 from transformers import PreTrainedModel
 
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner
-from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import product_rotation
 from mobizo_kernels.executorch.xnnpack_rewrites import GroupedAttention, replace_norms

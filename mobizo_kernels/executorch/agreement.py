@@ -6,7 +6,7 @@ import torch
 
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.executorch.architecture import cannot_be_exported
-from mobizo_kernels.executorch.program import TrainingGraph
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.lora import adapter_of, invocation_starts
 from mobizo_kernels.loss import LabelledLoss
 
@@ -70,8 +70,10 @@ class Agreement:
         longest = _arguments(self._longest, self._invocation, self._tail_length)
         try:
             arguments = _arguments(self._rows, self._invocation, self._tail_length)
-            losses = graph.step(arguments, *self._directions())
-            logits = graph.evaluation(longest[:3])[0]
+            head = graph.head_input()
+            losses = graph.train_step(arguments, graph.inputs(*self._directions()), head)
+            found = graph.evaluate(longest[:3], graph.adapter_inputs(), head)
+            logits = (found[0] if graph.readout else found)[0]
         except Exception as error:  # whatever a decoder of another build makes of the forms
             raise cannot_be_exported(graph.model, error) from error
         off = (losses - self._losses).abs() / (1 + self._losses.abs())

@@ -6,7 +6,6 @@ keeps B, draws the directions and makes the updates: executorch_ops/trainer/prog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobizo_kernels import ops
-from mobizo_kernels.executorch.program import Method, TracedDirections, TrainingGraph
+from mobizo_kernels.executorch.graph import Tensors, TrainingGraph
+from mobizo_kernels.executorch.traced_linear import TracedDirections
+from mobizo_kernels.executorch.training_methods import Method
 from mobizo_kernels.executorch.widening import Widening
 from mobizo_kernels.lora import MPLoRALinear
-
-Tensors = Sequence[torch.Tensor]
 
 
 class DelegatedLinear(nn.Module):
@@ -81,11 +80,6 @@ class DelegatedGraph(TrainingGraph):
         """What stands for an adapted linear in the graph."""
         return DelegatedLinear(layer, self.directions)
 
-    def use(self, lora_b: Tensors, u: Tensors = (), v: Tensors = ()) -> None:
-        """The factors of every linear in the forward that follows; without u and v it is unperturbed."""
-        for number, linear in enumerate(self.linears):
-            linear.factors = tuple(factors[number] for factors in (lora_b, u, v) if factors)
-
     def inputs(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> list[torch.Tensor]:
         """What `train_step` is given in the place of seeds and coefficients: every B [out, r], every u
         [G, out], which carries the coefficients, every v [G, r].
@@ -96,17 +90,16 @@ class DelegatedGraph(TrainingGraph):
             signs = torch.stack([ops.noise([out + rank], s, linear.stream, "rademacher") for s in seeds])
             u.append(signs[:, :out] * coeffs[:, None])
             v.append(signs[:, out:].contiguous())
-        return [*(linear.lora_b for linear in self.linears), *u, *v]
+        return [*self.adapter_inputs(), *u, *v]
 
-    def step(self, batch: Tensors, seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
-        """The losses [G] of the method `train_step`, not traced; see :class:`DelegatedTrainStep`."""
-        return DelegatedTrainStep(self)(*batch, *self.inputs(seeds, coeffs), *self.head_input())
+    def adapter_inputs(self) -> list[torch.Tensor]:
+        """Every B [out, r]."""
+        return [linear.lora_b for linear in self.linears]
 
-    def evaluation(self, batch: Tensors) -> torch.Tensor:
-        """The logits of the method `evaluate`, not traced; see :class:`DelegatedEvaluate`."""
-        lora_b = (linear.lora_b for linear in self.linears)
-        found: Any = DelegatedEvaluate(self)(*batch, *lora_b, *self.head_input())
-        return found[0] if self.readout else found
+    def use(self, inputs: Tensors) -> None:
+        """The factors of every linear in the forward that follows; with B alone it is unperturbed."""
+        for number, linear in enumerate(self.linears):
+            linear.factors = tuple(inputs[number :: len(self.linears)])
 
     def gathered(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """states [rows, T, H] at positions int64 [rows, K] -> [rows, K, H], as a product: XNNPACK has no
@@ -135,11 +128,9 @@ class DelegatedTrainStep(DelegatedMethod):
         target_ids: torch.Tensor,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
-        program, count = self.program, len(self.program.linears)
-        program.use(factors[:count], factors[count : 2 * count], factors[2 * count : 3 * count])
-        self.use_head(factors[3 * count :])
-        hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
-        return program.losses(hidden, target_ids)
+        batch = (input_ids, attention_mask, target_positions, target_ids)
+        count = 3 * len(self.program.linears)
+        return self.program.train_step(batch, factors[:count], factors[count:])
 
 
 class DelegatedEvaluate(DelegatedMethod):
@@ -152,7 +143,5 @@ class DelegatedEvaluate(DelegatedMethod):
         target_positions: torch.Tensor,
         *factors: torch.Tensor,
     ) -> Any:
-        program, count = self.program, len(self.program.linears)
-        program.use(factors[:count])
-        self.use_head(factors[count:])
-        return program.evaluated(program.hidden(input_ids, attention_mask, target_positions, 1))
+        batch, count = (input_ids, attention_mask, target_positions), len(self.program.linears)
+        return self.program.evaluate(batch, factors[:count], factors[count:])

@@ -14,15 +14,14 @@ import mobizo_kernels
 from mobizo_kernels.data import ChatEncoder, PromptEncoder, tokenizer_fingerprint
 from mobizo_kernels.errors import InputError, first_line
 from mobizo_kernels.executorch.chat_pieces import take_apart
-from mobizo_kernels.executorch.description import (
+from mobizo_kernels.executorch.description import Description, parse_description
+from mobizo_kernels.executorch.description_generation import GenerationDescription
+from mobizo_kernels.executorch.description_model import (
     AdapterDescription,
     AdapterParameter,
-    Description,
     HeadDescription,
     ModelDescription,
-    parse_description,
 )
-from mobizo_kernels.executorch.description_generation import GenerationDescription
 from mobizo_kernels.executorch.description_texts import PromptDescription, TextsDescription
 from mobizo_kernels.lora import (
     MPLoRALinear,

@@ -6,13 +6,19 @@ executorch_ops/trainer/program/description.cpp is the native twin: the same fiel
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from mobizo_kernels.errors import blaming
 from mobizo_kernels.executorch.description_generation import GenerationDescription, read_generation
+from mobizo_kernels.executorch.description_model import (
+    AdapterDescription,
+    HeadDescription,
+    ModelDescription,
+    read_adapter,
+    read_head,
+    read_model,
+)
 from mobizo_kernels.executorch.description_readers import (
     Reader,
     boolean,
@@ -20,14 +26,13 @@ from mobizo_kernels.executorch.description_readers import (
     list_of,
     object_of,
     or_null,
-    shape,
     text,
     whole,
 )
 from mobizo_kernels.executorch.description_texts import TextsDescription, read_texts
 from mobizo_kernels.executorch.inputs import MethodInput, check_inputs, method_inputs, require_lowering
 from mobizo_kernels.files import strict_json
-from mobizo_kernels.files.strict_json import number, of_kind
+from mobizo_kernels.files.strict_json import of_kind
 from mobizo_kernels.optim import UpdateRule
 
 FORMAT = 1
@@ -40,92 +45,6 @@ _LEAST = {
     "queries": 1, "batch_size": 1, "groups": 1, "min_length": 1, "max_length": 1, "targets_per_row": 1,
     "vocabulary": 1, "pad_token": 0, "evaluation_rows": 1,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelDescription:
-    """The model that a program was made of.
-
-    Attributes:
-        name: the directory or hub name that it was loaded from, perhaps empty.
-        architecture: its class in transformers.
-        fingerprint: :func:`mobizo_kernels.lora.model_fingerprint`.
-    """
-
-    name: str
-    architecture: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterParameter:
-    """A LoRA, x -> scaling * (x A^T) B^T.
-
-    Attributes:
-        name: of the weight that it adapts, in the model without adapters.
-        stream: of the noise of its B.
-        lora_a: shape, (r, in).
-        lora_b: shape, (out, r).
-        scaling: from alpha, the rank, and use_rslora.
-    """
-
-    name: str
-    stream: int
-    lora_a: tuple[int, int]
-    lora_b: tuple[int, int]
-    scaling: float
-
-    def __post_init__(self) -> None:
-        for factor in ("lora_a", "lora_b"):
-            with blaming(factor):
-                for size in getattr(self, factor):
-                    check_size(size, 1)
-        if self.lora_a[0] != self.lora_b[1]:
-            raise ValueError("lora_a and lora_b are of different rank")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterDescription:
-    """The adapter of a program.
-
-    Attributes:
-        config: PEFT's, as adapter_config.json holds it.
-        parameters: in the order of the model.
-    """
-
-    config: dict[str, Any]
-    parameters: tuple[AdapterParameter, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadDescription:
-    """The LM head of a program that can hold a readout: a LoRA of its rows of the candidate tokens, of
-    scaling 1, which runs do not tune.
-
-    Attributes:
-        name: of its weight.
-        shape: of its weight, (out, in).
-        scale: the factor on its outputs that the logits are.
-        soft_cap: c of the c * tanh(. / c) that the model makes of these, or None.
-        rank: of the adapter with which the program begins, 0 for none.
-        pattern: PEFT's, under which the rank and alpha of its adapter stand.
-        target_modules: PEFT's, with the head among them.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    scale: float
-    soft_cap: float | None
-    rank: int
-    pattern: str
-    target_modules: str | tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        with blaming("shape"):
-            for size in self.shape:
-                check_size(size, 1)
-        with blaming("rank"):
-            check_size(self.rank, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,21 +232,9 @@ def _versions(value: Any) -> dict[str, str]:
     return object_of(dict, dict.fromkeys(of_kind(dict, value), text))(value)
 
 
-_unnamed_parameter = object_of(
-    AdapterParameter,
-    {"name": text, "stream": whole, "lora_a": shape, "lora_b": shape, "scaling": number},
-)
-
-
-def _parameter(value: Any) -> AdapterParameter:
-    name = of_kind(dict, value).get("name")
-    with blaming(name) if isinstance(name, str) else nullcontext():
-        return _unnamed_parameter(value)
-
-
 _MEMBERS: dict[str, Reader] = {
     "versions": _versions,
-    "model": object_of(ModelDescription, dict.fromkeys(("name", "architecture", "fingerprint"), text)),
+    "model": read_model,
     **dict.fromkeys(("quantization", "estimator", "distribution"), text),
     **dict.fromkeys(_LEAST, whole),
     "optimizer": UpdateRule.from_json,
@@ -336,35 +243,11 @@ _MEMBERS: dict[str, Reader] = {
     "tail_length": or_null(whole),
     "candidate_tokens": or_null(list_of(whole)),
     "tokenizer": or_null(text),
-    "adapter": object_of(
-        AdapterDescription, {"config": partial(of_kind, dict), "parameters": list_of(_parameter)}
-    ),
+    "adapter": read_adapter,
 }
 
-
-def _cap(value: Any) -> float:
-    if not (cap := number(value)) > 0:
-        raise ValueError(f"expected a positive number, got {json.dumps(value)}")
-    return cap
-
-
-def _target_modules(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else list_of(text)(value)
-
-
 _OPTIONAL: dict[str, Reader] = {
-    "head": object_of(
-        HeadDescription,
-        {
-            "name": text,
-            "shape": shape,
-            "scale": number,
-            "soft_cap": or_null(_cap),
-            "rank": whole,
-            "pattern": text,
-            "target_modules": _target_modules,
-        },
-    ),
+    "head": read_head,
     "texts": read_texts,
     "generation": read_generation,
 }

@@ -19,9 +19,9 @@ from mobizo_kernels.executorch.delegated import DelegatedGraph
 from mobizo_kernels.executorch.describe import describe
 from mobizo_kernels.executorch.description import DESCRIPTION, Description
 from mobizo_kernels.executorch.experts import replace_experts
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.inputs import require_lowering
 from mobizo_kernels.executorch.lowering import MIN_LENGTH, lower, trace, usual_defaults, write
-from mobizo_kernels.executorch.program import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.executorch.rotation import hold_frequencies, product_rotation
 from mobizo_kernels.executorch.writing import Writer

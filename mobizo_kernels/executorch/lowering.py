@@ -23,18 +23,18 @@ from mobizo_kernels.executorch.checksum import append_checksum
 from mobizo_kernels.executorch.delegated import DelegatedEvaluate, DelegatedGraph, DelegatedTrainStep
 from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.description_generation import LEAST_CHUNK
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
-from mobizo_kernels.executorch.program import (
+from mobizo_kernels.executorch.quick_passes import quick_passes
+from mobizo_kernels.executorch.training_methods import (
     Evaluate,
     GetAdapter,
     Method,
     SetAdapter,
-    TrainingGraph,
     TrainStep,
     Update,
     UpdateAndTrainStep,
 )
-from mobizo_kernels.executorch.quick_passes import quick_passes
 from mobizo_kernels.executorch.writing import WRITING, Decode, Prefill
 from mobizo_kernels.files.file import written_whole
 
@@ -138,8 +138,7 @@ def _writing_methods(graph: TrainingGraph, description: Description) -> dict[str
 
     def rest(count: int) -> list[torch.Tensor]:
         active = [] if graph.tail_length is None else [torch.ones(1, count, 1)]
-        lora_b = [x.lora_b.clone() for x in graph.linears] if isinstance(graph, DelegatedGraph) else []
-        return [*active, *lora_b]
+        return [*active, *(lora_b.clone() for lora_b in graph.adapter_inputs())]
 
     time, seen = Dim("length", min=MIN_LENGTH, max=chunk), {0: Dim("seen", min=MIN_LENGTH, max=context)}
     many, one, index = rest(chunk - 1), rest(1), torch.zeros(1, 1, dtype=torch.int64)

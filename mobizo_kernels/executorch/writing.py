@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mobizo_kernels.executorch.delegated import DelegatedGraph
-from mobizo_kernels.executorch.program import Method, TrainingGraph
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.quantization import quantize_linear
+from mobizo_kernels.executorch.training_methods import Method
 from mobizo_kernels.executorch.xnnpack_rewrites import BLOCKED, UNKNOWN
 from mobizo_kernels.lora import MPLoRALinear
 from mobizo_kernels.loss.label_head import after_head
@@ -145,7 +145,7 @@ class Writer(nn.Module):
 
     def __init__(self, graph: TrainingGraph, context: int, quantization: str) -> None:
         super().__init__()
-        graph.directions.use(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        graph.use(graph.adapter_inputs())
         probe = torch.ones(1, 3, dtype=torch.int64)
         graph.decoded(probe, torch.arange(3)[None], graph.attention.start(probe != 0), 1)
         self.cache = KeyValueCache(context, graph.attention.kept)
@@ -161,6 +161,11 @@ class Writer(nn.Module):
             self.own_head = copy.deepcopy(head)
         # Not as a module of this one: the graph has it by its name in the model.
         self.heads = [head if self.own_head is None else self.own_head]
+
+
+def _writer(graph: TrainingGraph) -> Writer:
+    assert isinstance(graph.writer, Writer)
+    return graph.writer
 
 
 Written = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -196,17 +201,14 @@ class Prefill(Method):
         [1, T, 1], None for everywhere.
         """
         program, directions = self.program, self.program.directions
-        directions.use(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
         active = None
         if program.tail_length is not None:
             active, *rest = rest
-        if isinstance(program, DelegatedGraph):
-            program.use(rest)
+        program.use(rest)
         program.widening.start(1, 1)
-        assert program.writer is not None
         directions.active = active
         try:
-            with program.writer.attention.installed(program.model, positions[0], key_positions) as mask:
+            with _writer(program).attention.installed(program.model, positions[0], key_positions) as mask:
                 states: torch.Tensor = program.model.base_model(
                     input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
                 ).last_hidden_state
@@ -219,8 +221,7 @@ class Prefill(Method):
         acts.
         """
         program = self.program
-        assert program.writer is not None
-        (head,) = program.writer.heads
+        (head,) = _writer(program).heads
         program.directions.active = active
         try:
             outputs = head(states)

@@ -8,8 +8,7 @@ import torch
 
 from mobizo_kernels.executorch.agreement import DEEPER, tolerance
 from mobizo_kernels.executorch.architecture import cannot_be_exported
-from mobizo_kernels.executorch.delegated import DelegatedGraph
-from mobizo_kernels.executorch.program import TrainingGraph
+from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.writing import Decode, Prefill
 from mobizo_kernels.lora import adapter_of, held_head
 from mobizo_kernels.loss import LabelledLoss
@@ -70,8 +69,7 @@ class WritingAgreement:
         rest: list[torch.Tensor] = []
         if graph.tail_length is not None:
             rest.append((positions >= self._start).float()[None, :, None])
-        if isinstance(graph, DelegatedGraph):
-            rest += [linear.lora_b for linear in graph.linears]
+        rest += graph.adapter_inputs()
         batch = (self._tokens[None, start:end], positions[None], torch.arange(end))
         if end - start == 1:
             found: Any = Decode(graph)(*batch, *rest)

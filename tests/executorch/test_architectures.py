@@ -17,7 +17,7 @@ from programs import CANDIDATES, export_quietly, program_batch, tiny_rows
 import mobizo_kernels as mobizo
 from mobizo_kernels.data import collate
 from mobizo_kernels.executorch import Description, export
-from mobizo_kernels.executorch.program import TrainStep
+from mobizo_kernels.executorch.training_methods import TrainStep
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.models.quantization import QUANTIZATIONS

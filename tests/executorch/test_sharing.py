@@ -33,7 +33,7 @@ import mobizo_kernels as mobizo
 from mobizo_kernels.data import EncodedExample, collate, read_dataset
 from mobizo_kernels.executorch import Description, StepReport, Trainer, export, read_description
 from mobizo_kernels.executorch.description import DESCRIPTION, parse_description
-from mobizo_kernels.executorch.program import Evaluate, TrainStep
+from mobizo_kernels.executorch.training_methods import Evaluate, TrainStep
 from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, adapter_of
 from mobizo_kernels.loss import LabelledLoss

@@ -1,16 +1,16 @@
-"""The methods of a training program as modules that torch.export can trace."""
+"""The graph of a training program: a wrapped model taken apart into what the program's methods need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from mobizo_kernels import ops
+from mobizo_kernels.executorch.traced_linear import TracedDirections, TracedLinear
 from mobizo_kernels.executorch.widening import Widening
 from mobizo_kernels.executorch.xnnpack_rewrites import BLOCKED, GroupedAttention
 from mobizo_kernels.lora import MPLoRALinear, adapter_of, held_head, is_wrapped, tuned_layers
@@ -18,93 +18,9 @@ from mobizo_kernels.loss import IGNORED
 from mobizo_kernels.loss.label_head import after_head
 from mobizo_kernels.optim import UpdateRule
 
-if TYPE_CHECKING:
-    from mobizo_kernels.executorch.writing import Writer
+Tensors = Sequence[torch.Tensor]
 
 _LOGIT_ROWS = 256  # most rows of full-vocabulary logits that exist at a time
-
-
-class TracedDirections:
-    """The seeds and coefficients that the adapters of a graph read: set while a method is traced.
-
-    No module with buffers as in eager: a traced method would write its inputs into them.
-    """
-
-    def __init__(self, distribution: str) -> None:
-        self.distribution = distribution
-        self.seeds = torch.zeros(1, dtype=torch.int64)
-        self.coeffs = torch.zeros(1)
-        self.acting = True  # else the adapters are passed by
-        # float32 [1, T, 1], 1 at tokens where they act and 0 elsewhere; None for everywhere.
-        self.active: torch.Tensor | None = None
-
-    def use(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> None:
-        """seeds int64 [G] and coeffs float32 [G] of the forward that follows."""
-        self.seeds, self.coeffs = seeds, coeffs
-
-
-class TracedLinear(nn.Module):
-    """:class:`MPLoRALinear` with B, and what the optimizer keeps of it, as buffers, which a program can keep
-    and change.
-
-    B is read by our ops only: a delegate that were given it would bake its first value in.
-    """
-
-    lora_a: torch.Tensor
-    lora_b: torch.Tensor
-
-    def __init__(self, layer: MPLoRALinear, directions: TracedDirections, rule: UpdateRule) -> None:
-        super().__init__()
-        self.base_layer, self.directions, self.rule = layer.base_layer, directions, rule
-        self.scaling, self.stream = layer.scaling, layer.stream
-        self.register_buffer("lora_a", layer.lora_a.detach().float().contiguous())
-        self.register_buffer("lora_b", layer.lora_b.detach().float().contiguous().clone())
-        for name in rule.state:
-            self.register_buffer(name, torch.zeros_like(self.lora_b))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        d = self.directions
-        if not d.acting:
-            return self.base_layer(x)
-        adapted = x if d.active is None else x * d.active
-        return ops.mp_lora(
-            self.base_layer(x), adapted, self.lora_a, self.lora_b, d.seeds, d.coeffs, self.scaling,
-            self.stream, d.distribution,
-        )  # fmt: skip
-
-    @property
-    def state(self) -> list[torch.Tensor]:
-        """What the optimizer keeps."""
-        return [self.get_buffer(name) for name in self.rule.state]
-
-    def update(
-        self, seeds: torch.Tensor, coeffs: torch.Tensor, lr: torch.Tensor, decay: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The rule's update of B and its state in place; the L2 norm of its change of B, [1].
-
-        Args:
-            seeds: int64 [q].
-            coeffs: float32 [q].
-            lr: float32 [1]; read by a rule that takes its rate.
-            decay: float32 [1] or None; B is multiplied by it first, which the norm leaves out. Our ops take a
-                number there, which a graph would keep.
-        """
-        rule, stream, distribution = self.rule, self.stream, self.directions.distribution
-        if decay is not None:
-            self.lora_b.mul_(decay)
-        if rule.name == "adam":
-            mean, square = self.state
-            return ops.zo_adam(
-                self.lora_b, mean, square, seeds, coeffs, lr, stream, *rule.betas, rule.eps, 1.0, distribution
-            )
-        if rule.name == "sign":
-            return ops.zo_sign(self.lora_b, seeds, coeffs, lr, stream, 1.0, distribution)
-        if rule.momentum:
-            (velocity,) = self.state
-            return ops.zo_momentum(
-                self.lora_b, velocity, seeds, coeffs, stream, rule.momentum, 1.0, distribution
-            )
-        return ops.zo_update(self.lora_b, seeds, coeffs, stream, 1.0, distribution)
 
 
 class TrainingGraph(nn.Module):
@@ -165,20 +81,54 @@ class TrainingGraph(nn.Module):
         self.first_head = first_head(model, candidate_tokens or ())
         self.readout = readout
         self.added: torch.Tensor | None = None  # to the head's rows, while a method is traced
-        self.writer: Writer | None = None  # of a graph whose methods write, too
+        self.writer: nn.Module | None = None  # of a graph whose methods write, too: a Writer
 
     def linear_of(self, layer: MPLoRALinear) -> Any:
         """What stands for an adapted linear in the graph, with `lora_a` and `lora_b`."""
         return TracedLinear(layer, self.directions, self.rule)
 
-    def step(self, batch: Sequence[torch.Tensor], seeds: torch.Tensor, coeffs: torch.Tensor) -> torch.Tensor:
-        """The losses [G] of the method `train_step` without an update, not traced; see :class:`TrainStep`."""
-        return TrainStep(self)(*batch, seeds, coeffs, *self.head_input())
+    def inputs(self, seeds: torch.Tensor, coeffs: torch.Tensor) -> list[torch.Tensor]:
+        """What the method `train_step` is given of the directions: int64 [G] seeds, float32 [G] coeffs."""
+        return [seeds, coeffs]
 
-    def evaluation(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The logits of the method `evaluate`, not traced; see :class:`Evaluate`."""
-        found: Any = Evaluate(self)(*batch, *self.head_input())
-        return found[0] if self.readout else found
+    def adapter_inputs(self) -> list[torch.Tensor]:
+        """What the method `evaluate` is given of the adapter."""
+        return []
+
+    def use(self, inputs: Tensors) -> None:
+        """The adapter and its directions in the forward that follows, from `inputs` or `adapter_inputs`."""
+        unperturbed = (torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        self.directions.use(*(inputs or unperturbed))
+
+    def use_head(self, head: Tensors) -> None:
+        """What is added to the head's rows in the forward that follows, [C, H], if anything is given."""
+        self.added = head[0] if head else None
+
+    def train_step(self, batch: Tensors, inputs: Tensors, head: Tensors) -> torch.Tensor:
+        """The losses [G] of the method `train_step`, which leaves the adapter as it is.
+
+        Args:
+            batch: input_ids and attention_mask int64 [B, T], target_positions and target_ids int64 [B, K].
+            inputs: as :meth:`inputs` gives them.
+            head: as :meth:`head_input` gives it.
+        """
+        input_ids, attention_mask, target_positions, target_ids = batch
+        self.use(inputs)
+        self.use_head(head)
+        return self.losses(self.hidden(input_ids, attention_mask, target_positions, self.groups), target_ids)
+
+    def evaluate(self, batch: Tensors, inputs: Tensors, head: Tensors) -> Any:
+        """The result of the method `evaluate`: of the unperturbed model the logits at the target positions
+        and, for a readout, the states there; see :meth:`evaluated`.
+
+        Args:
+            batch: input_ids and attention_mask int64 [E, T], target_positions int64 [E, K].
+            inputs: as :meth:`adapter_inputs` gives them.
+            head: as :meth:`head_input` gives it.
+        """
+        self.use(inputs)
+        self.use_head(head)
+        return self.evaluated(self.hidden(*batch, groups=1))
 
     def head_input(self) -> list[torch.Tensor]:
         """The last input of `train_step` and `evaluate`, with which the program begins: float32 [C, H]."""
@@ -294,111 +244,6 @@ class TrainingGraph(nn.Module):
             return log_softmax.gather(-1, targets.clamp(min=0)[:, :, None]).squeeze(-1)
         match = (targets[:, :, None] == self.candidates).to(logits.dtype)
         return (log_softmax * match).sum(dim=-1) / match.sum(dim=-1)
-
-
-class Method(nn.Module):
-    """One method of a program over the shared graph; buffers keep their names from method to method."""
-
-    def __init__(self, program: TrainingGraph) -> None:
-        super().__init__()
-        self.program = program
-
-    def use_head(self, head: Sequence[torch.Tensor]) -> None:
-        """What is added to the head's rows in the forward that follows, [C, H], if anything is given."""
-        self.program.added = head[0] if head else None
-
-
-class TrainStep(Method):
-    """The batched forward of a step."""
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        target_positions: torch.Tensor,
-        target_ids: torch.Tensor,
-        seeds: torch.Tensor,
-        coeffs: torch.Tensor,
-        *head: torch.Tensor,
-    ) -> Any:
-        program = self.program
-        program.directions.use(seeds, coeffs)
-        self.use_head(head)
-        hidden = program.hidden(input_ids, attention_mask, target_positions, program.groups)
-        return program.losses(hidden, target_ids)
-
-
-class UpdateAndTrainStep(TrainStep):
-    """The last step's update, then the batched forward of this one.
-
-    Of plain SGD only: there an update of zeros changes nothing, as the first step needs it, while state and
-    weight decay would go on.
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        target_positions: torch.Tensor,
-        target_ids: torch.Tensor,
-        seeds: torch.Tensor,
-        coeffs: torch.Tensor,
-        update_seeds: torch.Tensor,
-        update_coeffs: torch.Tensor,
-        *head: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm = self.program.update(update_seeds, update_coeffs)
-        step = (input_ids, attention_mask, target_positions, target_ids, seeds, coeffs)
-        return super().forward(*step, *head), norm
-
-
-class Evaluate(Method):
-    """The logits of the unperturbed model at the target positions and, for a readout, the states there."""
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        target_positions: torch.Tensor,
-        *head: torch.Tensor,
-    ) -> Any:
-        program = self.program
-        program.directions.use(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
-        self.use_head(head)
-        return program.evaluated(program.hidden(input_ids, attention_mask, target_positions, 1))
-
-
-class Update(Method):
-    """An update alone."""
-
-    def forward(
-        self, update_seeds: torch.Tensor, update_coeffs: torch.Tensor, *numbers: torch.Tensor
-    ) -> torch.Tensor:
-        return self.program.update(update_seeds, update_coeffs, *numbers)
-
-
-class GetAdapter(Method):
-    """Every A, every B; then A of the head [r, H] and its words [C, r], if the program begins with some."""
-
-    def forward(self) -> tuple[torch.Tensor, ...]:
-        linears, head = self.program.linears, self.program.first_head or ()
-        found = [x.lora_a.clone() for x in linears] + [x.lora_b.clone() for x in linears]
-        return tuple(found + [factor.clone() for factor in head])
-
-
-class SetAdapter(Method):
-    """Every B anew, and no trace of earlier updates; returns their sum [1], for a method has to return
-    something.
-    """
-
-    def forward(self, *lora_b: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(1)
-        for linear, value in zip(self.program.linears, lora_b, strict=True):
-            linear.lora_b.copy_(value)
-            for state in linear.state:
-                state.zero_()
-            total = total + value.sum()
-        return total
 
 
 def _causal(seen: torch.Tensor) -> torch.Tensor:
