@@ -29,6 +29,9 @@ class TextReward:
         top_k: sample from so many of the likeliest tokens; 0 for all.
         top_p: then from the fewest of the likeliest tokens that have this share of the probability.
         seed: of the random numbers: any 64-bit integer.
+
+    Raises:
+        ValueError: if the reward cannot be called, or the tokenizer has no `decode`.
     """
 
     reward: Reward
@@ -40,6 +43,11 @@ class TextReward:
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        from mobizo_kernels.training.objectives import check_reward  # transformers takes seconds to import
+
+        check_reward(self.reward, self.tokenizer)
+
     @property
     def writing(self) -> dict[str, Any]:
         """How answers are written, as :meth:`~mobizo_kernels.executorch.Trainer.generate` takes it."""
@@ -50,6 +58,6 @@ class TextReward:
         """Of answers to one prompt, in tokens. Raises
         :class:`~mobizo_kernels.training.objectives.RewardError`.
         """
-        from mobizo_kernels.training.objectives import rewards_of  # transformers takes seconds to import
+        from mobizo_kernels.training.objectives import rewards_of
 
         return rewards_of(self.reward, self.tokenizer, prompt, answers, reference)

@@ -40,6 +40,9 @@ class TextReward:
         reward: of the answers that all groups give to one prompt.
         sampling: how tokens are chosen. What is drawn at random depends on its seed and on the tokens of the
             batch, so a step that is made again sees the same.
+
+    Raises:
+        ValueError: if the reward cannot be called, or the tokenizer has no `decode`.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class TextReward:
         reward: Reward,
         sampling: Sampling,
     ) -> None:
+        check_reward(reward, tokenizer)
         self._generator, self._tokenizer = generator, tokenizer
         self._reward, self._sampling = reward, sampling
 
@@ -93,6 +97,14 @@ class TextReward:
             given = rewards_of(self._reward, self._tokenizer, prompt, answers, reference)
             found[:, row] = torch.tensor(given, dtype=torch.float64)
         return found
+
+
+def check_reward(reward: object, tokenizer: object) -> None:
+    """Raise ValueError unless the one can be called, and the other decodes."""
+    if not callable(reward):
+        raise ValueError(f"reward must be a function, got {reward!r}")
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise ValueError(f"tokenizer must be one that has decode(), got {tokenizer!r}")
 
 
 def rewards_of(

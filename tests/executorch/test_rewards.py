@@ -347,3 +347,15 @@ def test_what_comes_before_the_adapters_act_is_written_once(
     found = move(trainer).generate(prompt)
     assert found.reused == 5
     assert found.tokens == move(Trainer(program)).generate(prompt).tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": None}, "reward must be a function, got None"),
+        ({"tokenizer": "tokenizer.json"}, "tokenizer must be"),
+    ],
+)
+def test_a_reward_that_is_none(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextReward(**{"reward": score, "tokenizer": Numbers(), **changes})
