@@ -207,7 +207,8 @@ def _from_json(values: Any, version: int) -> JournalHeader:
         for parameter in values.pop("parameters")
     )
     with blaming("optimizer"):
-        rule = UpdateRule.from_json(values.pop("optimizer"), values.pop("lr"))
+        rule = UpdateRule.from_json(values.pop("optimizer"))
+    rule = replace(rule, lr=values.pop("lr"))
     for name in ("candidate_tokens", "invocation_tokens"):
         values[name] = None if values[name] is None else tuple(values[name])
     header = JournalHeader(**values, optimizer=rule, parameters=parameters)

@@ -134,6 +134,7 @@ HUGE = 2**31 - 1
         (parameter(lora_b=[2**62, 4]), "description: adapter: .*q_proj.weight: lora_b: expected at most"),
         (twice, "description: the adapter has two parameters called .*q_proj.weight"),
         (entries(color="red"), "description: 'color' is unknown"),
+        (entries(**{"": 1}), "description: '' is unknown"),
         (lambda description: description.pop("vocabulary"), "description: 'vocabulary' is missing"),
         (lambda description: description.pop("format"), "description: 'format' is missing"),
         (entries(versions={"torch": 2}), "description: versions: torch: expected a string, got a whole"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -253,3 +254,7 @@ def test_optimizers_of_journals(trainer: Trainer, tmp_path: Path, rng: torch.Gen
         python, native = journal_verdicts(path)
         assert f"(optimizer: {sentence})" in python
         assert native.endswith(f" optimizer: {sentence}\n")
+    for lr, shown in ((-1, "-1"), (3.5e38, "3.5e.38")):
+        write_journal(path, json.dumps({**json.loads(header), "lr": lr}).encode(), records)
+        for said in journal_verdicts(path):
+            assert re.search(rf"[( ]lr must be at least 0 and finite in float32, got {shown}\b", said), said
