@@ -126,9 +126,10 @@ class TrainingGraph(nn.Module):
             inputs: as :meth:`adapter_inputs` gives them.
             head: as :meth:`head_input` gives it.
         """
+        input_ids, attention_mask, target_positions = batch
         self.use(inputs)
         self.use_head(head)
-        return self.evaluated(self.hidden(*batch, groups=1))
+        return self.evaluated(self.hidden(input_ids, attention_mask, target_positions, 1))
 
     def head_input(self) -> list[torch.Tensor]:
         """The last input of `train_step` and `evaluate`, with which the program begins: float32 [C, H]."""
