@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from mobizo_kernels.data import (
     collate,
     parse_verbalizer,
     read_dataset,
+    write_dataset,
 )
 from mobizo_kernels.errors import blame_input
 from mobizo_kernels.models import load_model, load_tokenizer
@@ -86,8 +89,9 @@ def demo(out: Path, engines: Sequence[Engine] = ENGINES, **changes: Any) -> dict
 
 
 def write(settings: TrainSettings) -> list[dict[str, str]]:
-    """What the program of a run inside ExecuTorch writes behind two reviews, and behind a question that is
-    none, where its adapters do not act: each prompt, the answer before the run, and the one after it.
+    """What the program of a run inside ExecuTorch writes behind two reviews, beginning with the likelier of
+    its words, and behind a question that is none, where its adapters do not act: each prompt, the answer
+    before the run, and the one after it.
     """
     run, tokenizer = settings.out, load_tokenizer(settings.model)
     verbalizer = parse_verbalizer(settings.verbalizer)
@@ -97,12 +101,19 @@ def write(settings: TrainSettings) -> list[dict[str, str]]:
     shown = [text_of(tokenizer, prompt) for prompt in prompts] + [QUESTION]
     prompts.append(ChatEncoder(tokenizer).prompt((("user", QUESTION),)))
     trainer = native().Trainer(settings.program or run / PROGRAM_FILE, threads=settings.threads or 0)
-    answers = []
-    for adapter in (None, run / ADAPTER_FILE):
-        if adapter is not None:
-            trainer.load_adapter(adapter)
-        found = [trainer.generate(prompt, max_new_tokens=_NEW_TOKENS) for prompt in prompts]
-        answers.append([text_of(tokenizer, answer.tokens) for answer in found])
+    answers: list[list[str]] = []
+    with TemporaryDirectory() as folder:
+        reviews = Path(folder) / DATASET_FILE
+        write_dataset(reviews, replace(read_dataset(run / DATASET_FILE), test=examples))
+        for adapter in (None, run / ADAPTER_FILE):
+            if adapter is not None:
+                trainer.load_adapter(adapter)
+            likelier = np.asarray(trainer.evaluate(reviews).scores).argmax(axis=1)
+            begun = [[encoder.candidate_tokens[label]] for label in likelier] + [[]]
+            answers.append([])
+            for prompt, begin in zip(prompts, begun, strict=True):
+                rest = trainer.generate(prompt + begin, max_new_tokens=_NEW_TOKENS).tokens
+                answers[-1].append(text_of(tokenizer, [*begin, *rest]))
     return [
         {"prompt": prompt, "before": before, "after": after}
         for prompt, before, after in zip(shown, *answers, strict=True)

@@ -143,7 +143,9 @@ def _written(answers: list[dict[str, str]]) -> list[str]:
     """What a program wrote before it was tuned and after."""
     if not answers:
         return []
-    lines = ["what the .pte writes; its adapters act behind the words that ask for a verdict"]
+    lines = [
+        "what the .pte writes, behind a review from the likelier of its two words on; elsewhere no adapter acts"
+    ]
     for answer in answers:
         lines.append(f"  {answer['prompt']}")
         lines += [f"    {when:<8}{shortened(answer[when], 80)}" for when in ("before", "after")]
