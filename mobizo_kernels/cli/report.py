@@ -143,9 +143,7 @@ def _written(answers: list[dict[str, str]]) -> list[str]:
     """What a program wrote before it was tuned and after."""
     if not answers:
         return []
-    lines = [
-        "what the .pte writes, behind a review from the likelier of its two words on; elsewhere no adapter acts"
-    ]
+    lines = ["what the .pte writes, behind a review from the likelier of its words on"]
     for answer in answers:
         lines.append(f"  {answer['prompt']}")
         lines += [f"    {when:<8}{shortened(answer[when], 80)}" for when in ("before", "after")]
