@@ -437,6 +437,8 @@ def test_demo(
     for answer, review in zip(asked, demo.REVIEWS, strict=True):  # the text loses its end
         text, words = answer["prompt"].split(" It", 1)
         assert review.startswith(text) and words == " was"
+        for when in ("before", "after"):
+            assert answer[when].startswith(tuple(word.strip() for word in WORDS.values())), answer
     assert any(answer["before"] != answer["after"] for answer in asked)
     assert question["prompt"] == demo.QUESTION and question["before"] == question["after"] != ""
     assert [line.split()[0] for line in table[-9:]].count("after") == 3
