@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from peft import LoraConfig
 
 from benchmarks.harness import machine
+from benchmarks.study.first_order import first_order_twin
 from benchmarks.study.recipe import read_lines
-from benchmarks.study.runs import first_order_twin
 from mobizo_kernels import wrap
 from mobizo_kernels.data import (
     ChatEncoder,

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Report, count, parser
-from benchmarks.study.runs import Material, Recipe, first_order_twin, label_loss, material, wrapped_model
+from benchmarks.study.first_order import first_order_twin, label_loss
+from benchmarks.study.setting import Material, Recipe, material, wrapped_model
 from mobizo_kernels.data import collate, training_batches
 from mobizo_kernels.executorch.quantization import quantize
 from mobizo_kernels.lora import adapter_layers, adapter_of

@@ -1,9 +1,10 @@
-"""What one pass gives without this package: a linear classifier on states of the frozen model."""
+"""What one pass over rows gives: a readout, or a linear classifier beside the model on states of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.study.setting import Material, Recipe
 from mobizo_kernels.data import EncodedExample, collate, evaluation_batches
+from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.models import load_model
+from mobizo_kernels.training import readout, rows_in_turn
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 """C of scikit-learn, on standardised states of which there are about as many as rows."""
@@ -61,6 +66,13 @@ class LayerStates:
             self._rows[_prompt(row)] = state, each
 
 
+@lru_cache(maxsize=2)
+def layer_states(task: str, dtype: str) -> LayerStates:
+    """Of the task's rows, forwarded once for all runs of the process."""
+    model, tokenizer = load_model("smollm2", dtype)
+    return LayerStates(model.eval(), tokenizer.pad_token_id)
+
+
 class LayerReadout:
     """A logistic regression on the states of the last prompt token behind one layer, or several at once.
 
@@ -104,6 +116,32 @@ class LayerReadout:
             self._scaler.transform(_joined(self._states(rows), self.layers))
         )
         return found
+
+
+class RowsForwardedBefore(LabelledLoss):
+    """Of a model whose adapter changes nothing yet, by states of the base model."""
+
+    def __init__(self, model: Any, candidates: tuple[int, ...], states: LayerStates, pad: int) -> None:
+        super().__init__(model, candidate_tokens=candidates)
+        self._states, self._pad = states, pad
+
+    def hidden_states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        rows = [EncodedExample(ids[mask].tolist(), -1) for ids, mask in kept]
+        return torch.from_numpy(self._states(rows)[:, -1]).to(self.model.dtype)
+
+
+def read_out(recipe: Recipe, model: Any, data: Material) -> dict[str, Any]:
+    """Begin with a readout; its ridge and rank, the tokens that it forwarded, and what it took."""
+    states = layer_states(recipe.task, recipe.dtype)
+    rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
+    states([*rows, *data.validation])
+    started = time.process_time()
+    loss = RowsForwardedBefore(model, data.candidates, states, data.pad)
+    found = readout(loss, rows, data.validation, pad_token=data.pad)
+    spent = time.process_time() - started + states.seconds([*rows, *data.validation])
+    tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
+    return {"ridge": found.ridge, "rank": found.rank, "tokens": tokens, "seconds": spent}
 
 
 def _prompt(row: EncodedExample) -> tuple[int, ...]:

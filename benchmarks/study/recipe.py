@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.study.runs import Recipe, run
+from benchmarks.study.runs import run
+from benchmarks.study.setting import Recipe
 
 TASKS = ("rotten-tomatoes", "boolq", "reuters-r8")
 # The steps of the defaults at the rate that suits them without a readout before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,22 @@ def test_accuracy_of_labels(
         chosen = np.array(CANDIDATES)[logits[: len(batch), 0].argmax(axis=1)]
         expected.append(np.mean(chosen != [row.input_ids[-1] for row in batch]))
     np.testing.assert_allclose(steps[0].losses, expected, rtol=1e-6)
+
+
+def test_accuracy_needs_answers_of_one_token(
+    rng: torch.Generator, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One token is written to be compared with them."""
+    program, journal = writing_program(tmp_path_factory, targets_per_row=2), tmp_path / "journal"
+    rows = tiny_rows(rng, [9] * 8)
+    rows[3].input_ids[-2] = CANDIDATES[0]
+    rows[3] = replace(rows[3], targets=2)
+    data = tiny_dataset(
+        tmp_path / "rows.safetensors", rng, train=rows, validation=rows[:3], order=[*range(8)]
+    )
+    with pytest.raises(ValueError, match="row 3 of train: the accuracy .* of one token, got one of 2"):
+        Trainer(program).train(data, **RUN, objective="accuracy", journal=journal)
+    assert not journal.exists()
 
 
 def test_a_reward_that_fails_ends_the_run(program: Path, data: Path, tmp_path: Path) -> None:

@@ -45,8 +45,12 @@ std::string Objective::text() const {
 
 void Objective::check(const Split& split, int64_t rows) const {
   for (int64_t row = 0; row < std::min(rows, split.rows()); ++row) {
-    const Tokens prompt = prompt_and_reference(split, row).first;
-    blaming(message("row ", row, " of ", split.name), [&] { generator_.check(prompt, writing_, /*whole=*/true); });
+    const auto texts = prompt_and_reference(split, row);
+    blaming(message("row ", row, " of ", split.name), [&] {
+      generator_.check(texts.first, writing_, /*whole=*/true);
+      if (const size_t tokens = texts.second.size(); !writing_.among.empty() && tokens != 1)
+        fail("the accuracy of labels needs answers of one token, got one of ", tokens);
+    });
   }
 }
 

@@ -33,7 +33,8 @@ class Objective {
   // All that decides on what it gives, but for what the reward does under its name.
   std::string text() const;
   bool validates() const { return validates_; }
-  // Throws Error, naming the row, unless there is room for the prompts of the first `rows` rows and for answers to them.
+  // Throws Error, naming the row, unless there is room for the prompts of the first `rows` rows and for answers to them, and
+  // the answer of the data set is one that could be written.
   void check(const Split& split, int64_t rows) const;
 
   // The loss of each group over some rows, [G], by a program whose adapter is left as it was. Throws Error if a reward is none.
