@@ -89,7 +89,7 @@ fuzz: install  ## damaged files of every kind through both readers, FUZZ_S secon
 	limit="--seconds $${FUZZ_S:-6}"; [ -z "$$FUZZ_RUNS" ] || limit="--files $$FUZZ_RUNS"; \
 		$(BIN)/python tests/support/differential.py $$limit $${FUZZ_SEED:+--seed $$FUZZ_SEED}
 
-sanitize: install  ## the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, by g++
+sanitize: install  ## kernels, trainer and C interface under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/sanitize.sh
 
 lint: install  ## ruff, mypy, clang-format

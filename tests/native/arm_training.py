@@ -15,25 +15,23 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-import tiny  # noqa: E402
-from programs import DEFAULTS, export_quietly, lora_config, tiny_dataset  # noqa: E402
+from programs import lora_config  # noqa: E402
 from tiny_texts import tokenizer  # noqa: E402
+from trainer_files import llama, make_files  # noqa: E402
 
 from mobizo_kernels import wrap  # noqa: E402
 from mobizo_kernels.journal import read_journal, replay  # noqa: E402
 from mobizo_kernels.lora import adapter_layers  # noqa: E402
 
 STEPS, C_STEPS = 6, 2
-CONTEXT, TOKENS = 48, 12
+TOKENS = 12
 PROMPTS = ("The film is dull", "Every scene of it feels fresh and warm, but slow.")
 LOSS_TOLERANCE = 1e-5
 CPUS = ("max,sme=off", "cortex-a76")  # plain max has SME, with which XNNPACK is slow under emulation
@@ -61,20 +59,6 @@ def losses_of(log: Path) -> torch.Tensor:
     """What --log recorded: float64 [steps, G]."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return torch.tensor([line["step"]["losses"] for line in lines if "step" in line], dtype=torch.float64)
-
-
-def llama() -> Any:
-    """A tiny one that has the tokens of `tokenizer()`."""
-    return tiny.causal_lm(
-        LlamaConfig(**{**tiny.SIZES, "vocab_size": len(tokenizer())}, num_key_value_heads=2)
-    )
-
-
-def make_files(folder: Path) -> tuple[Path, Path]:
-    program, dataset = folder / "llama.pte", folder / "data.safetensors"
-    options = {**DEFAULTS, "queries": 4, "context": CONTEXT}
-    export_quietly(llama(), program, targets=lora_config(), **options)
-    return program, tiny_dataset(dataset, torch.Generator().manual_seed(0))
 
 
 def train_everywhere(machines: list[Machine], program: Path, dataset: Path, folder: Path) -> Path:
