@@ -14,6 +14,7 @@ from mobizo_kernels.lora import (
     rounds_inputs,
     tuned_layers,
 )
+from mobizo_kernels.lora.targets import plain_name
 from mobizo_kernels.parameters import trained_parameters
 
 # Where central differences of LoRA-B correlate well with the slope, by the type of the base ("rounded": any
@@ -53,6 +54,36 @@ def tuned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
                 raise ValueError(f"the LoRA-B of {name} must be float32, got {layer.lora_b.dtype}")
         return [(f"{name}.weight", layer.lora_b) for name, layer in layers.items()]
     return trained_parameters(model)
+
+
+class Holders:
+    """The modules that hold what a run tunes: an update has to reach their forwards.
+
+    Args:
+        model: that is tuned.
+        tuned: its parameters, by :func:`tuned_parameters`.
+    """
+
+    def __init__(self, model: nn.Module, tuned: list[tuple[str, nn.Parameter]]) -> None:
+        wanted = {id(parameter) for _, parameter in tuned}
+        self._places = [
+            (path, module, name, parameter)
+            for path, module in model.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if id(parameter) in wanted
+        ]
+
+    def check(self) -> None:
+        """Raise ValueError if a tensor was replaced, as `load_state_dict(assign=True)` and a move to the meta
+        device do: steps would go to one that no forward sees.
+        """
+        for path, module, name, parameter in self._places:
+            there = getattr(module, name)
+            if there is not parameter:
+                raise ValueError(
+                    f"{plain_name(path)}.{name} is another tensor than when ZerothOrder was made, on device "
+                    f"{there.device}: make it anew, or copy values into the tensor that was there"
+                )
 
 
 def warn_of_eps(model: nn.Module, eps: float) -> None:

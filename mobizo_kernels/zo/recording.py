@@ -15,6 +15,7 @@ from mobizo_kernels.optim.base import ZOOptimizer
 from mobizo_kernels.optim.records import Records
 from mobizo_kernels.optim.seeds import signed_seed
 from mobizo_kernels.zo.estimators import Estimator
+from mobizo_kernels.zo.parameters import Holders
 from mobizo_kernels.zo.team import Team
 from mobizo_kernels.zo.trials import is_batched
 
@@ -32,6 +33,7 @@ class Recorded:
     skipped_steps: int
     journal: JournalWriter | None
     _team: Team
+    _holders: Holders
 
     @property
     def _captured(self) -> bool:
@@ -147,12 +149,14 @@ class Recorded:
                 same run. Those that the journal does not have yet are recorded in it first.
 
         Raises:
-            ValueError: if the records are not of q coefficients. Nothing was applied, as with the next.
+            ValueError: if the records are not of q coefficients, or a parameter is another tensor than when
+                this was made. Nothing was applied, as with the next.
             OSError: if the journal cannot be written.
         """
         queries, given = self.estimator.queries, list(records.coeffs.shape[1:])
         if given != [queries]:
             raise ValueError(f"records must have {queries} coefficients, got {given}")
+        self._holders.check()
         if self.journal is not None:
             for step, record in enumerate(records, self.steps):
                 if step >= self.journal.steps:

@@ -26,7 +26,7 @@ from mobizo_kernels.zo.identity import identity
 from mobizo_kernels.zo.models import model_to_tune
 from mobizo_kernels.zo.objective import Objective, Shaping, check_shaping, shaped
 from mobizo_kernels.zo.outputs import GroupLosses, StepOutput
-from mobizo_kernels.zo.parameters import tuned_parameters, warn_of_eps
+from mobizo_kernels.zo.parameters import Holders, tuned_parameters, warn_of_eps
 from mobizo_kernels.zo.recording import Recorded
 from mobizo_kernels.zo.team import Team, TeamSettings
 from mobizo_kernels.zo.trials import Trials, is_batched
@@ -179,7 +179,9 @@ class ZerothOrder(Recorded):
         if has_wrapped_parameters(model):
             check_outer(self.distribution)
             check_tuned(model)
-        self.optimizer = make_optimizer(tuned_parameters(model), self._rule, self.distribution)
+        tuned = tuned_parameters(model)
+        self.optimizer = make_optimizer(tuned, self._rule, self.distribution)
+        self._holders = Holders(model, tuned)
         if cuda_graph:
             check_graphable(model, self.optimizer, compile, store)
         self.loss = LabelledLoss(model, candidate_tokens=candidate_tokens, store=store, compile=compile)
@@ -266,8 +268,8 @@ class ZerothOrder(Recorded):
         Raises:
             ValueError: if nothing is to be predicted, an option of :attr:`optimizer` is out of range, the
                 objective gives something else than a loss for each group, cuda_graph=True comes with one or
-                with several batches, or `model.compile()` was called after this was made. The step can be
-                tried again.
+                with several batches, `model.compile()` was called after this was made, or a parameter is
+                another tensor than then. The step can be tried again.
             JournalLost: if the journal is no longer what this run wrote. Nothing was updated.
             OSError: if the journal cannot be written. Nothing was updated; the step can be tried again.
             RuntimeError: if compile=True and a layer cannot be compiled. Nothing was updated.
@@ -303,6 +305,7 @@ class ZerothOrder(Recorded):
         self, batch: Batch | Sequence[Batch], objective: Objective | None, shaping: str
     ) -> list[Batch]:
         """The batches of a step. Raises ValueError for whatever shows before a forward."""
+        self._holders.check()
         for group in self.optimizer.param_groups:
             self.optimizer.rule_of(group)  # an option that is out of range shows before anything is changed
         check_shaping(shaping)
@@ -332,6 +335,7 @@ class ZerothOrder(Recorded):
             raise ValueError("losses needs a model wrapped by mobizo_kernels.wrap or wrap_parameters")
         if self._team.split.ranks > 1:
             raise ValueError("losses needs process_group=None: a rank alone has a part of them")
+        self._holders.check()
         measured = losses_over(self.loss, listed_batches(batch), objective)
         seeds = query_seeds(self.run_seed, self.steps, self.estimator.queries)
         losses, _ = self._trials.losses(measured, seeds, self._team.split.groups_of(0))

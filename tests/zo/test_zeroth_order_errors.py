@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from peft import LoraConfig
 
 from mobizo_kernels.lora import wrap
+from mobizo_kernels.optim import Records
 from mobizo_kernels.zo import ZerothOrder
 
 
@@ -51,6 +53,49 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     model = wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match=message):
         ZerothOrder(model, **options)
+
+
+def assigned(model: torch.nn.Module) -> None:
+    copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(copies, assign=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model: model.to("meta"),
+            "another tensor than when ZerothOrder was made, on device meta",
+        ),
+        (assigned, "another tensor than when ZerothOrder was made, on device cpu"),
+    ],
+)
+def test_parameters_that_are_no_longer_those_of_the_model(
+    change: Callable[[torch.nn.Module], object], message: str, rng: torch.Generator
+) -> None:
+    """Steps would go on and change nothing."""
+    model = wrap(tiny.llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    zo, batch = ZerothOrder(model, queries=2), tiny.batch(rng, (6,))
+    zo.step(batch)
+    records = Records.none(2)
+    change(model)
+    for act in (lambda: zo.step(batch), lambda: zo.losses(batch), lambda: zo.apply(records)):
+        with pytest.raises(ValueError, match=f"q_proj.* {message}"):
+            act()
+    assert zo.steps == 1
+
+
+def test_weights_that_are_no_longer_those_of_the_model(rng: torch.Generator) -> None:
+    """Of a model that is tuned in all its parameters; tied ones have two holders."""
+    model = tiny.llama()
+    zo, batch = ZerothOrder(model, queries=1, eps=1e-3), tiny.batch(rng, (6,))
+    zo.step(batch)
+    model.to("cpu", torch.float64)  # the same tensors
+    model.float()
+    zo.step(batch)
+    assigned(model)
+    with pytest.raises(ValueError, match="weight is another tensor than when ZerothOrder was made"):
+        zo.step(batch)
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39])
