@@ -41,9 +41,7 @@ def _to_device(settings: AdapterSettings) -> str:
         raise InputError(
             "model: expected --model, whose fingerprint goes into the file, with a PEFT directory"
         )
-    if settings.target.exists() and not settings.overwrite:
-        raise InputError(f"TO: {str(settings.target)!r} exists; name another file, or add --overwrite")
-    check_output_file(settings.target, "TO")
+    check_output_file(settings.target, "TO", overwrite=settings.overwrite)
     model, _ = load_model(settings.model, settings.dtype)
     with blame_input("adapter"):
         device_from_peft(model, settings.source, settings.target)

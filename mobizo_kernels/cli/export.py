@@ -38,13 +38,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         InputError: something the user gave does not exist or does not fit; nothing has been written then.
     """
     executorch = native()
-    if settings.out.exists() and not settings.overwrite:
-        raise InputError(f"out: {str(settings.out)!r} exists; name another file, or add --overwrite")
+    check_output_file(settings.out, overwrite=settings.overwrite)
     outputs = {"out": [settings.out]}
     if settings.tokenizer is not None:
+        check_output_file(settings.tokenizer, "tokenizer", overwrite=settings.overwrite)
         outputs["tokenizer"] = [settings.tokenizer]
-    for option, (path,) in outputs.items():
-        check_output_file(path, option)
     check_distinct(outputs, {"model": settings.model, "adapter": settings.adapter})
     started = perf_counter()
     tokenizer = load_tokenizer(settings.model)

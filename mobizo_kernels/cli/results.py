@@ -174,11 +174,13 @@ def check_output(directory: Path, overwrite: bool, option: str = "out") -> None:
         check_writable(directory, option)
 
 
-def check_output_file(path: Path, option: str = "out") -> None:
-    """Raise InputError unless `path` is a file, or may become one."""
+def check_output_file(path: Path, option: str = "out", *, overwrite: bool = True) -> None:
+    """Raise InputError unless `path` may become a file: it is none yet, or one that may be overwritten."""
     with blame_input(option):
         if path.exists() and not path.is_file():
             raise InputError(f"{option}: {path} cannot be written (it exists and is no file)")
+        if os.path.lexists(path) and not overwrite:
+            raise InputError(f"{option}: {str(path)!r} exists; name another file, or add --overwrite")
         check_writable(path.absolute().parent, option)
 
 
@@ -190,6 +192,10 @@ def check_writable(directory: Path, option: str) -> None:
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise InputError(f"{option}: {str(existing)!r} is no directory")
+    missing = directory.absolute().parts[len(existing.absolute().parts) :]
+    if ".." in missing:  # the system would have to make what is only passed through
+        through = str(existing / missing[0])
+        raise InputError(f"{option}: {str(directory)!r} leads through {through!r}, which does not exist")
     try:
         with TemporaryFile(dir=existing):
             pass

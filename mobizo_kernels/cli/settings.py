@@ -121,7 +121,9 @@ class ExportSettings(StepSettings, QuestionSettings):
     takes_free_answers: ClassVar[bool] = True
 
     out: Annotated[Path, main_option(help="FILE.pte for the program.")]
-    overwrite: Annotated[bool, main_option("--overwrite", help="Replace FILE.pte.")] = False
+    overwrite: Annotated[
+        bool, main_option("--overwrite", help="Replace FILE.pte, and FILE.json of --tokenizer.")
+    ] = False
     adapter: Annotated[
         Path | None,
         main_option(
@@ -262,9 +264,8 @@ class TokenizeSettings(PromptSettings):
 
     takes_free_answers: ClassVar[bool] = True
 
-    out: Annotated[
-        Path, main_option(help="FILE.safetensors for the data set; one that is there is replaced.")
-    ]
+    out: Annotated[Path, main_option(help="FILE.safetensors for the data set.")]
+    overwrite: Annotated[bool, main_option("--overwrite", help="Replace FILE.safetensors.")] = False
     steps: Annotated[int, main_option(min=1, help="Steps to lay out batches for; more start again.")] = (
         RUN.steps
     )

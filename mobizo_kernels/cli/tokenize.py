@@ -101,10 +101,11 @@ def tokenize(settings: TokenizeSettings) -> dict[str, Any]:
         How many rows and tokens the file holds, and the settings.
 
     Raises:
-        InputError: something the user gave does not exist or does not fit, or the file cannot be written.
+        InputError: something the user gave does not exist or does not fit, or the file cannot be written, or
+            is there and is not to be overwritten.
     """
-    check_output_file(settings.out)
     check_distinct({"out": [settings.out]}, {"model": settings.model, "data": settings.data})
+    check_output_file(settings.out, overwrite=settings.overwrite)
     dataset = tokenized(settings)
     with blame_input("out"):
         write_dataset(settings.out, dataset)

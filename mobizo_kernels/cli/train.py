@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from mobizo_kernels.cli.files import check_distinct, is_within
@@ -55,7 +54,9 @@ def train(settings: TrainSettings, stop: StopRequest | None = None) -> dict[str,
     ):
         raise InputError(f"journal: expected a file, got the directory {str(settings.journal)!r}")
     if settings.journal is not None:
-        if os.path.lexists(settings.journal) and not settings.resume:
+        if settings.journal.is_symlink() and not settings.journal.exists():
+            raise InputError(f"journal: {str(settings.journal)!r} is a link that leads nowhere; name another")
+        if settings.journal.exists() and not settings.resume:
             raise InputError(f"journal: {str(settings.journal)!r} exists; name another, or add --resume")
         check_output_file(settings.journal, "journal")
     if settings.resume and settings.journal is not None and not settings.dry_run:

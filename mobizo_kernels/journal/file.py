@@ -74,6 +74,8 @@ class JournalFile:
         except FileExistsError as error:
             if not os.path.lexists(path):
                 raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
+            if path.is_symlink() and not path.exists():
+                raise FileExistsError(f"journal {path} is a link that leads nowhere") from error
             raise FileExistsError(
                 f"journal {path} exists already; name another file, or resume its run"
             ) from error

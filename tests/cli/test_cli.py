@@ -112,10 +112,11 @@ def test_a_link_that_leads_nowhere_takes_no_results(
         (f"--out={link}", f"out: '{link}' is no directory"),
         (f"--out={link / 'run'}", f"out: '{link}' is no directory"),
         (f"--tensorboard={link}", f"tensorboard: '{link}' is no directory"),
-        (f"--journal={link}", f"journal: '{link}' exists; name another, or add --resume"),
+        (f"--journal={link}", f"journal: '{link}' is a link that leads nowhere; name another"),
     ):
-        assert train(inputs, tmp_path / "out", option) == 2
-        assert message in capsys.readouterr().err
+        for more in ([], ["--resume"] if "journal" in option else ["--overwrite"]):
+            assert train(inputs, tmp_path / "out", option, *more) == 2
+            assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["link"]
 
 

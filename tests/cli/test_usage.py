@@ -63,3 +63,36 @@ def test_where_no_file_can_be_made(
         f"mobizo: {option}: '/proc' cannot be written to (No such file or directory)\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["tokenize", "--out={}"], "out"),
+        (["export", "--out={}"], "out"),
+        (["export", "--out=program.pte", "--tokenizer={}"], "tokenizer"),
+        (["adapter", "{tmp_path}", "{}", "--model=absent"], "TO"),
+        (["adapter", "adapter.safetensors", "{}"], "TO"),
+        (["replay", "run.journal", "--out={}"], "out"),
+        (["train", "--out={}"], "out"),
+        (["train", "--out=run", "--journal={}"], "journal"),
+        (["train", "--out=run", "--tensorboard={}"], "tensorboard"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_path_through_a_directory_that_is_not_there(
+    command: list[str],
+    option: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It would have to be made, and be left empty."""
+    monkeypatch.chdir(tmp_path)
+    data = [f"--data={inputs / 'data.csv'}", *PROMPT] if command[0] in ("tokenize", "export", "train") else []
+    filled = [part.replace("{tmp_path}", str(tmp_path)).replace("{}", "a/../b") for part in command]
+    assert run(*filled, *data) == 2
+    assert f"' leads through '{tmp_path / 'a'}', which does not exist" in (said := capsys.readouterr().err)
+    assert f"mobizo: {option}: '" in said
+    assert not list(tmp_path.iterdir())

@@ -289,12 +289,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (made.template, made.source) == (TEMPLATE, str(data))
     assert made.tokenizer == tokenizer_fingerprint(tokenizer())
 
+    again = [out, "--overwrite"]
     for bad, message in (
-        (["--batch-size=1000", out], "batch_size: expected 1 to"),
+        (["--batch-size=1000", *again], "batch_size: expected 1 to"),
         ([f"--out={tmp_path}"], "out: .* cannot be written .it exists and is no file"),
-        (["--max-length=2", out], "max_length: expected at least"),
+        (["--max-length=2", *again], "max_length: expected at least"),
+        (["--seed=4", out], "out: .* exists; name another file, or add --overwrite"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main.run(["tokenize", *options, *bad])
         assert re.match(f"mobizo: {message}", capsys.readouterr().err)
     assert read_dataset(tmp_path / "new" / "data.safetensors") == made
+    with pytest.raises(SystemExit, match="0"):
+        main.run(["tokenize", *options, *again, "--seed=4", "--max-length=12"])
+    assert read_dataset(tmp_path / "new" / "data.safetensors").order != made.order

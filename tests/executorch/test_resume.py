@@ -122,6 +122,23 @@ def test_unwritable_journal(where: str, program: Path, dataset: Path, tmp_path: 
     assert os.listdir(tmp_path) == ["data.safetensors"]
 
 
+def test_a_link_that_leads_nowhere_is_no_journal(
+    trainer: Trainer, program: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Nor is one made where it leads; the command says so before it reads out."""
+    (link := tmp_path / "link").symlink_to("nowhere")
+    for resume in (False, True):
+        with Unchanged(trainer), pytest.raises(ValueError, match=f"journal: {link} is a link that leads no"):
+            trainer.train(dataset, journal=link, resume=resume, **STEPS)
+    process = start_runner(
+        ["train", program, dataset, "--resume", f"--journal={link}", f"--adapter-out={tmp_path / 'a'}"]
+    )
+    output, errors = process.communicate(timeout=60)
+    told = f"mobizo_runner: --journal: {link} is a link that leads nowhere\n"
+    assert (process.returncode, output, errors) == (2, "", told)
+    assert sorted(os.listdir(tmp_path)) == ["data.safetensors", "link"]
+
+
 def test_disk_full(program: Path, dataset: Path, tmp_path: Path, whole: tuple[Trainer, bytes]) -> None:
     """The run stops with the adapter of the last recorded step; given room it goes on to the same end."""
     expected, journal = whole

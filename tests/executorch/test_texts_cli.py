@@ -152,8 +152,11 @@ def test_what_is_refused(
     data, out = tmp_path / "rows.jsonl", tmp_path / "out.safetensors"
     data.write_bytes(content)
     out.write_bytes(b"before")
-    for command, output in (("tokenize", f"--out={out}"), ("train", f"--adapter-out={out}")):
-        status, printed, errors = runner(command, labelled, data, by(labelled), output, *options)
+    for command, output in (
+        ("tokenize", ["--overwrite", f"--out={out}"]),
+        ("train", [f"--adapter-out={out}"]),
+    ):
+        status, printed, errors = runner(command, labelled, data, by(labelled), *output, *options)
         assert status == 2 and errors.count("\n") == 1 and printed == ""
         assert sentence in errors
     assert out.read_bytes() == b"before"
@@ -190,6 +193,10 @@ def test_no_space_for_the_data_set(labelled: Path, tmp_path: Path) -> None:
     out.write_bytes(b"before")
     command = ["tokenize", labelled / "program.pte", labelled / "data.csv", by(labelled), f"--out={out}"]
     process = start_runner(command)
+    _, errors = process.communicate(timeout=60)
+    told = f"mobizo_runner: --out: {out} exists: name another file, or add --overwrite\n"
+    assert (process.returncode, errors) == (2, told)
+    process = start_runner([*command, "--overwrite"])
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1  # the output's fault, not the input's

@@ -146,6 +146,11 @@ def test_a_journal_is_not_overwritten(tmp_path: Path, rng: torch.Generator) -> N
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="journal cannot be written .File exists"):
         ZerothOrder(wrapped(), **OPTIONS, journal=tmp_path / "file" / "journal")
+    (link := tmp_path / "link").symlink_to("nowhere")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=f"{link} is a link that leads nowhere"):
+            ZerothOrder(wrapped(), **OPTIONS, journal=link, resume=resume)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_a_replay_cannot_repeat(tmp_path: Path) -> None:

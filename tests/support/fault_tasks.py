@@ -36,7 +36,7 @@ def commands(children: Children, root: Path) -> dict[str, Command]:
         ],
         "mobizo_runner tokenize": lambda folder: [
             "tokenize", program, root / "data.csv", f"--tokenizer={tokenizer}", "--steps=4",
-            f"--out={folder / 'data.safetensors'}",
+            f"--out={folder / 'data.safetensors'}", "--overwrite",
         ],
         **made,
         "mobizo train --engine executorch": lambda folder: [
@@ -63,7 +63,7 @@ def python_commands(root: Path) -> dict[str, Command]:
             "train", *options(task), "--resume", f"--out={folder}", f"--journal={folder / 'journal'}",
         ],
         "mobizo tokenize": lambda folder: [
-            "tokenize", *texts, "--steps=4", f"--out={folder / 'data.safetensors'}",
+            "tokenize", *texts, "--steps=4", f"--out={folder / 'data.safetensors'}", "--overwrite",
         ],
         "mobizo export": lambda folder: [
             "export", *options({name: task[name] for name in shared}), "--overwrite",

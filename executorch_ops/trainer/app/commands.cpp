@@ -158,7 +158,7 @@ void train_command(int argc, char** argv) {
   if (!files) return;
   if (adapter_out.empty()) fail("--adapter-out is needed");
   check_output("--adapter-out", adapter_out);
-  if (!train_options.journal.empty() && !exists(train_options.journal)) check_output("--journal", train_options.journal);
+  if (!train_options.journal.empty() && !exists(train_options.journal)) check_created("--journal", train_options.journal);
   check_distinct(
       {{"--journal", train_options.journal},
        {"the start of --journal", start_path(train_options.journal)},

@@ -21,10 +21,11 @@ void tokenize_command(int argc, char** argv) {
   texts.validation_rows = run_defaults::validation_rows;
   texts.eval_rows = kTestRows;
   std::string out;
-  bool json = false;
+  bool overwrite = false, json = false;
   Options options("tokenize PROGRAM FILE --tokenizer FILE --out FILE [OPTION...]",
                   "Write texts, FILE.csv or FILE.jsonl, as a data set of a program: the bytes of mobizo tokenize.");
   options.text("out", "FILE", out, "where the data set goes, as .safetensors; needed");
+  options.flag("overwrite", overwrite, "replace that file if there is one");
   input.declare(options);
   options.whole("steps", texts.steps, 1, "steps to lay out batches for; more start again");
   options.seed("seed", seed, "of the batches", &texts.seed);
@@ -41,6 +42,7 @@ void tokenize_command(int argc, char** argv) {
   input.check(file);
   check_output("--out", out);
   check_distinct({{"--out", out}}, {{"PROGRAM", program}, {"FILE", file}, {"--tokenizer", input.tokenizer()}});
+  if (exists(out) && !overwrite) fail("--out: ", out, " exists: name another file, or add --overwrite");
 
   const Description description = read_description(program);
   texts.batch_size = description.batch_size;

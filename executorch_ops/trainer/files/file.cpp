@@ -267,6 +267,13 @@ void check_output(const std::string& option, const std::string& path) {
   if (::access(parent.c_str(), W_OK | X_OK) != 0) throw SystemError(errno, option + ": cannot write to " + parent);
 }
 
+void check_created(const std::string& option, const std::string& path) {
+  check_output(option, path);
+  struct stat status{};
+  const bool link = ::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode);
+  if (link && !exists(path)) fail(option, ": ", path, " is a link that leads nowhere");
+}
+
 void check_distinct(const std::vector<NamedFile>& outputs, const std::vector<NamedFile>& inputs) {
   std::vector<NamedFile> others = inputs;
   for (const NamedFile& output : outputs) {

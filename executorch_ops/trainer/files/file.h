@@ -61,6 +61,9 @@ void write_atomically(const std::string& path, const std::vector<std::string_vie
 // Throws unless `path` is, or can become, a file that is written to; `option` is the name of the argument to blame.
 void check_output(const std::string& option, const std::string& path);
 
+// Of a file that is created at `path`, where write_atomically renames one: a link that leads nowhere is in its way, too.
+void check_created(const std::string& option, const std::string& path);
+
 bool exists(const std::string& path);
 
 // A file as an option or argument named it.

@@ -194,7 +194,7 @@ File open_journal(const std::string& path, const Json& header, bool resume) {
   store(bytes, static_cast<uint32_t>(text.size()));
   bytes += text;
   store(bytes, crc32(bytes.data(), bytes.size()));
-  check_output("journal", path);
+  check_created("journal", path);
   try {
     return File::created(path, bytes);
   } catch (const SystemError& error) {
