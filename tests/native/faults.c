@@ -1,10 +1,12 @@
-/* A disk that fails: preloaded, it lets the n-th call that changes files below a folder fail, and all after it if told so.
+/* A disk that fails, and a clock that jumps. Preloaded, it lets the n-th call that changes files below a folder fail, and all
+ * after it if told so.
  *
  *   FAULT_FOLDER   only files below it count
  *   FAULT_AT       which call fails, from 1; 0 for none
  *   FAULT_ERRNO    with what
  *   FAULT_STAYS    1: the disk stays so
  *   FAULT_COUNT    a file outside of the folder that gets one byte a call
+ *   FAULT_CLOCK    1: the time of day is right, a day ahead and a day behind by turns
  *
  * A failing write first writes half of what it was given, as a disk does that becomes full.
  */
@@ -18,8 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sendfile.h>
+#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static long calls;
@@ -141,4 +145,29 @@ int open64(const char* path, int flags, ...) {
   const mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
   va_end(rest);
   return opened("open64", path, flags, mode);
+}
+
+/* How far off the time of day is in this call. */
+static time_t jump(void) {
+  static unsigned long asked;
+  static const time_t away[] = {0, 24 * 60 * 60, -24 * 60 * 60};
+  return number("FAULT_CLOCK") ? away[__atomic_add_fetch(&asked, 1, __ATOMIC_RELAXED) % 3] : 0;
+}
+
+int clock_gettime(clockid_t clock, struct timespec* now) {
+  const int status = REAL(clock_gettime)(clock, now);
+  if (status == 0 && clock == CLOCK_REALTIME) now->tv_sec += jump();
+  return status;
+}
+
+int gettimeofday(struct timeval* restrict now, void* restrict zone) {
+  const int status = REAL(gettimeofday)(now, zone);
+  if (status == 0) now->tv_sec += jump();
+  return status;
+}
+
+time_t time(time_t* now) {
+  const time_t there = REAL(time)(NULL) + jump();
+  if (now != NULL) *now = there;
+  return there;
 }

@@ -17,16 +17,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crash import start_runner
 
 NATIVE = Path(__file__).resolve().parents[1] / "native"
-MOST_SECONDS = 300
-"""After which a command counts as hanging."""
+MOST_SECONDS = 1800
+"""After which a command counts as hanging, also on a machine that has other work."""
 
 Command = Callable[[Path], Sequence[str | Path]]
 """Arguments of a command, from the folder that it writes to. Repeated, it resumes or replaces."""
@@ -155,65 +156,91 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> Iterator[tuple[str, Ended]]:
-    """Let each of `calls` fail, once and for good, and look at what the same command makes of what is left.
+def undisturbed(disk: Disk, root: Path) -> dict[str, bytes]:
+    """What a command makes on a disk that works. Raises AssertionError if it fails."""
+    (whole := root / "whole").mkdir()
+    ended = disk.run(whole)
+    assert ended.status == 0, ended.errors
+    return results(whole)
+
+
+def disturb(
+    disk: Disk, root: Path, expected: Mapping[str, bytes], call: int, code: int, *, stays: bool
+) -> Ended:
+    """Let one call fail, and look at what the same command makes of what is left.
 
     Args:
         disk: that fails.
-        root: empty; gets a folder a run.
-        calls: from 1.
+        root: gets a folder, which goes again unless something was wrong.
+        expected: results of a run that was never disturbed.
+        call: which fails, from 1.
+        code: the system's error.
+        stays: whether all later ones fail, too.
 
-    Yields:
-        What failed, and how the disturbed run ended.
+    Returns:
+        How the disturbed run ended.
 
     Raises:
-        AssertionError: a run was killed, hung, or did not end with the system's own words; or the same
+        AssertionError: the run was killed, hung, or did not end with the system's own words; or the same
             command once more failed, ended with other bytes, or left a file that was not ready.
     """
-    whole = root / "whole"
-    whole.mkdir()
-    expected_run = disk.run(whole)
-    assert expected_run.status == 0, expected_run.errors
-    expected = results(whole)
-    for call in calls:
-        for code, stays in ((errno.EIO, "0"), (errno.ENOSPC, "1")):
-            name = f"call {call}: {errno.errorcode[code]}{' from then on' if stays == '1' else ''}"
-            folder = root / f"{call}-{code}"
-            folder.mkdir()
-            ended = disk.run(folder, FAULT_AT=str(call), FAULT_ERRNO=str(code), FAULT_STAYS=stays)
-            assert ended.status in (0, 1, 2), f"{name}: exit code {ended.status}, {ended.errors}"
-            if ended.status != 0:
-                assert ended.errors and os.strerror(code) in ended.errors[-1], f"{name}: {ended.errors}"
-                assert not any(line.startswith("Traceback") for line in ended.errors), (
-                    f"{name}: {ended.errors}"
-                )
-            resumed = disk.run(folder)
-            assert resumed.status == 0, f"{name}: {ended.errors}, then {resumed.errors}"
-            got = results(folder)
-            wrong = [file for file in expected if got.get(file) != expected[file]]
-            assert not wrong, f"{name}: {wrong} are not those of the undisturbed run"
-            scratch = [path.name for path in folder.rglob(".*.mobizo")]
-            assert not scratch, f"{name}: {scratch} are left"
-            yield name, ended
-            shutil.rmtree(folder)
+    name = f"call {call}: {errno.errorcode[code]}{' from then on' if stays else ''}"
+    folder = root / f"{call}-{code}"
+    folder.mkdir()
+    ended = disk.run(folder, FAULT_AT=str(call), FAULT_ERRNO=str(code), FAULT_STAYS=str(int(stays)))
+    assert ended.status in (0, 1, 2), f"{name}: exit code {ended.status}, {ended.errors}"
+    if ended.status != 0:
+        assert ended.errors and os.strerror(code) in ended.errors[-1], f"{name}: {ended.errors}"
+        assert not any(line.startswith("Traceback") for line in ended.errors), f"{name}: {ended.errors}"
+    resumed = disk.run(folder)
+    assert resumed.status == 0, f"{name}: {ended.errors}, then {resumed.errors}"
+    got = results(folder)
+    wrong = [file for file in expected if got.get(file) != expected[file]]
+    assert not wrong, f"{name}: {wrong} are not those of the undisturbed run"
+    scratch = [path.name for path in folder.rglob(".*.mobizo")]
+    assert not scratch, f"{name}: {scratch} are left"
+    shutil.rmtree(folder)
+    return ended
 
 
-def report(name: str, disk: Disk, root: Path) -> None:
-    """Disturb every call of a command, and print what was seen."""
+FAULTS: tuple[tuple[int, bool], ...] = ((errno.EIO, False), (errno.ENOSPC, True))
+"""What happens to each call: it fails once, or the disk is full from then on."""
+
+
+def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> list[Ended]:
+    """Let each of `calls` fail in each of the ways of `FAULTS`. Raises AssertionError as :func:`disturb`."""
+    expected = undisturbed(disk, root)
+    return [
+        disturb(disk, root, expected, call, code, stays=stays) for call in calls for code, stays in FAULTS
+    ]
+
+
+def report(name: str, disk: Disk, root: Path) -> bool:
+    """Disturb every call of a command, and print what was seen; whether all was as it should be."""
     (root / "count").mkdir(parents=True)
-    calls = range(1, disk.changes(root / "count") + 1)
-    ends = [ended for _, ended in disturbed(disk, root, calls)]
+    calls, began = disk.changes(root / "count"), time.monotonic()
+    expected, ends, wrong = undisturbed(disk, root), list[Ended](), 0
+    for call in range(1, calls + 1):
+        for code, stays in FAULTS:
+            try:
+                ends.append(disturb(disk, root, expected, call, code, stays=stays))
+            except AssertionError as error:
+                wrong += 1
+                print(f"{name}: {error}", flush=True)
     failed = sum(ended.status != 0 for ended in ends)
     print(
-        f"{name}: {len(calls)} calls failed, each once and for good; {failed} of {len(ends)} runs ended with "
-        "one sentence, and all ended with the right bytes when run again",
+        f"{name}: {calls} calls failed, each once and for good; {failed} of {2 * calls} runs ended with one "
+        f"sentence, {len(ends)} with the right bytes when run again, {wrong} wrong; "
+        f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
+    return not wrong
 
 
 def main(names: Sequence[str]) -> int:
     from fault_tasks import RUNNER, commands
 
+    good = True
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         library = build(root)
@@ -222,8 +249,8 @@ def main(names: Sequence[str]) -> int:
                 if names and name not in names:
                     continue
                 disk = RunnerDisk(library, command) if name in RUNNER else PythonDisk(children, command)
-                report(name, disk, root / name.replace(" ", "-"))
-    return 0
+                good &= report(name, disk, root / name.replace(" ", "-"))
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
