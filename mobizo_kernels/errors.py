@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,18 @@ def refuse_half_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"has half a character (a lone surrogate): {shortened(text)}") from error
+
+
+def memory_exhausted(error: BaseException) -> str | None:
+    """What there is to say of an error of Python, C++ or torch, for a CPU or GPU, that means that there is no
+    more memory; None for any other.
+    """
+    text = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not known and not any(sign in text for sign in ("can't allocate memory", "std::bad_alloc")):
+        return None
+    asked = re.search(r"allocate ([\d.]+ (?:bytes|[KMGT]iB))", text)
+    return "memory is exhausted" + (f": {asked[1]} more were asked for" if asked else "")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typer.completion import get_completion_script
 
 from mobizo_kernels import __version__
 from mobizo_kernels.cli import report
-from mobizo_kernels.cli.interrupts import StopRequest, exit_code
+from mobizo_kernels.cli.interrupts import StopRequest, exit_code, tell
 from mobizo_kernels.cli.options import Json, Told, takes
 from mobizo_kernels.cli.settings import (
     AdapterSettings,
@@ -36,7 +36,7 @@ from mobizo_kernels.errors import InputError
 
 EXIT_CODES = (
     "Exit codes: 0, done; 1, the system or the program failed; 2, something given is wrong, and the message "
-    "says what; 130 and 143, interrupted by Ctrl-C and by SIGTERM."
+    "says what; 129, 130 and 143, interrupted by a terminal that was closed, by Ctrl-C and by SIGTERM."
 )
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def train_command(settings: TrainSettings, told: Told) -> None:
         return
     if told.print_json:
         print(json.dumps(result), flush=True)
-    print(f"mobizo: {report.interrupted(result)}; {resumes}", file=sys.stderr)
+    tell(f"mobizo: {report.interrupted(result)}; {resumes}\n")
     sys.exit(128 + (stop.signal or 0))
 
 
@@ -273,7 +273,7 @@ def _done(
     try:
         return work()
     except KeyboardInterrupt as error:
-        print(f"\nmobizo: interrupted: {if_interrupted}" if if_interrupted else "", file=sys.stderr)
+        tell(f"\nmobizo: interrupted: {if_interrupted}\n" if if_interrupted else "\n")
         sys.exit(exit_code(error))
 
 

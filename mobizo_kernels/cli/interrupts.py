@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what ends a command, and how a run ends in good order."""
+"""Ctrl-C, SIGTERM and SIGHUP: what ends a command, and how a run ends in good order."""
 
 from __future__ import annotations
 
@@ -15,23 +15,37 @@ from typing import Any, TypeVar
 Found = TypeVar("Found")
 
 
+# What ends a command beside Ctrl-C: somebody who asks politely, a terminal that is closed.
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: like an interrupt from the keyboard, but for the exit code."""
+    """A signal came that ends a process: like an interrupt from the keyboard, but for the exit code.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def exit_code(error: BaseException) -> int:
     """128 and the number of the signal, as shells have it."""
-    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated` inside the block, so that what is half written is cleared away."""
+def ending_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise :class:`Terminated` inside the block, so that what is half written is cleared
+    away.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(number)
 
-    with _handled({signal.SIGTERM: terminate}):
+    with _handled(dict.fromkeys(_ENDS, terminate)):
         yield
 
 
@@ -59,21 +73,22 @@ class StopRequest:
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM in the block asks; the second does what it did before the block."""
+        """The first of the signals in the block asks; the second does what it did before the block."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.signal = number
-            for one, handler in before.items():
-                signal.signal(one, handler)
-            _tell("\nmobizo: ending after this step; once more ends at once\n")
+            for one, handler in before.items():  # a terminal that is closed says so more than once
+                signal.signal(one, signal.SIG_IGN if one == number == signal.SIGHUP else handler)
+            tell("\nmobizo: ending after this step; once more ends at once\n")
 
-        with _handled({signal.SIGINT: ask, signal.SIGTERM: ask}) as before:
+        with _handled(dict.fromkeys((signal.SIGINT, *_ENDS), ask)) as before:
             yield
 
 
-def _tell(text: str) -> None:
-    """Write to stderr from a signal handler: past Python's buffer, which may be writing just now and would
-    then refuse with RuntimeError. A reader that has gone, as `tee` at the same Ctrl-C, is told nothing.
+def tell(text: str) -> None:
+    """Write to stderr, also from a signal handler: past Python's buffer, which may be writing just now and
+    would then refuse with RuntimeError. A reader that has gone, as `tee` at the same Ctrl-C or the terminal
+    that was closed, is told nothing.
     """
     with suppress(OSError, ValueError):
         try:

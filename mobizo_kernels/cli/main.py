@@ -12,17 +12,17 @@ from contextlib import suppress
 from typer import Abort
 
 from mobizo_kernels.cli.commands import app
-from mobizo_kernels.cli.interrupts import exit_code, sigterm_interrupts
+from mobizo_kernels.cli.interrupts import ending_signals_interrupt, exit_code
 from mobizo_kernels.cli.usage import UsageError, usage_sentence
-from mobizo_kernels.errors import InputError
+from mobizo_kernels.errors import InputError, memory_exhausted
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Every failure that can be foreseen ends in one sentence on stderr.
 
-    The exit code is then 2 for bad input, 130 for an interrupt from the keyboard, 143 for SIGTERM, and 1
-    where the system refuses something, as a full disk behind stdout does; a reader of stdout that has gone is
-    told nothing.
+    The exit code is then 2 for bad input, 130 for an interrupt from the keyboard, 143 for SIGTERM, 129 for
+    SIGHUP, and 1 where the system refuses something, as a full disk behind stdout does; a reader of stdout
+    that has gone is told nothing.
 
     Args:
         arguments: without the program's name; those of the process by default.
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            with sigterm_interrupts():
+            with ending_signals_interrupt():
                 code = app(given, prog_name="mobizo", obj=given, standalone_mode=False)
             sys.exit(code or 0)  # that of help and versions; commands give none
         except SystemExit as end:
@@ -48,6 +48,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, Abort) as error:  # before a command has begun, or behind its end
         sys.exit(exit_code(error))
+    except (MemoryError, RuntimeError) as error:
+        if (sentence := memory_exhausted(error)) is None:
+            raise
+        print(f"mobizo: {sentence}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         _forget_output()
         if error.errno != errno.EPIPE:

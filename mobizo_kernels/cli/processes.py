@@ -52,7 +52,8 @@ def check_alone() -> None:
 
 def _end_with_parent() -> None:
     """Let this process end when the one that started it has ended, in whatever way, or wants it to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard interrupts both, and that one answers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal tells both, and that one answers
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         if (parent := parent_process()) is not None:

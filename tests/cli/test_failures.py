@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import PROMPT, contents, run, train
-from helpers import full_disk
+from helpers import full_disk, little_memory
 
 from mobizo_kernels.cli import environment, runner
 from mobizo_kernels.cli.processes import in_fresh_process
+from mobizo_kernels.errors import memory_exhausted
+from mobizo_kernels.journal import read_journal
 
 
 @pytest.mark.parametrize("arguments", [["env"], ["env", "--json"], ["--help"], ["train", "--help"]])
@@ -82,6 +85,34 @@ def test_a_start_on_a_full_disk(inputs: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"mobizo: journal: the start '{tmp_path / 'run.journal.start'}" in capsys.readouterr().err
     assert not journal.exists() and not out.exists()
     assert train(inputs, out, "--resume", f"--journal={journal}") == 0
+
+
+def test_memory_that_is_exhausted(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a step that is too large: the sentence is the last line, and the journal is whole."""
+    out, journal = tmp_path / "out", tmp_path / "run.journal"
+    options = ["--start=zero", "--queries=50000", "--tail=0", f"--journal={journal}"]
+    with little_memory(512 * 2**20):
+        assert train(inputs, out, *options) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"mobizo: memory is exhausted: \d+ bytes more were asked for", said[-1])
+    assert not any("Traceback" in line for line in said)
+    assert len(read_journal(journal)[1]) == 0 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "memory is exhausted"),
+        (RuntimeError("std::bad_alloc"), "memory is exhausted"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."),
+            "memory is exhausted: 2.50 GiB more were asked for",
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_errors_that_mean_that_memory_is_exhausted(error: Exception, sentence: str | None) -> None:
+    assert memory_exhausted(error) == sentence
 
 
 @pytest.mark.parametrize("name", ["adapter", "metrics.json", "learning_curve.png"])

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM while steps are made: the run ends in good order, and goes on from there."""
+"""Ctrl-C, SIGTERM and a terminal that is closed while steps are made: the run ends in good order, and goes on
+from there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import errno
 import io
 import json
 import os
+import re
+import select
 import shlex
 import signal
 import sys
@@ -14,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run, train
+from commands import SHORT, run, train
+from crash import CHILDREN
 
 from mobizo_kernels.cli import main
-from mobizo_kernels.cli.interrupts import StopRequest, Terminated, sigterm_interrupts
+from mobizo_kernels.cli.interrupts import StopRequest, Terminated, ending_signals_interrupt
 from mobizo_kernels.cli.progress import TuningBar
+from mobizo_kernels.journal import read_journal
 from mobizo_kernels.training import score_rows
 
 WEIGHTS = Path("adapter", "adapter_model.safetensors")
@@ -44,21 +50,25 @@ def killing(number: int, at: int, times: int = 1) -> Any:
     return shown
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "times"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGHUP, 129, 2)]
+)
 def test_a_run_ends_after_the_step_and_goes_on(
     number: int,
     code: int,
+    times: int,
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A shell that ends with its terminal sends SIGHUP, and so does the system."""
     options = ["--steps=6", "--eval-every=6", "--start=zero"]
     assert train(inputs, tmp_path / "once", *options) == 0
     out, journal = tmp_path / "out", tmp_path / "run.journal"
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(TuningBar, "show_step", killing(number, 2))
+        patch.setattr(TuningBar, "show_step", killing(number, 2, times))
         assert train(inputs, out, *options, f"--journal={journal}", "--json") == code
     said = capsys.readouterr()
     assert "mobizo: ending after this step; once more ends at once\n" in said.err
@@ -115,13 +125,46 @@ def test_an_interrupt_in_the_last_scoring_keeps_what_was_tuned(
 def test_handlers_are_put_back_and_ignored_signals_stay_so() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = StopRequest()
-    with pytest.raises(Terminated), sigterm_interrupts():
+    with pytest.raises(Terminated), ending_signals_interrupt():
         with stop.armed():
             os.kill(os.getpid(), signal.SIGINT)
             assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before[0]
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def on_terminal(name: str, arguments: list[str]) -> None:
+    """A command as the first process of a terminal."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  to the end
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has ignored stays so
+    os._exit(run(*arguments))  # multiprocessing would flush what the terminal has not taken
+
+
+def test_a_run_outlives_its_terminal(inputs: Path, tmp_path: Path) -> None:
+    """By the step that it is making, and until its results are written."""
+    out, journal = tmp_path / "out", tmp_path / "run.journal"
+    files = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", f"--out={out}"]
+    command = ["train", *files, *SHORT, f"--journal={journal}", "--steps=20000", "--start=zero"]
+    terminal, own = os.openpty()
+    process = CHILDREN.Process(target=on_terminal, args=(os.ttyname(own), command))
+    process.start()
+    shown = b""
+    while not re.search(rb"tuning: .* [1-9][0-9]*/20000", shown):
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 1000)
+        assert process.is_alive(), shown.decode()
+    os.close(own)
+    os.close(terminal)
+    process.join(120)
+    assert process.exitcode == 128 + signal.SIGHUP
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["interrupted"] and (out / WEIGHTS).exists()
+    assert 0 < found["steps"] == len(read_journal(journal)[1]) < 20000
 
 
 class Writing(io.RawIOBase):
@@ -177,9 +220,11 @@ def test_a_run_outlives_who_reads_its_bar(
     assert stop()
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143), (Terminated(signal.SIGHUP), 129)]
+)
 def test_an_interrupt_before_a_command_begins(
-    error: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise error

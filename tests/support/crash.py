@@ -35,8 +35,8 @@ RUNNER = Path(mobizo_kernels.__file__).parent / "executorch" / "mobizo_runner"
 
 # Children of a process that has imported everything and computed nothing: they start at once, and no thread
 # that a library had before the fork is missed in them.
-_CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(["mobizo_kernels.cli.train"])
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["mobizo_kernels.cli.train"])
 
 
 def start_runner(
@@ -187,7 +187,7 @@ def crash_training(task: Mapping[str, Any], folder: Path, *, steps: int, stops: 
         (folder / run).mkdir(exist_ok=True)
         out, journal = folder / run / "out", folder / run / "journal"
         settings = TrainSettings(**task, steps=steps, out=out, journal=journal, resume=True)
-        process = _CHILDREN.Process(target=train, args=(settings,), daemon=True)
+        process = CHILDREN.Process(target=train, args=(settings,), daemon=True)
         process.start()
         return process
 

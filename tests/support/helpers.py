@@ -125,6 +125,18 @@ def full_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """This process can get no more than `more` bytes of memory inside the block (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 def gamma(operations: int, unit: float = UNIT_ROUNDOFF[torch.float32]) -> float:
     """Higham's gamma_n: the relative error that n float32 roundings in any order can reach."""
     return operations * unit / (1 - operations * unit)

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <new>
 
 #include "../files/errors.h"
 #include "../files/journal.h"
@@ -50,6 +51,13 @@ void keep_standard_streams() {
     if (::fcntl(stream, F_GETFD) < 0) static_cast<void>(::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY));
 }
 
+// Kernels have up to 200 kB on the stack. The system gives that out page by page, and kills a program to which it has none to
+// give: where memory is scarce, an allocation of the heap is to be refused, which is said.
+__attribute__((noinline)) void reserve_stack() {
+  volatile char pages[256 * 1024];
+  for (size_t at = 0; at < sizeof pages; at += 1024) pages[at] = 0;
+}
+
 // A full disk behind stdout, or a pipe that nobody reads, is not noticed before the buffer is written.
 void finish_output() {
   errno = 0;
@@ -75,6 +83,9 @@ int status_of(Work work) {
   } catch (const mobizo::trainer::Error& error) {
     std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    std::fputs("mobizo_runner: memory is exhausted\n", stderr);
+    return 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "mobizo_runner: %s\n", error.what());
     return 1;
@@ -84,6 +95,7 @@ int status_of(Work work) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  reserve_stack();
   keep_standard_streams();
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then an error of write()
   std::signal(SIGPIPE, SIG_IGN);  // and so is a reader that has gone: it ends no run

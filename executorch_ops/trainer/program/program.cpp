@@ -190,11 +190,20 @@ Program::Program(const std::string& path, int64_t threads) : path_(path) {
     if (description_.delegated) host_ = std::make_unique<HostAdapter>(description_, std::move(first.lora_b));
     set_head(std::move(first.head));
   } catch (const std::bad_alloc&) {
+    close();
     fail(path, ": there is not enough memory to load the program");
+  } catch (...) {
+    close();
+    throw;
   }
 }
 
 Program::~Program() = default;
+
+void Program::close() {
+  const LogCapture log;  // XNNPACK tells of what it has not finished
+  methods_.reset();
+}
 
 Description read_description(const std::string& path) { return describe(*open_module(path), path); }
 

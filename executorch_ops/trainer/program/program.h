@@ -84,6 +84,7 @@ class Program {
   void reset_optimizer();
 
  private:
+  void close();  // of a constructor that fails
   void check_length(int64_t length) const;
   // To what prefill or decode returns: the logits, and the states that they are made of.
   void add_readout(std::vector<std::vector<float>>& outputs) const;

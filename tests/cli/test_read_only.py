@@ -1,0 +1,80 @@
+"""Files and directories that may not be written to: said in one sentence before the work, and left alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from commands import PROMPT, contents, run, train
+from read_only import modes_count, read_only
+
+DENIED = os.strerror(errno.EACCES)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["train", "--out=closed/run"], "out: '{}' cannot be written to"),
+        (["train", "--out=run", "--journal=closed/run.journal"], "journal: '{}' cannot be written to"),
+        (["train", "--out=run", "--tensorboard=closed/board"], "tensorboard: '{}' cannot be written to"),
+        (["tokenize", "--out=closed/data.safetensors"], "out: '{}' cannot be written to"),
+        (["export", "--out=closed/program.pte"], "out: '{}' cannot be written to"),
+        (["export", "--out=a.pte", "--tokenizer=closed/t.json"], "tokenizer: '{}' cannot be written to"),
+        (["adapter", "closed", "closed/a.safetensors", "--model=absent"], "TO: '{}' cannot be written to"),
+        (["adapter", "a.safetensors", "closed/adapter"], "TO: '{}' cannot be written to"),
+        (["replay", "run.journal", "--out=closed/adapter"], "out: '{}' cannot be written to"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_directory_is_found_before_the_work(
+    command: list[str],
+    sentence: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (closed := tmp_path / "closed").mkdir()
+    texts = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", *PROMPT]
+    with read_only(closed), modes_count():
+        assert run(*command, *(texts if command[0] in ("train", "tokenize", "export") else [])) == 2
+    said = capsys.readouterr().err
+    assert f"mobizo: {sentence.format(closed)} ({DENIED})\n" in said
+    assert os.listdir(tmp_path) == ["closed"] and os.listdir(closed) == []
+
+
+def test_a_journal_and_results_of_a_run(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies in them stays, and a run that may write them goes on."""
+    out, journal = tmp_path / "out", tmp_path / "run.journal"
+    options = [f"--journal={journal}", "--start=zero"]
+    assert train(inputs, out, *options) == 0
+    before = contents(tmp_path)
+    again = ["--resume", "--steps=2", *options]
+    for closed, sentence in (
+        ([journal], "mobizo: journal: "),
+        ([out], f"mobizo: out: '{out}' cannot be written to ({DENIED})"),
+        ([out / "adapter"], f"mobizo: out: the results cannot be written to '{out}' ("),
+        ([tmp_path], f"mobizo: journal: '{tmp_path}' cannot be written to ({DENIED})"),
+    ):
+        capsys.readouterr()
+        with read_only(*closed), modes_count():
+            assert train(inputs, out, *again) == 2
+        assert sentence in (said := capsys.readouterr().err) and "Traceback" not in said
+        assert DENIED in said
+        assert contents(tmp_path) == before
+    assert train(inputs, out, *again) == 0
+
+
+def test_a_cache_that_may_not_be_written_is_done_without(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache := tmp_path / "cache").mkdir()
+    monkeypatch.setenv("MOBIZO_CACHE", str(cache))
+    with read_only(cache), modes_count():
+        assert train(inputs, tmp_path / "out") == 0
+    assert os.listdir(cache) == []
