@@ -153,6 +153,51 @@ MOBIZO_INLINE void expand_rows(const MpLoraArgs& args, const float* u, const flo
   if (n < columns) expand_tile<rows, 1>(args, u, panel + n, width, base + n, out + n, static_cast<int>(columns - n));
 }
 
+// --- few rows ---------------------------------------------------------------------------------------------------------------
+
+constexpr int kFewRows = 2;  // to which transposing B costs more than it saves: those of a text that grows token by token
+
+MOBIZO_INLINE bool perturbed(const MpLoraArgs& args) {
+  for (int64_t group = 0; group < args.groups; ++group)
+    if (args.coeffs[group] != 0.0f) return true;
+  return false;
+}
+
+// kLanes rows of B, of which there are `count`, with 3 values behind them that may be read.
+MOBIZO_INLINE const float* block_of_b(const float* b, int64_t count, int64_t rank, float* scratch) {
+  if (count == kLanes && rank % 4 == 0) return b;
+  std::memcpy(scratch, b, sizeof(float) * static_cast<size_t>(count * rank));
+  for (int64_t i = count * rank; i < kLanes * rank + 3; ++i) scratch[i] = 0.0f;
+  return scratch;
+}
+template <typename B>
+MOBIZO_INLINE const float* block_of_b(const B* b, int64_t count, int64_t rank, float* scratch) {
+  each_vector(count * rank, [&](int64_t i, auto... n) { store(scratch + i, load(b + i, n...), n...); });
+  for (int64_t i = count * rank; i < kLanes * rank + 3; ++i) scratch[i] = 0.0f;
+  return scratch;
+}
+
+// Columns of `rows` rows from `row` on, without a panel; `b` is the part of B for them. The same sums in the same order.
+template <int rows, typename T, typename B>
+MOBIZO_INLINE void expand_few(const MpLoraArgs& args, int64_t row, int64_t column, int64_t columns, const B* b,
+                              float* scratch) {
+  const float* u = args.shrunk + row * args.rank;
+  const auto* base = static_cast<const T*>(args.base) + row * args.base_stride + column;
+  auto* out = static_cast<T*>(args.out) + row * args.out_stride + column;
+  each_vector(columns, [&](int64_t n, auto... left) __attribute__((always_inline)) {
+    const float* block = block_of_b(b + n * args.rank, min(kLanes, columns - n), args.rank, scratch);
+    F32 sum[rows][1];
+    for (int i = 0; i < rows; ++i) sum[i][0] = zero();
+    for (int64_t j = 0; j < args.rank; j += 4) {
+      F32 quad[4];
+      load_transposed(block + j, args.rank, quad);
+      for (int64_t k = 0; k < min(4, args.rank - j); ++k)
+        for (int i = 0; i < rows; ++i) sum[i][0] = fma(broadcast(u[i * args.rank + j + k]), quad[k], sum[i][0]);
+    }
+    add_to_base<rows, 1>(args, sum, base + n, out + n, left...);
+  });
+}
+
 }  // namespace
 
 void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row) {
@@ -170,12 +215,25 @@ void mp_lora_shrink(const MpLoraArgs& args, int64_t first_row, int64_t last_row)
 
 void mp_lora_expand(const MpLoraArgs& args, int64_t begin, int64_t end) {
   const int64_t units = args.units, group_rows = args.rows / args.groups;
+  const bool few = group_rows > 0 && args.rows <= kFewRows && !perturbed(args);
   constexpr int64_t kScratch = kLargestTile + rademacher_bytes(0) / 4 + 4;
   alignas(64) float b[kLargestTile], noise[kLargestTile], scratch[kScratch];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task % units, column = task / units * args.tile_columns;
     const int64_t columns = min(args.tile_columns, args.out_features - column);
     const PanelTile tile = {column, columns, whole_vectors(columns), args.rank};
+    if (few) {
+      with_type(args.lora_b_dtype, [&](auto b_type) {
+        const auto* lora_b = static_cast<const decltype(b_type)*>(args.lora_b) + tile.first();
+        with_type(args.dtype, [&](auto type) {
+          for (int64_t group = unit; group < args.groups; group += units)
+            with_constant<kFewRows>(group_rows, [&](auto rows) {
+              expand_few<decltype(rows)::n, decltype(type)>(args, group * group_rows, column, columns, lora_b, scratch);
+            });
+        });
+      });
+      continue;
+    }
     if (task == begin || unit == 0) {
       with_type(args.lora_b_dtype,
                 [&](auto type) { transposed_b(tile, static_cast<const decltype(type)*>(args.lora_b), scratch, b); });

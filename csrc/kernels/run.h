@@ -108,7 +108,8 @@ template <typename ParallelFor>
 void run_mp_lora(const Kernels& k, MpLoraArgs& args, int64_t threads, ParallelFor parallel_for) {
   const int64_t units = args.units = mp_lora_units(args.seeds, args.groups);
   args.shrunk = args.scratch;
-  if (args.distribution == Distribution::kOuter) return run_mp_lora_outer(k, args, threads, parallel_for);
+  const bool perturbed = std::any_of(args.coeffs, args.coeffs + args.groups, [](float c) { return c != 0.0f; });
+  if (args.distribution == Distribution::kOuter && perturbed) return run_mp_lora_outer(k, args, threads, parallel_for);
   if (units % threads == 0 || units >= 4 * threads) {
     // Whole units keep every thread busy: one parallel region, and what shrink made is still in cache when expand reads it.
     args.tile_columns = mp_lora_tile_columns(args.out_features, args.rank, args.out_features);

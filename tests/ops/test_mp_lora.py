@@ -304,6 +304,23 @@ def test_one_group_of_coefficient_zero_is_lora(rng: torch.Generator) -> None:
     assert_same_bits(ops.mp_lora(*p._replace(seeds=p.seeds + 1)), ops.mp_lora(*p))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rank", [1, 3, 4, 7, 8, 16, 17, 256])
+@pytest.mark.parametrize("mix", MIXES, ids=name_of)
+def test_few_plain_rows_are_those_of_many(
+    mix: tuple[torch.dtype, torch.dtype, torch.dtype], rank: int, rows: int, rng: torch.Generator
+) -> None:
+    """They have a way of their own, for texts that grow token by token: with the same bits."""
+    for out_features in (1, 15, 64, 193):
+        p = problem((9, 37, out_features, rank, 1), rng, mix)._replace(coeffs=torch.zeros(1))
+        few = p._replace(base=p.base[:rows], x=p.x[:rows])
+        expected = ops.mp_lora(*p)[:rows]
+        assert_same_bits(ops.mp_lora(*few), expected)
+        assert_same_bits(ops.mp_lora(*few._replace(distribution="outer")), expected)
+        apart = few._replace(seeds=torch.arange(rows), coeffs=torch.zeros(rows))
+        assert_same_bits(ops.mp_lora(*apart), expected)
+
+
 def test_perturbation_is_not_rounded_into_bfloat16(rng: torch.Generator) -> None:
     """A perturbation far below the spacing of B's storage still moves the output."""
     mix = (torch.float32, torch.float32, torch.bfloat16)
