@@ -11,6 +11,7 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.exir.dialects._ops import ops
+from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import ExportPass, PassResult
 from torch import nn
 from torch.export import Dim, export
@@ -48,6 +49,18 @@ def test_the_same_bytes() -> None:
             lowered = to_edge_transform_and_lower(program(), partitioner=[XnnpackPartitioner()])
             contents.append(lowered.to_executorch().buffer)
     assert contents[0] == contents[1]
+
+
+def test_no_delegate_is_run_for_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(module: LoweredBackendModule) -> Any:
+        raise AssertionError("a pass runs a delegate")
+
+    with quick_passes():
+        lowered = to_edge_transform_and_lower(program(), partitioner=[XnnpackPartitioner()])
+        monkeypatch.setattr(LoweredBackendModule, "original_module", property(run))
+        ExportPass()(lowered.exported_program().graph_module)
+    with pytest.raises(AssertionError, match="a pass runs a delegate"):
+        ExportPass()(lowered.exported_program().graph_module)
 
 
 class Negating(ExportPass):
