@@ -192,7 +192,7 @@ HUGE = 2**31 - 1
         (generation(stop_tokens="</s>"), "description: generation: stop_tokens: expected a list, got a str"),
         (generation(stop_tokens="absent"), "description: generation: 'stop_tokens' is missing"),
         (generation(more=1), "description: generation: 'more' is unknown"),
-        (generation(), "method prefill"),
+        (generation(), "method next_logits"),
         (lambda description: description.pop("head"), "method train_step must have 8 inputs and 2 outputs"),
         (entries(optimizer=ADAM), "method train_step must have 7 inputs and 1 outputs, got 9 and 2"),
         (parameter(lora_b=[16, 4]), r"method get_adapter: output 2 must be Float of shape \(16, 4\)"),

@@ -18,7 +18,6 @@ from crash import start_runner
 from executorch.exir._serialize._program import deserialize_pte_binary
 from programs import (
     CANDIDATES,
-    DEFAULTS,
     MODELS,
     export_quietly,
     lora_b_of,
@@ -38,9 +37,8 @@ from mobizo_kernels.cli import main
 from mobizo_kernels.cli.generate import generate
 from mobizo_kernels.cli.writing_settings import GenerateSettings
 from mobizo_kernels.data import ChatEncoder
-from mobizo_kernels.executorch import Trainer, _trainer, lowering, read_description
+from mobizo_kernels.executorch import Trainer, _trainer, read_description
 from mobizo_kernels.executorch.quantization import quantize
-from mobizo_kernels.executorch.writing import Prefill
 from mobizo_kernels.generation import Sampling
 from mobizo_kernels.lora import adapt_head, adapter_layers
 from mobizo_kernels.optim.seeds import query_seed
@@ -69,7 +67,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "int8-dynamic": {"kind": "qwen2"},
     "int4": {"kind": "llama"},
 }
-# Of one token and two, which no prefill takes; longer than one takes; with the invocation and without.
+# Of one token and two; of more than go in at once; with the invocation and without.
 PROMPTS = [
     [9],
     [9, 7],
@@ -145,25 +143,6 @@ def test_a_readout_is_heard_as_in_peft(
             assert tokens == by_peft(trainer, build(layers), prompt, 9)
             answers.add((*prompt, *tokens))
     assert len(answers) > 5 or name == "capped"  # what the readout changed is heard
-
-
-def test_a_program_of_an_earlier_version_writes_without_a_readout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has the logits alone, and says so where the adapter has more."""
-    for method in (lowering.Prefill, lowering.Decode):
-        alone = type(method.__name__, (method,), {"logits": lambda self, *s: Prefill.logits(self, *s)[0]})
-        monkeypatch.setattr(lowering, method.__name__, alone)
-    old = tmp_path / "old.pte"
-    model = wrap(tiny_llama(1), lora_config())
-    export_quietly(model, old, **DEFAULTS, context=CONTEXT)
-    trainer = Trainer(old)
-    assert trainer.generate(PROMPTS[3]).tokens
-    adapt_head(model, torch.tensor(CANDIDATES), torch.ones(1, 32), torch.ones(2, 1))
-    save_adapter(model, tmp_path / "adapter")
-    trainer.load_adapter(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="an earlier version and cannot write with a readout, which the ad"):
-        trainer.generate(PROMPTS[3])
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
@@ -283,7 +262,7 @@ def test_programs_without_a_context_do_not_write(tmp_path_factory: pytest.TempPa
     with pytest.raises(ValueError, match="the program cannot write: it was exported without a context"):
         Trainer(program).generate([9])
     plans = deserialize_pte_binary(program.read_bytes()).program.execution_plan
-    assert not {"prefill", "decode"} & {plan.name for plan in plans}
+    assert "next_logits" not in {plan.name for plan in plans}
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,7 @@ std::vector<float> Generator::forward(const std::vector<std::pair<int64_t, float
   const auto chunk = static_cast<size_t>(program_.description().generation->chunk);
   std::vector<float> logits;
   for (size_t at = cached_.size(); at < text.size(); at = cached_.size()) {
-    size_t count = std::min(chunk, text.size() - at);
-    // Two tokens go one by one, but for those at the beginning.
-    if (count < static_cast<size_t>(kLeastChunk) && at + 1 >= static_cast<size_t>(kLeastChunk)) count = 1;
+    const size_t count = std::min(chunk, text.size() - at);
     std::vector<int64_t> tokens;
     std::vector<float> active;
     for (size_t i = at; i < at + count; ++i) {

@@ -83,8 +83,9 @@ void check_texts(const TextsDescription& texts, const Description& d) {
 }
 
 GenerationDescription parse_generation(const Json& json) {
+  constexpr int64_t kLeast = 3;  // of both sizes, below which no program is exported
   Members members(json);
-  GenerationDescription generation{members.size("context", kLeastChunk), members.size("chunk", kLeastChunk),
+  GenerationDescription generation{members.size("context", kLeast), members.size("chunk", kLeast),
                                    members.get("stop_tokens", [](const Json& value) { return value.as_ints(); })};
   members.end();
   if (generation.chunk > generation.context)

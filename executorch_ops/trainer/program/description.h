@@ -13,9 +13,6 @@
 
 namespace mobizo::trainer {
 
-// Of what prefill takes: fewer tokens at once go through decode one by one.
-constexpr int64_t kLeastChunk = 3;
-
 struct ModelDescription {
   std::string name, architecture, fingerprint;
 };
@@ -43,9 +40,9 @@ struct HeadDescription {
   Json target_modules;         // PEFT's with the head among them
 };
 
-// Of a program that writes: it has the methods prefill and decode.
+// Of a program that writes: it has the method next_logits.
 struct GenerationDescription {
-  int64_t context, chunk;            // most tokens of a prompt and its answer, and of one call of prefill
+  int64_t context, chunk;            // most tokens of a prompt and its answer, and of one call of next_logits
   std::vector<int64_t> stop_tokens;  // each ends an answer
 };
 

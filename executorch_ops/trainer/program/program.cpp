@@ -8,6 +8,7 @@
 #include <cmath>
 #include <iterator>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "../files/checksum.h"
@@ -280,29 +281,20 @@ std::vector<float> Program::next_logits(const std::vector<int64_t>& tokens, cons
   if (given < 1 || given > d.generation->chunk || before < 0 || before + given > d.generation->context)
     fail(path_, ": from 1 to ", d.generation->chunk, " tokens must go behind ", before, " within the context of ",
          d.generation->context, ", got ", given);
-  // decode attends to at least kLeastChunk tokens. The first ones go through prefill, with more behind them, which they do not
-  // see.
-  const bool one = given == 1 && before + 1 >= kLeastChunk;
-  const int64_t length = one ? 1 : std::max(given, kLeastChunk);
-  std::vector<int64_t> ids(tokens), positions, seen;
-  std::vector<float> acting(active);
-  ids.resize(static_cast<size_t>(length));
-  acting.resize(static_cast<size_t>(length));
-  for (int64_t i = 0; i < length; ++i) positions.push_back(before + i);
-  for (int64_t i = 0; i < before + length; ++i) seen.push_back(i);
-  const std::vector<int64_t> target{given - 1};
+  std::vector<int64_t> positions(static_cast<size_t>(given)), seen(static_cast<size_t>(before + given));
+  std::iota(positions.begin(), positions.end(), before);
+  std::iota(seen.begin(), seen.end(), int64_t{0});
   Arguments arguments;
-  arguments.add("input_ids", ids, {1, length}).add("positions", positions, {1, length});
-  arguments.add("key_positions", seen, {before + length});
-  if (!one) arguments.add("target_positions", target, {1, 1});
-  if (d.invocation_tokens) arguments.add("active", acting, {1, length, 1});
+  arguments.add("input_ids", tokens, {1, given}).add("positions", positions, {1, given});
+  arguments.add("key_positions", seen, {before + given});
+  if (d.invocation_tokens) arguments.add("active", active, {1, given, 1});
   if (host_ != nullptr)
     for (size_t i = 0; i < host_->lora_b().size(); ++i)
       arguments.add(d.adapter.parameters[i].name.c_str(), host_->lora_b()[i], d.adapter.parameters[i].lora_b);
-  auto outputs = methods_->run(path_, one ? "decode" : "prefill", arguments);
+  auto outputs = methods_->run(path_, "next_logits", arguments);
   if (static_cast<int64_t>(outputs[0].size()) != d.vocabulary)
     fail(path_, ": the logits must be ", d.vocabulary, ", got ", outputs[0].size());
-  const bool acts = !d.invocation_tokens || active[tokens.size() - 1] != 0;
+  const bool acts = !d.invocation_tokens || active.back() != 0;
   if (head_ && acts) add_readout(outputs);
   return std::move(outputs[0]);
 }
@@ -310,9 +302,6 @@ std::vector<float> Program::next_logits(const std::vector<int64_t>& tokens, cons
 void Program::add_readout(std::vector<std::vector<float>>& outputs) const {
   const Description& d = description_;
   const auto width = static_cast<size_t>(d.head->shape[1]), classes = static_cast<size_t>(d.classes());
-  if (outputs.size() < 2)
-    fail(path_, ": the program was exported by an earlier version and cannot write with a readout, which the adapter has: ",
-         "export it again");
   const std::vector<float>& states = outputs[1];
   if (states.size() != width + classes) fail(path_, ": the states must be ", width + classes, ", got ", states.size());
   for (size_t c = 0; c < classes; ++c) {

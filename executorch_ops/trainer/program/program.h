@@ -65,8 +65,8 @@ class Program {
   // The same of a batch for evaluate(), but before the head. Throws Error if the description has no head.
   HeadStates head_states(const Batch& batch);
   // The logits [vocabulary] that follow the last of some tokens, which go behind the first `before` ones in the key-value
-  // cache: up to `chunk` tokens, or one. `active`, one for each, says where the adapters act if there are invocation tokens,
-  // else it is not read. Throws Error if the description has no generation.
+  // cache: up to `chunk` tokens. `active`, one for each, says where the adapters act if there are invocation tokens, else it is
+  // not read. Throws Error if the description has no generation.
   std::vector<float> next_logits(const std::vector<int64_t>& tokens, const std::vector<float>& active, int64_t before);
   // How often the adapter was changed: what the cache holds is then that of another model.
   int64_t changes() const { return changes_; }
@@ -86,7 +86,7 @@ class Program {
  private:
   void close();  // of a constructor that fails
   void check_length(int64_t length) const;
-  // To what prefill or decode returns: the logits, and the states that they are made of.
+  // To what next_logits returns: the logits, and the states that they are made of.
   void add_readout(std::vector<std::vector<float>>& outputs) const;
   std::vector<std::vector<float>> run_evaluate(const Batch& batch);
   // What get_adapter returns: in a delegated program LoRA-B of the export, in all the head's adapter of the export.

@@ -32,21 +32,17 @@ std::vector<TensorType> types_of(const std::vector<MethodInput>& inputs) {
 }
 
 // Of a program that writes.
-void add_writing(std::vector<Signature>& signatures, const Description& d) {
-  if (!d.generation) return;
-  const auto ints = [](std::vector<int64_t> shape) { return TensorType{ScalarType::Long, std::move(shape)}; };
-  for (const auto& [name, length] : {std::pair{"prefill", d.generation->chunk}, std::pair{"decode", int64_t{1}}}) {
-    Signature method{name, {ints({1, length}), ints({1, length}), ints({d.generation->context})}, {}};
-    if (length > 1) method.inputs.push_back(ints({1, 1}));
-    if (d.invocation_tokens) method.inputs.push_back({ScalarType::Float, {1, length, 1}});
-    if (d.delegated)
-      for (const AdapterParameter& parameter : d.adapter.parameters)
-        method.inputs.push_back({ScalarType::Float, parameter.lora_b});
-    method.outputs = {{ScalarType::Float, {1, d.vocabulary}}};
-    if (d.head) method.outputs.push_back({ScalarType::Float, {1, d.head->shape[1] + d.classes()}});
-    method.optional = d.head ? 1 : 0;
-    signatures.push_back(std::move(method));
-  }
+Signature writing_signature(const Description& d) {
+  const int64_t length = d.generation->chunk;
+  const TensorType tokens{ScalarType::Long, {1, length}};
+  Signature method{"next_logits", {tokens, tokens, {ScalarType::Long, {d.generation->context}}}, {}};
+  if (d.invocation_tokens) method.inputs.push_back({ScalarType::Float, {1, length, 1}});
+  if (d.delegated)
+    for (const AdapterParameter& parameter : d.adapter.parameters)
+      method.inputs.push_back({ScalarType::Float, parameter.lora_b});
+  method.outputs = {{ScalarType::Float, {1, d.vocabulary}}};
+  if (d.head) method.outputs.push_back({ScalarType::Float, {1, d.head->shape[1] + d.classes()}});
+  return method;
 }
 
 std::vector<Signature> training_signatures(const Description& d) {
@@ -92,15 +88,13 @@ std::vector<Signature> training_signatures(const Description& d) {
 
 std::vector<Signature> signatures(const Description& description) {
   std::vector<Signature> found = training_signatures(description);
-  add_writing(found, description);
+  if (description.generation) found.push_back(writing_signature(description));
   return found;
 }
 
 void check_signature(const Signature& signature, const executorch::runtime::MethodMeta& meta, const std::string& where) {
-  const size_t inputs = signature.inputs.size(), given = meta.num_outputs();
-  size_t outputs = signature.outputs.size();
-  if (given + signature.optional == outputs) outputs = given;
-  if (meta.num_inputs() != inputs || given != outputs)
+  const size_t inputs = signature.inputs.size(), outputs = signature.outputs.size();
+  if (meta.num_inputs() != inputs || meta.num_outputs() != outputs)
     fail(where, " must have ", inputs, " inputs and ", outputs, " outputs, got ", meta.num_inputs(), " and ",
          meta.num_outputs());
   for (size_t i = 0; i < inputs; ++i)

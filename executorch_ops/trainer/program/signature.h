@@ -20,7 +20,6 @@ struct TensorType {
 struct Signature {
   const char* method;
   std::vector<TensorType> inputs, outputs;
-  size_t optional = 0;  // of the last outputs, which programs of earlier versions lack
 };
 
 // The signature of every method that the trainer calls; docs/executorch.md has the table.
