@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "failed to map segment from shared object")
+
 
 class InputError(ValueError):
     """Input that the user can mend. Its text is one sentence naming what was expected and what came."""
@@ -44,12 +46,12 @@ def refuse_half_characters(text: str) -> None:
 
 
 def memory_exhausted(error: BaseException) -> str | None:
-    """What there is to say of an error of Python, C++ or torch, for a CPU or GPU, that means that there is no
-    more memory; None for any other.
+    """What there is to say of an error of Python, C++, torch, for a CPU or GPU, or the loader of libraries,
+    that means that there is no more memory; None for any other.
     """
     text = str(error)
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not known and not any(sign in text for sign in ("can't allocate memory", "std::bad_alloc")):
+    if not known and not any(sign in text for sign in _NO_MEMORY):
         return None
     asked = re.search(r"allocate ([\d.]+ (?:bytes|[KMGT]iB))", text)
     return "memory is exhausted" + (f": {asked[1]} more were asked for" if asked else "")

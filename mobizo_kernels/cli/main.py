@@ -48,7 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, Abort) as error:  # before a command has begun, or behind its end
         sys.exit(exit_code(error))
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if (sentence := memory_exhausted(error)) is None:
             raise
         print(f"mobizo: {sentence}", file=sys.stderr)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from mobizo_kernels.errors import blaming
 from mobizo_kernels.executorch.description_readers import Reader, check_size, list_of, object_of, whole
 
-_LEAST = 3  # of both sizes, below which no program is exported
+LEAST_CHUNK = 3
+"""Of what the method `prefill` takes: fewer tokens at once go through `decode` one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class GenerationDescription:
 
     Attributes:
         context: N, most tokens of a prompt and its answer.
-        chunk: most tokens that the method `next_logits` takes at once.
+        chunk: most tokens that the method `prefill` takes at once.
         stop_tokens: each ends an answer.
     """
 
@@ -30,7 +31,7 @@ class GenerationDescription:
     def __post_init__(self) -> None:
         for name in ("context", "chunk"):
             with blaming(name):
-                check_size(getattr(self, name), _LEAST)
+                check_size(getattr(self, name), LEAST_CHUNK)
         if self.chunk > self.context:
             raise ValueError(f"chunk must be at most {self.context}, the context, got {self.chunk}")
 

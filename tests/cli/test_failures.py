@@ -104,6 +104,7 @@ def test_memory_that_is_exhausted(inputs: Path, tmp_path: Path, capsys: pytest.C
     [
         (MemoryError(), "memory is exhausted"),
         (RuntimeError("std::bad_alloc"), "memory is exhausted"),
+        (ImportError("libgomp.so: failed to map segment from shared object"), "memory is exhausted"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."),
             "memory is exhausted: 2.50 GiB more were asked for",
