@@ -78,7 +78,7 @@ class Description:
         head: the LM head, if a readout can be made with the program; then what is added to its rows of the
             candidate tokens is the last input of `train_step` and `evaluate`.
         texts: how texts become its rows; None of a program that takes tokens alone.
-        generation: of a program with the methods `prefill` and `decode`, else None.
+        generation: of a program with the method `next_logits`, else None.
 
     Raises:
         ValueError: naming the field, if one is out of range or contradicts the rest.

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from mobizo_kernels.errors import blaming
 from mobizo_kernels.executorch.description_readers import Reader, check_size, list_of, object_of, whole
 
-LEAST_CHUNK = 3
-"""Of what the method `prefill` takes: fewer tokens at once go through `decode` one by one."""
+_LEAST = 3  # of both sizes, below which no program is exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class GenerationDescription:
 
     Attributes:
         context: N, most tokens of a prompt and its answer.
-        chunk: most tokens that the method `prefill` takes at once.
+        chunk: most tokens that the method `next_logits` takes at once.
         stop_tokens: each ends an answer.
     """
 
@@ -31,7 +30,7 @@ class GenerationDescription:
     def __post_init__(self) -> None:
         for name in ("context", "chunk"):
             with blaming(name):
-                check_size(getattr(self, name), LEAST_CHUNK)
+                check_size(getattr(self, name), _LEAST)
         if self.chunk > self.context:
             raise ValueError(f"chunk must be at most {self.context}, the context, got {self.chunk}")
 

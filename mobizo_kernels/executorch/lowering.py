@@ -22,7 +22,6 @@ from torch.export import Dim, ExportedProgram
 from mobizo_kernels.executorch.checksum import append_checksum
 from mobizo_kernels.executorch.delegated import DelegatedEvaluate, DelegatedGraph, DelegatedTrainStep
 from mobizo_kernels.executorch.description import Description
-from mobizo_kernels.executorch.description_generation import LEAST_CHUNK
 from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
 from mobizo_kernels.executorch.quick_passes import quick_passes
@@ -35,10 +34,10 @@ from mobizo_kernels.executorch.training_methods import (
     Update,
     UpdateAndTrainStep,
 )
-from mobizo_kernels.executorch.writing import WRITING, Decode, Prefill
+from mobizo_kernels.executorch.writing import WRITING, NextLogits
 from mobizo_kernels.files.file import written_whole
 
-MIN_LENGTH = LEAST_CHUNK  # torch.export takes shorter sequences for special cases
+MIN_LENGTH = 3  # torch.export takes shorter sequences for special cases
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedP
         methods = _stock_methods(graph, train, evaluate, time)
     else:
         methods = _methods(graph, description.queries, train, evaluate, time)
-    methods |= _writing_methods(graph, description)
+    methods |= _writing_method(graph, description)
     programs = {}
     for name, (method, arguments, shapes) in methods.items():
         _log.info("tracing %s", name)
@@ -127,31 +126,21 @@ def _stock_methods(
     }
 
 
-def _writing_methods(graph: TrainingGraph, description: Description) -> dict[str, Traced]:
-    """Those of a program that writes."""
+def _writing_method(graph: TrainingGraph, description: Description) -> dict[str, Traced]:
+    """That of a program that writes."""
     if description.generation is None:
         return {}
     chunk, context = description.generation.chunk, description.generation.context
-
-    def tokens(count: int) -> tuple[torch.Tensor, ...]:
-        return torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], torch.arange(context - 1)
-
-    def rest(count: int) -> list[torch.Tensor]:
-        active = [] if graph.tail_length is None else [torch.ones(1, count, 1)]
-        return [*active, *(lora_b.clone() for lora_b in graph.adapter_inputs())]
-
-    time, seen = Dim("length", min=MIN_LENGTH, max=chunk), {0: Dim("seen", min=MIN_LENGTH, max=context)}
-    many, one, index = rest(chunk - 1), rest(1), torch.zeros(1, 1, dtype=torch.int64)
-    varying = [tuple({1: time} if x.dim() == 3 else None for x in many)] if many else []
-    fixed = [(None,) * len(one)] if one else []
-    return {
-        "prefill": (
-            Prefill(graph),
-            (*tokens(chunk - 1), index, *many),
-            ({1: time}, {1: time}, seen, None, *varying),
-        ),
-        "decode": (Decode(graph), (*tokens(1), *one), (None, None, seen, *fixed)),
-    }
+    # Examples away from the bounds, where torch.export would take a size for a fixed one.
+    count, seen = chunk - 1, context - 1
+    tokens = torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], torch.arange(seen)
+    active = [] if graph.tail_length is None else [torch.ones(1, count, 1)]
+    adapter = [lora_b.clone() for lora_b in graph.adapter_inputs()]
+    time = {1: Dim("length", min=1, max=chunk)}
+    shapes: list[Any] = [time, time, {0: Dim("seen", min=1, max=context)}]
+    if rest := (*(time for _ in active), *(None for _ in adapter)):
+        shapes.append(rest)
+    return {WRITING: (NextLogits(graph), (*tokens, *active, *adapter), tuple(shapes))}
 
 
 def _tokens(description: Description, rows: int) -> tuple[torch.Tensor, ...]:
@@ -182,7 +171,7 @@ def lower(
         whole: nothing of ours cuts the decoder, and what is small beside it stays with ExecuTorch's ops.
     """
     _log.info("lowering")
-    delegated = {"train_step", "evaluate", *WRITING}
+    delegated = {"train_step", "evaluate", WRITING}
     partitioner = LevelPartitioner(whole=whole)
     return to_edge_transform_and_lower(
         programs,

@@ -3,6 +3,8 @@
 - Most passes look for a pattern, rewrite what they find, and trace the graph again, node by node, also where
   they have found nothing. XNNPACK has 17 of them for every delegate. A graph that has just come out of a
   trace is not traced again by a pass that would call each node as it is.
+- A pass that traces a graph runs every delegate in it, for the shapes of what it returns. Those are known
+  since the delegate was made.
 - Each method is decomposed by two traces: into functional ops, then into those that a backend takes. The
   second does both.
 - torch.fx writes Python for every graph that a pass returns. Here it writes that which is called.
@@ -19,8 +21,9 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from executorch.exir.pass_base import ExportPass, PassResult
+from executorch.exir.pass_base import ExportPass, NodeMetadata, PassResult, ProxyValue
 from executorch.exir.program import _program
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, traceback
 from torch.fx.graph import _PyTreeCodeGen
@@ -32,6 +35,7 @@ from mobizo_kernels.executorch.unchanged import calls_each_as_it_is
 def quick_passes() -> Iterator[None]:
     """While it lasts, passes leave out what changes nothing in the program."""
     trace, decompose = ExportPass.call, ExportedProgram.run_decompositions
+    enter_delegate = ExportPass.call_delegate
     traced: WeakKeyDictionary[Graph, list[Any]] = WeakKeyDictionary()
 
     def call(self: ExportPass, graph_module: GraphModule) -> PassResult:
@@ -41,6 +45,13 @@ def quick_passes() -> Iterator[None]:
         result = trace(self, graph_module)
         traced[result.graph_module.graph] = _content(result.graph_module.graph)
         return result
+
+    def call_delegate(
+        self: ExportPass, lowered_module: Any, args: Any, kwargs: Any, meta: NodeMetadata
+    ) -> ProxyValue:
+        known = tuple(value.detach() if isinstance(value, Tensor) else value for value in meta.data["val"])
+        with patch.object(self.interpreter, "call_function", lambda *_: known):
+            return enter_delegate(self, lowered_module, args, kwargs, meta)
 
     def run_decompositions(
         self: ExportedProgram, decomp_table: dict[Any, Any] | None = None, **options: Any
@@ -54,6 +65,7 @@ def quick_passes() -> Iterator[None]:
     with ExitStack() as patches:
         for owner, name, value in (
             (ExportPass, "call", call),
+            (ExportPass, "call_delegate", call_delegate),
             (ExportedProgram, "run_decompositions", run_decompositions),
             (_program, "contains_any_call_fn_target_op", lambda *_: True),  # whether the other has to follow
             (GraphModule, "recompile", _recompile_when_called),

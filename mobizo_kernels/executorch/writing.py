@@ -1,11 +1,11 @@
-"""The methods of a program that write: tokens in, the logits of the next one out, with a key-value cache in
+"""The method of a program that writes: tokens in, the logits of the next one out, with a key-value cache in
 buffers of the program, over the weights and the adapter that the other methods train.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,8 @@ from mobizo_kernels.executorch.xnnpack_rewrites import BLOCKED, UNKNOWN
 from mobizo_kernels.lora import MPLoRALinear
 from mobizo_kernels.loss.label_head import after_head
 
-WRITING = ("prefill", "decode")
-"""The methods of this module."""
+WRITING = "next_logits"
+"""The method of this module."""
 _ATTENTION = "mobizo_cached"
 
 
@@ -119,8 +119,7 @@ class CachedAttention:
         scores = torch.bmm(query.contiguous().view(groups, repeats * length, width), keys.permute(1, 2, 0))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        if length != 1:  # the last token sees all
-            scores = scores + self._causal(repeats)
+        scores = scores + self._causal(repeats)
         mixed = torch.bmm(F.softmax(scores, dim=-1), values.transpose(0, 1))
         mixed = mixed.unflatten(1, (repeats, length)).view(1, heads, length, value.shape[-1])
         return mixed.transpose(1, 2).contiguous(), None
@@ -168,13 +167,10 @@ def _writer(graph: TrainingGraph) -> Writer:
     return graph.writer
 
 
-Written = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-
-
-class Prefill(Method):
-    """The logits [1, V] that follow one of T tokens, which join the cache; where there can be a readout, the
-    states [1, H + C], too: what the head is given there, and gives for the candidates, before the model
-    scales or caps it.
+class NextLogits(Method):
+    """The logits [1, V] that follow the last of T tokens, which join the cache behind those that are in it;
+    where there can be a readout, the states [1, H + C], too: what the head is given there, and gives for the
+    candidates, before the model scales or caps it.
     """
 
     def forward(
@@ -182,28 +178,12 @@ class Prefill(Method):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         key_positions: torch.Tensor,
-        target_positions: torch.Tensor,
         *rest: torch.Tensor,
-    ) -> Written:
-        states, active = self.states(input_ids, positions, key_positions, rest)
-        if active is not None:
-            active = self.program.gathered(active, target_positions)
-        return self.logits(self.program.gathered(states, target_positions), active)
-
-    def states(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        key_positions: torch.Tensor,
-        rest: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The last hidden states [1, T, H] of tokens behind those in the cache, and where the adapters act,
-        [1, T, 1], None for everywhere.
-        """
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         program, directions = self.program, self.program.directions
         active = None
         if program.tail_length is not None:
-            active, *rest = rest
+            active, *rest = rest  # type: ignore[assignment]
         program.use(rest)
         program.widening.start(1, 1)
         directions.active = active
@@ -212,36 +192,19 @@ class Prefill(Method):
                 states: torch.Tensor = program.model.base_model(
                     input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
                 ).last_hidden_state
+            # An adapter of the head acts where the last token's do.
+            directions.active = None if active is None else active[:, -1:]
+            return self.logits(states[:, -1:])
         finally:
             directions.active = None
-        return states, active
 
-    def logits(self, states: torch.Tensor, active: torch.Tensor | None) -> Written:
-        """states [1, 1, H] -> what the method returns; active [1, 1, 1]: whether an adapter of the head
-        acts.
-        """
+    def logits(self, states: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """states [1, 1, H] -> what the method returns."""
         program = self.program
         (head,) = _writer(program).heads
-        program.directions.active = active
-        try:
-            outputs = head(states)
-            logits = after_head(program.model, outputs).view(1, -1)
-            if not program.readout:
-                return logits
-            words = outputs.index_select(-1, program.candidates)
-            return logits, torch.cat([states, words], dim=-1).view(1, -1)
-        finally:
-            program.directions.active = None
-
-
-class Decode(Prefill):
-    """The same behind one token, which joins the cache."""
-
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        key_positions: torch.Tensor,
-        *rest: torch.Tensor,
-    ) -> Written:
-        return self.logits(*self.states(input_ids, positions, key_positions, rest))
+        outputs = head(states)
+        logits = after_head(program.model, outputs).view(1, -1)
+        if not program.readout:
+            return logits
+        words = outputs.index_select(-1, program.candidates)
+        return logits, torch.cat([states, words], dim=-1).view(1, -1)

@@ -1,4 +1,4 @@
-"""The check of the methods that write, before anything is lowered: theirs are the logits of the model."""
+"""The check of the method that writes, before anything is lowered: its are the logits of the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from mobizo_kernels.executorch.agreement import DEEPER, tolerance
 from mobizo_kernels.executorch.architecture import cannot_be_exported
 from mobizo_kernels.executorch.graph import TrainingGraph
-from mobizo_kernels.executorch.writing import Decode, Prefill
+from mobizo_kernels.executorch.writing import NextLogits
 from mobizo_kernels.lora import adapter_of, held_head
 from mobizo_kernels.loss import LabelledLoss
 
-_DECODED = 2  # tokens that go through `decode`
-_AFTER = 4  # tokens from the invocation on that go through `prefill`
+_ONE_BY_ONE = 2  # tokens that go through the method alone
+_AFTER = 4  # tokens from the invocation on that go through it together
 
 
 class WritingAgreement:
@@ -23,7 +23,7 @@ class WritingAgreement:
     Args:
         loss: of the wrapped model; its values are computed at once.
         context: N.
-        chunk: most tokens that go through `prefill` at once.
+        chunk: most tokens that go through the method at once.
     """
 
     def __init__(self, loss: LabelledLoss, context: int, chunk: int) -> None:
@@ -33,14 +33,14 @@ class WritingAgreement:
         self._tokens = torch.randint(model.config.get_text_config().vocab_size, (context,), generator=rng)
         self._start = 0
         if invocation := adapter_of(model).config.alora_invocation_tokens:
-            self._start = max(0, context - _DECODED - _AFTER - len(invocation))
+            self._start = max(0, context - _ONE_BY_ONE - _AFTER - len(invocation))
             there = self._tokens[self._start : self._start + len(invocation)]
             there.copy_(torch.tensor(invocation)[: len(there)])
         states = model.base_model(input_ids=self._tokens[None], use_cache=False).last_hidden_state
         head, held = model.get_output_embeddings(), held_head(model)
         if held is not None:
             head = held.base_layer
-        self._logits = loss.head.finished(head(states[:, -_DECODED - 1 :]))[0]
+        self._logits = loss.head.finished(head(states[:, -_ONE_BY_ONE - 1 :]))[0]
 
     def check(self, graph: TrainingGraph, *, rounded: bool) -> None:
         """Raise ValueError unless a graph that writes has the same logits, up to their rounding.
@@ -49,12 +49,12 @@ class WritingAgreement:
             graph: of the program.
             rounded: the inputs of linears are rounded to 8 bits.
         """
-        count = len(self._tokens) - _DECODED
+        count = len(self._tokens) - _ONE_BY_ONE
         try:
             for start in range(0, count, self._chunk):
                 end = min(start + self._chunk, count)
                 last = self._run(graph, start, end)
-            found = [last, *(self._run(graph, i, i + 1) for i in range(count, count + _DECODED))]
+            found = [last, *(self._run(graph, i, i + 1) for i in range(count, count + _ONE_BY_ONE))]
         except Exception as error:  # whatever a decoder of another build makes of the forms
             raise cannot_be_exported(graph.model, error) from error
         off = (torch.cat(found) - self._logits).norm() / self._logits.norm()
@@ -71,9 +71,6 @@ class WritingAgreement:
             rest.append((positions >= self._start).float()[None, :, None])
         rest += graph.adapter_inputs()
         batch = (self._tokens[None, start:end], positions[None], torch.arange(end))
-        if end - start == 1:
-            found: Any = Decode(graph)(*batch, *rest)
-        else:
-            found = Prefill(graph)(*batch, torch.tensor([[end - start - 1]]), *rest)
+        found: Any = NextLogits(graph)(*batch, *rest)
         logits: torch.Tensor = found[0] if graph.readout else found
         return logits
