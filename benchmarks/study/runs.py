@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.study.readouts import LayerReadout, layer_states
+from benchmarks.study.readouts import LayerReadout, layer_states, read_out
 from benchmarks.study.setting import Material, Recipe, material, wrapped_model
 from benchmarks.study.steps import STEPS
 from mobizo_kernels.data import EncodedExample, collate, training_batches
@@ -48,13 +48,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
             return quality
         return quality | {"selection": scored(evaluation, data.selection, data.pad)[1]}
 
-    read_out: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     spent, steps, tokens = 0.0, 0, 0
     if recipe.readout_rows:
         found = read_out(recipe, model, data)
         spent += found["seconds"]
         tokens += found.pop("tokens")
-        read_out = {"readout": found | held_out()}
+        start = {"readout": found | held_out()}
     begun = spent
     means = {"mean of the last half": Mean(model, 0.5), "mean of the last quarter": Mean(model, 0.75)}
     take_step = STEPS[recipe.method](recipe, model, data) if recipe.method != "none" else None
@@ -94,7 +94,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             mean.put()
             found[name] = held_out()
     keeper.restore()
-    return found | {"best": held_out(), **read_out}
+    return found | {"best": held_out(), **start}
 
 
 class Mean:
