@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
 #include <string>
@@ -70,6 +71,19 @@ bool taken(Work work) {
 // A whole file of the corpus.
 inline std::string whole(const std::string& name) { return read_file(std::string(MOBIZO_FUZZ_CORPUS) + "/" + name); }
 
+// The sound inputs that the target begins with, in one order everywhere.
+inline const std::vector<std::string>& seeds() {
+  static const std::vector<std::string> found = [] {
+    const std::filesystem::path folder(MOBIZO_FUZZ_CORPUS "/" MOBIZO_FUZZ_TARGET);
+    std::vector<std::string> names, contents;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().string());
+    std::sort(names.begin(), names.end());
+    for (const std::string& name : names) contents.push_back(read_file(name));
+    return contents;
+  }();
+  return found;
+}
+
 // Parts of an input that are separated by zero bytes; the last one may hold more of them.
 inline std::vector<std::string> parts_of(const uint8_t* data, size_t size, size_t most) {
   std::string_view rest(reinterpret_cast<const char*>(data), size);
@@ -99,7 +113,7 @@ class Mutator {
   // JSON with a value replaced, left out, doubled or renamed; what is no JSON by its bytes.
   void json(std::string& text) {
     Json value;
-    if (below(3) == 0 || !taken([&] { value = parse_json(text); })) return bytes(text);
+    if (below(6) == 0 || !taken([&] { value = parse_json(text); })) return bytes(text);
     std::vector<const Json*> nodes;
     collect(value, nodes);
     target_ = nodes[below(nodes.size())];
@@ -202,6 +216,9 @@ void change(std::string& input, Mutator& mutator);
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t most, unsigned seed) {
   std::string input(reinterpret_cast<const char*>(data), size);
   mobizo::trainer::fuzz::Mutator mutator(seed);
+  // What libFuzzer keeps is mostly refused at once, each time in a new way: every other change is one of a sound input.
+  const auto& sound = mobizo::trainer::fuzz::seeds();
+  if (!sound.empty() && mutator.below(2) == 0) input = sound[mutator.below(sound.size())];
   mobizo::trainer::fuzz::change(input, mutator);
   if (input.size() > most) return LLVMFuzzerMutate(data, size, most);
   std::memcpy(data, input.data(), input.size());

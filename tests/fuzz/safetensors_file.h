@@ -29,6 +29,37 @@ inline void mend_checksum(std::string& bytes) {
   }
 }
 
+// Another number in a tensor of whole numbers, beside the one that is there or far from it. A short tensor, such as labels, is
+// changed as often as a long one. Whether there is one.
+inline bool mutate_number(const std::string& header, std::string& data, Mutator& mutator) {
+  struct Numbers {
+    size_t begin, count, width;
+  };
+  std::vector<Numbers> found;
+  taken([&] {
+    const Json tensors = parse_json(header);
+    for (const auto& [name, entry] : tensors.as_object()) {
+      if (name == "__metadata__") continue;
+      const std::vector<int64_t> offsets = entry["data_offsets"].as_ints();
+      const std::string& dtype = entry["dtype"].as_string();
+      const size_t width = dtype == "I64" ? 8 : dtype == "I32" ? 4 : 0;
+      if (width == 0 || offsets.size() != 2 || offsets[0] < 0 || offsets[1] > static_cast<int64_t>(data.size())) continue;
+      const int64_t count = (offsets[1] - offsets[0]) / static_cast<int64_t>(width);
+      if (count > 0) found.push_back({static_cast<size_t>(offsets[0]), static_cast<size_t>(count), width});
+    }
+  });
+  if (found.empty()) return false;
+  constexpr int64_t kValues[] = {0, 1, -1, 2, 5, 9, 60, 61, INT32_MAX, INT32_MIN};
+  const Numbers& numbers = found[mutator.below(found.size())];
+  char* place = &data[numbers.begin + mutator.below(numbers.count) * numbers.width];
+  uint64_t value = 0;
+  std::memcpy(&value, place, numbers.width);
+  value =
+      mutator.below(2) == 0 ? value + mutator.below(5) - 2 : static_cast<uint64_t>(kValues[mutator.below(std::size(kValues))]);
+  std::memcpy(place, &value, numbers.width);
+  return true;
+}
+
 inline void mutate_safetensors(std::string& bytes, Mutator& mutator) {
   uint64_t length = 0;
   if (bytes.size() >= sizeof length) std::memcpy(&length, bytes.data(), sizeof length);
@@ -36,15 +67,9 @@ inline void mutate_safetensors(std::string& bytes, Mutator& mutator) {
     return mutator.bytes(bytes);
   std::string header = bytes.substr(sizeof length, length), data = bytes.substr(sizeof length + length);
   switch (mutator.below(3)) {
-    case 0: {  // a value as it lies there, of 4 bytes, or any
-      if (data.size() < 4 || mutator.below(4) == 0) {
-        mutator.bytes(data);
-        break;
-      }
-      constexpr int32_t kValues[] = {0, 1, -1, 2, 5, 9, 60, 61, INT32_MAX, INT32_MIN};
-      std::memcpy(&data[mutator.below(data.size() / 4) * 4], &kValues[mutator.below(std::size(kValues))], 4);
+    case 0:
+      if (mutator.below(4) == 0 || !mutate_number(header, data, mutator)) mutator.bytes(data);
       break;
-    }
     default:
       mutator.json(header);
   }
