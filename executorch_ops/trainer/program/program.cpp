@@ -2,9 +2,7 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <cmath>
 #include <iterator>
 #include <new>
@@ -14,6 +12,7 @@
 #include "../files/checksum.h"
 #include "../files/errors.h"
 #include "../files/safetensors.h"
+#include "arenas.h"
 #include "host_adapter.h"
 #include "inputs.h"
 #include "runtime.h"
@@ -74,33 +73,14 @@ class LoadedModule : public Module {
   }
 };
 
-// The runtime gets the memory that a program plans before it looks at anything else.
-void check_memory(Module& module, const std::string& path) {
-  const auto names = module.method_names();
-  if (!names.ok()) return;
-  const double machine = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-  for (const std::string& name : *names) {
-    const auto meta = module.method_meta(name);
-    double planned = 0;
-    for (size_t i = 0; meta.ok() && i < meta->num_memory_planned_buffers(); ++i) {
-      const auto bytes = meta->memory_planned_buffer_size(i);
-      if (!bytes.ok() || *bytes < 0) fail(path, ": method ", name, " plans memory of no size");
-      planned += static_cast<double>(*bytes);
-    }
-    if (planned > machine)
-      fail(path, ": method ", name, " needs ", planned / 1e9, " GB of memory, but this machine has ", machine / 1e9);
-  }
-}
-
 std::unique_ptr<LoadedModule> open_module(const std::string& path) {
   check_program(path);
   initialize_runtime();
   const LogCapture log;
-  auto module =
-      std::make_unique<LoadedModule>(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  auto module = std::make_unique<LoadedModule>(path, Module::LoadMode::Mmap);
   const auto verification = executorch::runtime::Program::Verification::InternalConsistency;
   log.check(module->load(verification), path + ": not a program of ExecuTorch");
-  check_memory(*module, path);
+  static_cast<void>(arena_sizes(*module, path));
   return module;
 }
 
@@ -133,7 +113,9 @@ Description describe(Module& module, const std::string& path) {
 }  // namespace
 
 struct Program::Methods {
-  Methods(const std::string& path, int64_t threads) : pool(threads), module(open_module(path)) {}
+  Methods(const std::string& path, int64_t threads)
+      : pool(threads), module(open_module(path)), arenas(arena_sizes(*module, path)) {}
+  ~Methods() { module.reset(); }  // before what it computes in
 
   void load(const std::string& path, const Signature& signature) {
     const LogCapture log;
@@ -141,7 +123,7 @@ struct Program::Methods {
     const auto meta = module->method_meta(signature.method);
     log.check(meta.error(), where);
     check_signature(signature, *meta, where);
-    log.check(module->load_method(signature.method), where + " cannot be loaded");
+    log.check(module->load_method(signature.method, arenas.allocator()), where + " cannot be loaded");
   }
 
   // Outputs lie in memory that the next call may overwrite.
@@ -179,6 +161,7 @@ struct Program::Methods {
 
   ThreadPoolUse pool;
   std::unique_ptr<LoadedModule> module;
+  Arenas arenas;  // of all methods: what one leaves in a buffer is there for the others
 };
 
 Program::Program(const std::string& path, int64_t threads) : path_(path) {
