@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc executorch_ops -type f) mobizo_kernels/run_defaults.
 CXX_SOURCES := $(shell find csrc executorch_ops tests benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz sanitize lint native arm wheel reproducible hub-kernel clean
+.PHONY: help install demo test quick coverage federated docs browse bench properties crash soak statistics fuzz sanitize sanitize-all lint tidy native arm wheel reproducible hub-kernel clean
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 
 help:  ## this list
@@ -92,11 +92,18 @@ fuzz: install  ## damaged files of every kind through both readers, FUZZ_S secon
 sanitize: install  ## kernels, trainer and C interface under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/sanitize.sh
 
+sanitize-all: sanitize native  ## that, the tests of ops and trainer on an instrumented package, the kernels under valgrind
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/sanitize.sh
+	valgrind --quiet --error-exitcode=1 build/native/kernel_tests tests/support/noise_vectors.json
+
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+tidy: install  ## clang-tidy over the C++ of kernels, ops and trainer (apt install libpcre2-dev)
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/tidy.sh
 
 native: install  ## the kernels in a program of their own
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/native/run.sh

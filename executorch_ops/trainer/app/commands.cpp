@@ -57,7 +57,7 @@ Json as_json(const StepReport& report) {
 
 Json as_json(const Readout& readout) {
   Json::Array losses;
-  for (const auto& [ridge, loss] : readout.losses) losses.push_back(Json::Array{ridge ? Json(*ridge) : Json(), loss});
+  for (const auto& [ridge, loss] : readout.losses) losses.emplace_back(Json::Array{ridge ? Json(*ridge) : Json(), loss});
   return Json::Object{{"ridge", readout.ridge ? Json(*readout.ridge) : Json()},
                       {"rank", readout.rank},
                       {"losses", std::move(losses)},
@@ -89,7 +89,7 @@ class Progress {
     seconds_.push_back(report.seconds);
     record("step", as_json(report));
     if (quiet_ || (report.step + 1) % print_every_ != 0) return;
-    std::printf("step %lld/%lld: loss %.4f, %.0f ms%s\n", static_cast<long long>(report.step + 1),
+    std::printf("step %lld/%lld: loss %.4f, %.0f ms%s\n", static_cast<long long>(report.step) + 1,
                 static_cast<long long>(steps_), report.loss, 1e3 * report.seconds, report.skipped ? ", skipped" : "");
     std::fflush(stdout);
   }

@@ -102,8 +102,8 @@ class Trainer {
     };
     const Observer observer{begun, calling<StepReport>(on_step), calling<EvaluationReport>(on_evaluation), warn,
                             [](int64_t) { check_signals(); }};
+    std::optional<Objective> minimised;
     const TrainResult result = working([&] {
-      std::optional<Objective> minimised;
       if (!reward.is_none()) {
         minimised.emplace(objective, generator(), writing, calling_reward(reward));
       } else if (!objective.empty()) {
@@ -136,7 +136,7 @@ class Trainer {
   }
 
   void tokenize(const Path& texts, const Path& out, TextOptions options) {
-    const std::string path = texts.string();
+    const std::string& path = texts.string();
     if (!is_text_file(path)) fail("texts: expected FILE.csv or FILE.jsonl, got '", path, "'");
     if (options.answers != "all" && options.answers != "last") fail("answers must be all or last, got '", options.answers, "'");
     for (const auto& [name, rows] : {std::pair("train_rows", options.train_rows),
@@ -284,7 +284,7 @@ States to_states(const py::array& hidden, const py::array& outputs, const py::ar
 // A name of a file need not be UTF-8.
 py::str text_of(const std::exception& error) { return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefault(error.what())); }
 
-void translate(std::exception_ptr pointer) {
+void translate(std::exception_ptr pointer) {  // NOLINT(performance-unnecessary-value-param): as pybind11 has it
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const SystemError& error) {

@@ -122,6 +122,7 @@ class Scratch {
 
 // Whether errno says that the file system has no hard links.
 bool links_unsupported(int code) {
+  // NOLINTNEXTLINE(misc-redundant-expression): two of them are one on Linux, not everywhere
   return code == EPERM || code == EOPNOTSUPP || code == ENOTSUP || code == ENOSYS || code == EMLINK || code == EXDEV;
 }
 

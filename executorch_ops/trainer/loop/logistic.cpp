@@ -49,7 +49,7 @@ class Problem {
   double loss(const Vector& added) {
     double sum = 0;
     for (int64_t row = 0; row < s_.rows; ++row) {
-      double *chances = &chances_[size(row * s_.classes)], *slopes = &slopes_[size(row * s_.classes)], most = -INFINITY;
+      double *chances = &chances_[size(row * s_.classes)], *slopes = &slopes_[size(row * s_.classes)], most = -HUGE_VAL;
       for (int64_t c = 0; c < s_.classes; ++c) {
         const double x =
             double{s_.outputs[size(row * s_.classes + c)]} + dot(hidden(row), &added[size(c * s_.width)], s_.width);

@@ -28,7 +28,7 @@ std::string fingerprint(const Description& description, const std::vector<std::v
 Json parameters_of(const Description& description) {
   Json::Array parameters;
   for (const AdapterParameter& p : description.adapter.parameters)
-    parameters.push_back(
+    parameters.emplace_back(
         Json::Object{{"name", p.name}, {"shape", Json::list(p.lora_b)}, {"stream", p.stream}, {"scaling", p.scaling}});
   return parameters;
 }

@@ -222,10 +222,11 @@ class Run {
     if (objective_validates()) {
       std::vector<double> losses = options_.objective->held_out(*validation_, options_.validation_rows, before_forward);
       const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
-      return {{step, sum / static_cast<double>(losses.size()), kNone, kNone}, std::move(losses)};
+      const EvaluationReport report{step, sum / static_cast<double>(losses.size()), kNone, kNone};
+      return {report, std::move(losses)};
     }
     Evaluation found = evaluate(program_, *validation_, options_.validation_rows, /*keep_scores=*/false, before_forward);
-    return {{step, found.loss, found.accuracy, found.balanced_accuracy}, std::move(found.row_losses)};
+    return {EvaluationReport{step, found.loss, found.accuracy, found.balanced_accuracy}, std::move(found.row_losses)};
   }
 
   // The norm of the update, 0 if there was none.

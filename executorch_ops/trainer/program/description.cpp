@@ -100,7 +100,7 @@ void check_generation(const GenerationDescription& generation, const Description
 }
 
 void check_delegated(const Json& value) {
-  const std::string lowering = value.as_string();
+  const std::string& lowering = value.as_string();
   if (lowering != "delegated") fail("expected delegated in a program of format ", kDelegatedFormat, ", got '", lowering, "'");
 }
 

@@ -18,7 +18,7 @@ const PromptDescription& prompt_of(const Description& description) {
   return *description.texts->prompt;
 }
 
-const std::string& value_of(const std::string& name, const std::string& text, const Columns& columns) {
+std::string_view value_of(std::string_view name, const std::string& text, const Columns& columns) {
   if (name == kText) return text;
   for (const auto& [column, value] : columns)
     if (column == name) return value;

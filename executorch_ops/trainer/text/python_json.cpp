@@ -24,9 +24,7 @@ void append_string(std::string_view text, bool ascii, std::string& out) {
     if (which != std::string_view::npos) {
       out += '\\';
       out += kNames[which];
-    } else if (code.value < 0x20) {
-      append_unit(code.value, out);
-    } else if (!ascii || code.value < 0x7F || code.value == 0x7F) {
+    } else if (code.value >= 0x20 && (!ascii || code.value <= 0x7F)) {
       out += text.substr(at, code.length);
     } else if (code.value < 0x10000) {
       append_unit(code.value, out);

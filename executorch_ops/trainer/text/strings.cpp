@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <iterator>
 
 #include "../files/json_numbers.h"
@@ -144,7 +145,7 @@ std::string float_text(double value) {
     if (to_double(digits, back) && back == value) break;
   }
   const size_t e = digits.find('e');
-  const int exponent = std::atoi(digits.c_str() + e + 1);
+  const auto exponent = static_cast<int>(std::strtol(digits.c_str() + e + 1, nullptr, 10));
   const std::string sign = std::signbit(value) ? "-" : "";
   std::string all = digits.substr(sign.size(), e - sign.size());
   all.erase(std::remove(all.begin(), all.end(), '.'), all.end());
