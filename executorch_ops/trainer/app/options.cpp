@@ -87,6 +87,7 @@ std::optional<std::vector<std::string>> Options::parse(int argc, char** argv, si
   table.push_back({});
   opterr = 0;
   optind = 1;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): a command reads its arguments once, before it has threads
   for (int found; (found = getopt_long(argc, argv, ":h", table.data(), nullptr)) != -1;) {
     if (found == 'h') {
       print_help();
