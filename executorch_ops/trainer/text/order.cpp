@@ -45,7 +45,6 @@ class Epochs {
 
   // Takes as many rows of each length as all classes have, in multiples of what fills batches.
   void take_alike(const std::vector<Numbers>& classes, std::vector<Numbers>& alike, std::vector<Numbers>& rest) const {
-    // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a batch is not larger than the rows of all classes, so there are some
     const size_t whole = std::lcm(batch_, classes.size()) / classes.size();
     std::vector<std::map<size_t, size_t>> counts(classes.size());
     for (size_t i = 0; i < classes.size(); ++i)
@@ -56,6 +55,7 @@ class Epochs {
         const auto found = other.find(size);
         count = std::min(count, found == other.end() ? 0 : found->second);
       }
+      // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): a batch has rows, and they have a class
       count = count / whole * whole;
     }
     for (const Numbers& rows : classes) {
