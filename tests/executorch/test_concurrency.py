@@ -12,7 +12,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from programs import assert_same_adapter
+from programs import assert_same_adapter, tiny_program
 
 from mobizo_kernels.executorch import StepReport, Trainer
 
@@ -38,6 +38,23 @@ def test_two_trainers_in_two_threads(program: Path, dataset: Path, tmp_path: Pat
     for seed, one, other in zip((1, 2), alone, both, strict=True):
         assert_same_adapter(one, other)
         assert (tmp_path / f"alone-{seed}").read_bytes() == (tmp_path / f"both-{seed}").read_bytes()
+
+
+def test_a_program_outlives_another_of_the_same_weights(
+    dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """XNNPACK packs the same bytes in two ways for them, and keeps what it has packed by the bytes alone."""
+    first, second = (
+        tiny_program(tmp_path_factory, quantization=kind, dynamic_length=False)
+        for kind in ("int8", "int8-dynamic")
+    )
+    alone = [Trainer(path).evaluate(dataset).loss for path in (first, second)]
+    assert alone[0] != alone[1]
+    for left, right in ((0, 1), (1, 0), (0, 0)):
+        closed, kept = Trainer((first, second)[left]), Trainer((first, second)[right])
+        assert [closed.evaluate(dataset).loss, kept.evaluate(dataset).loss] == [alone[left], alone[right]]
+        del closed
+        assert kept.evaluate(dataset).loss == alone[right]
 
 
 FORK = """

@@ -36,7 +36,7 @@ std::string hex(uint32_t crc) {
   return digits;
 }
 
-void check_program(const std::string& path) {
+uint32_t check_program(const std::string& path) {
   constexpr int64_t kMagicBytes = 8, kTrailerBytes = 12;
   static_assert(kMagic.size() == kMagicBytes);
   const File file(path, O_RDONLY);
@@ -50,6 +50,7 @@ void check_program(const std::string& path) {
   const uint32_t got = crc32_of(file, 0, size - static_cast<int64_t>(sizeof expected));
   if (got != expected)
     fail(path, ": the program is damaged: its checksum is ", hex(expected), ", that of its bytes ", hex(got));
+  return got;
 }
 
 }  // namespace mobizo::trainer

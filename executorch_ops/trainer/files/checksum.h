@@ -14,8 +14,8 @@ uint32_t crc32_of(const File& file, int64_t begin, int64_t size, uint32_t before
 // Eight hexadecimal digits.
 std::string hex(uint32_t crc);
 
-// Throws Error unless the training program ends with the checksum of all that comes before it. ExecuTorch takes no notice of
-// what follows a program, and trusts the program: one that is damaged may end the process, or train to another adapter.
-void check_program(const std::string& path);
+// The checksum of a training program. Throws Error unless the file ends with it. ExecuTorch takes no notice of what follows a
+// program, and trusts the program: one that is damaged may end the process, or train to another adapter.
+uint32_t check_program(const std::string& path);
 
 }  // namespace mobizo::trainer

@@ -74,7 +74,6 @@ class LoadedModule : public Module {
 };
 
 std::unique_ptr<LoadedModule> open_module(const std::string& path) {
-  check_program(path);
   initialize_runtime();
   const LogCapture log;
   auto module = std::make_unique<LoadedModule>(path, Module::LoadMode::Mmap);
@@ -114,7 +113,7 @@ Description describe(Module& module, const std::string& path) {
 
 struct Program::Methods {
   Methods(const std::string& path, int64_t threads)
-      : pool(threads), module(open_module(path)), arenas(arena_sizes(*module, path)) {}
+      : pool(threads), weights(check_program(path)), module(open_module(path)), arenas(arena_sizes(*module, path)) {}
   ~Methods() { module.reset(); }  // before what it computes in
 
   void load(const std::string& path, const Signature& signature) {
@@ -123,7 +122,8 @@ struct Program::Methods {
     const auto meta = module->method_meta(signature.method);
     log.check(meta.error(), where);
     check_signature(signature, *meta, where);
-    log.check(module->load_method(signature.method, arenas.allocator()), where + " cannot be loaded");
+    log.check(module->load_method(signature.method, arenas.allocator(), nullptr, weights.options()),
+              where + " cannot be loaded");
   }
 
   // Outputs lie in memory that the next call may overwrite.
@@ -160,6 +160,7 @@ struct Program::Methods {
   }
 
   ThreadPoolUse pool;
+  WeightCacheUse weights;
   std::unique_ptr<LoadedModule> module;
   Arenas arenas;  // of all methods: what one leaves in a buffer is there for the others
 };
@@ -189,7 +190,10 @@ void Program::close() {
   methods_.reset();
 }
 
-Description read_description(const std::string& path) { return describe(*open_module(path), path); }
+Description read_description(const std::string& path) {
+  check_program(path);
+  return describe(*open_module(path), path);
+}
 
 TrainStep Program::train_step(const Batch& batch, const std::vector<int64_t>& seeds, const std::vector<float>& coeffs,
                               const std::optional<Update>& update) {

@@ -1,7 +1,5 @@
 #include "runtime.h"
 
-#include <executorch/runtime/backend/interface.h>
-#include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 #include <pthread.h>
@@ -35,6 +33,10 @@ std::mutex g_pool_mutex;
 int g_pool_users = 0;
 std::atomic<bool> g_pool_made{false}, g_threads_lost{false};
 
+std::mutex g_cache_mutex;
+int g_cache_users = 0;
+uint32_t g_cached_program = 0;
+
 void forked_child() { g_threads_lost = g_pool_made.load(); }
 
 void emit_log_message(et_timestamp_t time, et_pal_log_level_t level, const char* file, const char* function, size_t line,
@@ -56,11 +58,6 @@ void initialize_runtime() {
     runtime::runtime_init();
     g_forward = runtime::get_pal_impl()->emit_log_message;
     runtime::register_pal(runtime::PalImpl::create(emit_log_message, __FILE__));
-    // Packed weights are shared by the methods of a program. Without XNNPACK there is nothing to set.
-    const LogCapture capture;
-    runtime::BackendOptions<1> options;
-    if (options.set_option("weight_cache_enabled", true) == runtime::Error::Ok)
-      static_cast<void>(runtime::set_option("XnnpackBackend", options.view()));
     return true;
   }();
   static_cast<void>(initialized);
@@ -89,6 +86,25 @@ ThreadPoolUse::ThreadPoolUse(int64_t threads) {
 ThreadPoolUse::~ThreadPoolUse() {
   const std::lock_guard<std::mutex> lock(g_pool_mutex);
   --g_pool_users;
+}
+
+WeightCacheUse::WeightCacheUse(uint32_t checksum) {
+  {
+    const std::lock_guard<std::mutex> lock(g_cache_mutex);
+    cached_ = g_cache_users == 0 || g_cached_program == checksum;
+    if (cached_) {
+      g_cached_program = checksum;
+      ++g_cache_users;
+    }
+  }
+  // Neither fails: the names are short, and there is room for both.
+  static_cast<void>(xnnpack_.set_option("weight_cache_enabled", cached_));
+  static_cast<void>(map_.set_options("XnnpackBackend", xnnpack_.view()));
+}
+
+WeightCacheUse::~WeightCacheUse() {
+  const std::lock_guard<std::mutex> lock(g_cache_mutex);
+  if (cached_) --g_cache_users;
 }
 
 void check_threads() {

@@ -1,6 +1,8 @@
 // What the trainer needs of ExecuTorch beside its Module: the thread pool, backend options and the log.
 #pragma once
 
+#include <executorch/runtime/backend/backend_options_map.h>
+#include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/core/error.h>
 
 #include <cstdint>
@@ -19,6 +21,26 @@ class ThreadPoolUse {
   ~ThreadPoolUse();
   ThreadPoolUse(const ThreadPoolUse&) = delete;
   ThreadPoolUse& operator=(const ThreadPoolUse&) = delete;
+};
+
+// A program's use of XNNPACK's weight cache, in which its methods share packed weights. The cache is one of the process, and
+// knows weights by their bytes alone: where two programs pack the same bytes in two ways, as int8 and int8-dynamic do, closing
+// one frees what the other computes with. So the programs in it at any time are one and the same, `checksum` says which; the
+// methods of another one pack weights of their own.
+class WeightCacheUse {
+ public:
+  explicit WeightCacheUse(uint32_t checksum);
+  ~WeightCacheUse();
+  WeightCacheUse(const WeightCacheUse&) = delete;
+  WeightCacheUse& operator=(const WeightCacheUse&) = delete;
+
+  // What methods are to be loaded with.
+  const executorch::runtime::LoadBackendOptionsMap* options() const { return &map_; }
+
+ private:
+  bool cached_;
+  executorch::runtime::BackendOptions<1> xnnpack_;
+  executorch::runtime::LoadBackendOptionsMap map_;
 };
 
 // Throws Error in the child of a fork whose parent had a program open: the pool's threads are not there, and waiting for them
