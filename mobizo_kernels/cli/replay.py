@@ -7,7 +7,7 @@ from typing import Any, get_args
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from mobizo_kernels.choices import Dtype
+from mobizo_kernels.choices import Dtype, Quantization
 from mobizo_kernels.cli.files import check_distinct
 from mobizo_kernels.cli.results import adapter_files, check_output
 from mobizo_kernels.cli.settings import ReplaySettings
@@ -63,11 +63,14 @@ def replay_journal(settings: ReplaySettings) -> dict[str, Any]:
 
 
 def _dtype(settings: ReplaySettings, header: JournalHeader) -> str:
-    """The type in which the run held its base model, if nothing else is asked for."""
+    """The type of the base model whose fingerprint the journal has, if nothing else is asked for: that in
+    which the run held it, or that of which a quantised program was made.
+    """
     if settings.dtype != "auto":
         return settings.dtype
-    known = header.base_dtype in get_args(Dtype)
-    return str(header.base_dtype) if known else AUTOMATIC_DTYPE["eager"]
+    if header.base_dtype in get_args(Dtype):
+        return str(header.base_dtype)
+    return AUTOMATIC_DTYPE["executorch" if header.base_dtype in get_args(Quantization) else "eager"]
 
 
 def _adapt(model: PreTrainedModel, header: JournalHeader) -> None:

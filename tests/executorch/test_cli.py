@@ -27,6 +27,7 @@ from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer, read_description
 from mobizo_kernels.journal import read_journal
+from mobizo_kernels.journal.header import parse_header
 
 STEPS = 7
 QUERIES = 2
@@ -365,6 +366,28 @@ def test_replay(inside: dict[str, Any], finished: Path) -> None:
     tuned = load_file(finished / "adapter.safetensors")
     assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
     assert len(read_journal(finished / "journal")[1]) == STEPS
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "int8-dynamic"])
+def test_replay_in_torch(base_dtype: str, inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    """A quantised program is made of a float32 model, whose fingerprint its journals have."""
+    content, journal = (finished / "journal").read_bytes(), tmp_path / "journal"
+    header, begin, _ = parse_header(content, journal)
+    journal.write_bytes(replace(header, base_dtype=base_dtype).to_bytes() + content[begin:])
+    best = metrics_of(finished)["best_step"]
+    assert (
+        run(
+            "replay",
+            str(journal),
+            *options({"model": inside["model"], "until": best, "out": tmp_path / "run"}),
+        )
+        == 0
+    )
+    found = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    expected = load_file(finished / "adapter" / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].tobytes() == tensor.tobytes(), name
 
 
 def head_of(directory: Path) -> dict[str, NDArray[np.float32]]:
