@@ -32,10 +32,14 @@ WEIGHTS = Path("adapter", "adapter_model.safetensors")
 
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
-    """A job in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A job in the background ignores SIGINT, and one behind `nohup` SIGHUP."""
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def killing(number: int, at: int, times: int = 1) -> Any:

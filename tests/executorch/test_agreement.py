@@ -32,8 +32,12 @@ def graph(agreement: Agreement, off: torch.Tensor) -> Any:
     losses = agreement._losses
     return SimpleNamespace(
         model=tiny.llama(),
-        step=lambda *_: losses + off * (1 + losses),
-        evaluation=lambda *_: (agreement._logits,),
+        readout=False,
+        inputs=lambda *directions: directions,
+        adapter_inputs=tuple,
+        head_input=tuple,
+        train_step=lambda *_: losses + off * (1 + losses),
+        evaluate=lambda *_: (agreement._logits,),
     )
 
 
