@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SHORT, run, train
+from commands import SHORT, on_terminal, run, train
 from crash import CHILDREN
 
 from mobizo_kernels.cli import main
@@ -136,17 +136,6 @@ def test_handlers_are_put_back_and_ignored_signals_stay_so() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before[0]
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-
-
-def on_terminal(name: str, arguments: list[str]) -> None:
-    """A command as the first process of a terminal."""
-    os.setsid()
-    terminal = os.open(name, os.O_RDWR)
-    for stream in range(3):
-        os.dup2(terminal, stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  to the end
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has ignored stays so
-    os._exit(run(*arguments))  # multiprocessing would flush what the terminal has not taken
 
 
 def test_a_run_outlives_its_terminal(inputs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,14 @@ def train(inputs: Path, out: Path, *options: str) -> int:
         *SHORT,
         *options,
     )
+
+
+def on_terminal(name: str, arguments: list[str]) -> None:
+    """A command as the first process of a terminal."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  to the end
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup has ignored stays so
+    os._exit(run(*arguments))  # multiprocessing would flush what the terminal has not taken
