@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.steps import with_folded_head
 from benchmarks.study.setting import Material, Recipe
+from mobizo_kernels.conventions import IGNORED
 from mobizo_kernels.lora import adapter_layers, adapter_of, tuned_layers
 from mobizo_kernels.models import load_model
 
@@ -33,10 +34,7 @@ def first_order(
 
     def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
         optimizer.param_groups[0]["lr"] = recipe.lr * factor
-        if kept:
-            loss = tail_loss(twin, batch, data.candidates, recipe.tail)
-        else:
-            loss = label_loss(twin, batch, data.candidates)
+        loss = label_loss(twin, batch, data.candidates, recipe.tail if kept else None)
         loss.backward()
         if exact:
             gradients = [b.grad for b in factors.values()]
@@ -49,8 +47,16 @@ def first_order(
 
 
 def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Parameter]]:
-    """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path: all the same memory."""
+    """PEFT's model with the adapter of a wrapped one, A frozen, and its B by path. All is the same memory,
+    the weights too, which have to be of the type `dtype`.
+    """
     base = with_folded_head(load_model("smollm2", dtype)[0])
+    weights = dict(model.named_parameters())
+    for name, parameter in base.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        there = weights.get(name, weights.get(f"{owner}.base_layer.{kind}"))
+        assert there is not None, name
+        parameter.data = there.detach()
     twin = get_peft_model(base, adapter_of(model).config).eval()
     modules = {
         name.removeprefix("base_model.model."): module
@@ -69,35 +75,42 @@ def first_order_twin(model: Any, dtype: str) -> tuple[Any, dict[str, torch.nn.Pa
     return twin, factors
 
 
-def label_loss(model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...]) -> torch.Tensor:
-    """Cross-entropy between the label words at the end of each row, by the labelled position's logits."""
-    ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
-    words = torch.tensor(candidates)
-    targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
-    ).logits[:, -1, words]
+def label_loss(
+    model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...], tail: int | None = None
+) -> torch.Tensor:
+    """Cross-entropy between the label words at the end of each row. With `tail` the gradient goes back
+    through that many tokens of the prompt, and no further: before them is the base model, which needs none.
+    """
+    targets = (batch["labels"][:, -1:] == torch.tensor(candidates)).int().argmax(dim=1)
+    logits = _last_logits(model, batch, 1, tail)[:, -1, list(candidates)]
     return F.cross_entropy(logits.float(), targets)
 
 
-def tail_loss(
-    model: Any, batch: dict[str, torch.Tensor], candidates: tuple[int, ...], tail: int
-) -> torch.Tensor:
-    """:func:`label_loss` whose gradient goes back through the tail alone: before it is the base model, which
-    needs none.
+def answer_loss(model: Any, batch: dict[str, torch.Tensor], tail: int | None = None) -> torch.Tensor:
+    """Cross-entropy of the answers at the end of each row. With `tail` the gradient goes back through them
+    and that many tokens before the longest, and no further.
+    """
+    answers = int((batch["labels"] != IGNORED).sum(dim=1).max())
+    logits = _last_logits(model, batch, answers, None if tail is None else tail + answers - 1)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"][:, -answers:].flatten())
+
+
+def _last_logits(model: Any, batch: dict[str, torch.Tensor], count: int, tail: int | None) -> torch.Tensor:
+    """Those of the last `count` predictions of each row, [B, count, V], with a graph behind the last `tail`
+    tokens that predict something: what is before them comes from a forward that keeps keys and values alone.
     """
     ids, mask = batch["input_ids"][:, :-1], batch["attention_mask"][:, :-1]
-    words = torch.tensor(candidates)
-    targets = (batch["labels"][:, -1:] == words).int().argmax(dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.no_grad():
-        states = model(
-            input_ids=ids[:, :-tail], attention_mask=mask[:, :-tail], position_ids=positions[:, :-tail],
-            use_cache=True, logits_to_keep=1,
-        ).past_key_values  # fmt: skip
-    logits = model(
-        input_ids=ids[:, -tail:], attention_mask=mask, position_ids=positions[:, -tail:],
-        past_key_values=states, logits_to_keep=1,
-    ).logits[:, -1, words]  # fmt: skip
-    return F.cross_entropy(logits.float(), targets)
+    states, begin = None, 0
+    if tail is not None:
+        begin = ids.shape[1] - tail
+        with torch.no_grad():
+            states = model(
+                input_ids=ids[:, :begin], attention_mask=mask[:, :begin], position_ids=positions[:, :begin],
+                use_cache=True, logits_to_keep=1,
+            ).past_key_values  # fmt: skip
+    found: torch.Tensor = model(
+        input_ids=ids[:, begin:], attention_mask=mask, position_ids=positions[:, begin:],
+        past_key_values=states, use_cache=states is not None, logits_to_keep=count,
+    ).logits  # fmt: skip
+    return found

@@ -8,21 +8,24 @@ and is scored on rows that decided nothing. A run that is in the file already is
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig
 
 from benchmarks.harness import machine
-from benchmarks.study.first_order import first_order_twin
+from benchmarks.study.first_order import answer_loss, first_order_twin
 from benchmarks.study.recipe import read_lines
 from mobizo_kernels import wrap
+from mobizo_kernels.cli.memory import peak_rss_mb, reset_peak_rss
 from mobizo_kernels.data import (
     ChatEncoder,
     Conversation,
@@ -41,6 +44,7 @@ from mobizo_kernels.training.objectives import REWARDS, TextReward
 from mobizo_kernels.training.text_metrics import METRICS
 from mobizo_kernels.zo import ZerothOrder
 
+Step = Callable[[dict[str, torch.Tensor], float], float]
 RULES = {
     # What is asked for, and what the user says behind the question.
     "ten-words": "",
@@ -55,8 +59,10 @@ class Recipe:
     Attributes:
         task: a name in `RULES`, whose questions are those of ASDiv, or a name in `ANSWER_TASKS`.
         objective: "cross-entropy" or a name in `REWARDS`.
-        first_order: back-propagation of the cross-entropy with AdamW and gradient checkpointing, to the same
-            adapter.
+        first_order: back-propagation of the cross-entropy with AdamW, to the same adapter, with gradient
+            checkpointing.
+        kept: the states before the adapter's first token are kept from a forward of the base model, and the
+            gradient goes back through the rest alone, without checkpointing.
         first: share of the seconds in which the cross-entropy is minimised, before the objective is.
         seconds: of processor time of one thread, evaluations left out; the rate falls linearly to 0.
     """
@@ -73,17 +79,23 @@ class Recipe:
     max_new_tokens: int = 24
     first: float = 0.0
     first_order: bool = False
+    kept: bool = False
     seconds: float = 120.0
 
 
+SENTENCES_FIRST_ORDER = Recipe("xsum", "cross-entropy", lr=2e-3, max_new_tokens=40, first_order=True)
 RUNS = {
     "rule: ten words": Recipe("ten-words", "ten-words"),
     "rule: JSON": Recipe("json-answer", "json-answer"),
     "F1": Recipe("asdiv", "f1", batch_size=8, max_new_tokens=12),
     "F1 behind cross-entropy": Recipe("asdiv", "f1", batch_size=8, max_new_tokens=12, first=0.5),
     "cross-entropy": Recipe("asdiv", "cross-entropy", batch_size=8, eps=0.05, max_new_tokens=12),
+    "cross-entropy, first-order, tail alone": Recipe(
+        "asdiv", "cross-entropy", batch_size=8, lr=2e-3, max_new_tokens=12, first_order=True, kept=True
+    ),
     "sentences": Recipe("xsum", "cross-entropy", eps=0.05, max_new_tokens=40),
-    "sentences, first-order": Recipe("xsum", "cross-entropy", lr=2e-3, max_new_tokens=40, first_order=True),
+    "sentences, first-order": SENTENCES_FIRST_ORDER,
+    "sentences, first-order, tail alone": replace(SENTENCES_FIRST_ORDER, kept=True),
 }
 
 
@@ -100,94 +112,134 @@ def conversations(task: str) -> tuple[list[Conversation], list[Conversation], li
     return asked[0], asked[1], asked[2]
 
 
-def run(recipe: Recipe, test_rows: int, looks: int) -> dict[str, Any]:
-    """Tune and score: a curve over validation rows, and the test rows before and after."""
-    model, tokenizer = load_model("smollm2", "bfloat16")
-    encoder = ChatEncoder(tokenizer)
-    train, validation, test = (encoder.encode(part) for part in conversations(recipe.task))
-    config = LoraConfig(
-        r=8,
-        lora_alpha=16,
-        target_modules=linear_names(model),
-        layers_to_transform=layer_range("top-67%", model.config.num_hidden_layers),
-        task_type="CAUSAL_LM",
-        alora_invocation_tokens=encoder.invocation,
-    )
-    wrap(model, config, seed=recipe.seed)
-    sampling = Sampling(recipe.max_new_tokens)
-    generator, loss = TextGenerator(model, encoder.end_tokens), LabelledLoss(model)
+class Tuned:
+    """The model of a run, its rows in tokens, and its step.
 
-    def scored(rows: list[EncodedExample]) -> dict[str, Any]:
-        model.eval()
-        written = write_answers(generator, tokenizer, rows, sampling)
+    Attributes:
+        step: takes a batch and the share of the seconds that is over, gives the loss.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.model, self.tokenizer = load_model("smollm2", "bfloat16")
+        self.encoder = ChatEncoder(self.tokenizer)
+        parts = (self.encoder.encode(part) for part in conversations(recipe.task))
+        self.train, self.validation, self.test = parts
+        config = LoraConfig(
+            r=8,
+            lora_alpha=16,
+            target_modules=linear_names(self.model),
+            layers_to_transform=layer_range("top-67%", self.model.config.num_hidden_layers),
+            task_type="CAUSAL_LM",
+            alora_invocation_tokens=self.encoder.invocation,
+        )
+        wrap(self.model, config, seed=recipe.seed)
+        self.sampling = Sampling(recipe.max_new_tokens)
+        self.generator = TextGenerator(self.model, self.encoder.end_tokens)
+        self.step = self._first_order() if recipe.first_order else self._zeroth_order()
+
+    def collated(self, rows: list[EncodedExample]) -> dict[str, torch.Tensor]:
+        """A batch of them."""
+        return collate(rows, self.tokenizer.pad_token_id)
+
+    def scored(self, rows: list[EncodedExample]) -> dict[str, Any]:
+        """What greedy answers to the rows, and the loss on theirs, tell."""
+        self.model.eval()
+        written = write_answers(self.generator, self.tokenizer, rows, self.sampling)
         found = {name: written.mean(name) for name in METRICS}
-        if (rule := recipe.objective) in RULES:
+        if (rule := self.recipe.objective) in RULES:
             rewards = REWARDS[rule]("", written.answers, "")
             found |= {"kept": sum(reward == 1 for reward in rewards) / len(rewards)}
             found |= {"reward": sum(rewards) / len(rewards)}
         words = sum(len(answer.split()) for answer in written.answers) / len(rows)
-        perplexity = score_answers(loss, rows, tokenizer.pad_token_id).perplexity
+        loss = LabelledLoss(self.model)
+        perplexity = score_answers(loss, rows, self.tokenizer.pad_token_id).perplexity
         return {**found, "words": words, "perplexity": perplexity, "examples": written.answers[:3]}
 
-    zo = ZerothOrder(
-        model, queries=recipe.queries, eps=recipe.eps, lr=recipe.lr, run_seed=recipe.seed,
-        distribution="rademacher", normalize=recipe.normalize,
-    )  # fmt: skip
-    objective = None
-    if recipe.objective != "cross-entropy":
-        objective = TextReward(generator, tokenizer, REWARDS[recipe.objective], sampling)
+    def _zeroth_order(self) -> Step:
+        recipe = self.recipe
+        zo = ZerothOrder(
+            self.model, queries=recipe.queries, eps=recipe.eps, lr=recipe.lr, run_seed=recipe.seed,
+            distribution="rademacher", normalize=recipe.normalize,
+        )  # fmt: skip
+        objective = None
+        if recipe.objective != "cross-entropy":
+            reward = REWARDS[recipe.objective]
+            objective = TextReward(self.generator, self.tokenizer, reward, self.sampling)
 
-    def zo_step(batch: dict[str, torch.Tensor], share: float) -> float:
-        zo.optimizer.param_groups[0]["lr"] = recipe.lr * (1 - share)
-        chosen = objective if share >= recipe.first else None
-        return zo.step(batch, objective=chosen, shaping=recipe.shaping).loss
+        def step(batch: dict[str, torch.Tensor], share: float) -> float:
+            zo.optimizer.param_groups[0]["lr"] = recipe.lr * (1 - share)
+            chosen = objective if share >= recipe.first else None
+            return zo.step(batch, objective=chosen, shaping=recipe.shaping).loss
 
-    step = first_order(model, recipe) if recipe.first_order else zo_step
-    batches = training_batches(train, recipe.batch_size, recipe.seed)
+        return step
+
+    def _first_order(self) -> Step:
+        """AdamW on the model's own B, through PEFT."""
+        twin, factors = first_order_twin(self.model, "bfloat16")
+        tail = None
+        if self.recipe.kept:
+            tail = len(self.encoder.invocation)
+        else:
+            twin.train()  # there is no dropout; gradient checkpointing asks for it
+            twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = torch.optim.AdamW(factors.values(), lr=self.recipe.lr, weight_decay=0.0)
+
+        def step(batch: dict[str, torch.Tensor], share: float) -> float:
+            optimizer.param_groups[0]["lr"] = self.recipe.lr * (1 - share)
+            loss = answer_loss(twin, batch, tail)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+
+def run(recipe: Recipe, test_rows: int, looks: int) -> dict[str, Any]:
+    """Tune and score: a curve over validation rows, and the test rows before and after."""
+    with get_context("spawn").Pool(1) as pool:
+        memory = pool.apply(peak_memory, (recipe,))
+    tuned = Tuned(recipe)
+    batches = training_batches(tuned.train, recipe.batch_size, recipe.seed)
     spent, steps, losses = 0.0, 0, []
-    before, curve = scored(test[:test_rows]), []
+    before, curve = tuned.scored(tuned.test[:test_rows]), []
     while spent < recipe.seconds:
-        batch = collate(next(batches), tokenizer.pad_token_id)
+        batch = tuned.collated(next(batches))
         started = time.process_time()
-        loss_now = step(batch, spent / recipe.seconds)
+        loss_now = tuned.step(batch, spent / recipe.seconds)
         spent += time.process_time() - started
         steps += 1
         losses.append(round(loss_now, 4))
         if spent >= (len(curve) + 1) * recipe.seconds / looks:
-            found = scored(validation[: test_rows // 2])
+            found = tuned.scored(tuned.validation[: test_rows // 2])
             curve.append({"seconds": spent, "steps": steps, **found})
             print(f"  {spent:.0f} s, step {steps}: {found}", flush=True)
     return {
         "steps": steps,
         "losses": losses,
+        "memory": memory,
         "curve": curve,
         "before": before,
-        "after": scored(test[:test_rows]),
+        "after": tuned.scored(tuned.test[:test_rows]),
     }
 
 
-def first_order(model: Any, recipe: Recipe) -> Callable[[dict[str, torch.Tensor], float], float]:
-    """Steps of AdamW on the model's own B, through PEFT."""
-    twin, factors = first_order_twin(model, "bfloat16")
-    twin.train()  # there is no dropout; gradient checkpointing asks for it
-    twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(factors.values(), lr=recipe.lr, weight_decay=0.0)
-
-    def step(batch: dict[str, torch.Tensor], share: float) -> float:
-        optimizer.param_groups[0]["lr"] = recipe.lr * (1 - share)
-        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        answers = int((labels != -100).sum(dim=1).max())
-        logits = twin(
-            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False, logits_to_keep=answers + 1,
-        ).logits[:, :-1]  # fmt: skip
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels[:, -answers:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
+def peak_memory(recipe: Recipe) -> dict[str, float]:
+    """MB resident in a process that makes nothing but steps: before them, and at the peak of some on the
+    batches of the longest rows and of the longest answers among the first hundred.
+    """
+    torch.set_num_threads(1)
+    tuned = Tuned(recipe)
+    first = list(islice(training_batches(tuned.train, recipe.batch_size, recipe.seed), 100))
+    longest = max(first, key=lambda rows: max(len(row.input_ids) for row in rows))
+    longest_answers = max(first, key=lambda rows: max(row.targets for row in rows))
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left behind is not the steps'
+    reset_peak_rss()
+    before = peak_rss_mb()
+    for rows in (longest, longest_answers) * 2:
+        tuned.step(tuned.collated(rows), 0.0)
+    return {"before": before, "peak": peak_rss_mb()}
 
 
 def main() -> None:
@@ -202,7 +254,7 @@ def main() -> None:
                 RUNS[name], seed=seed, seconds=options.seconds, **{k: kinds[k](v) for k, v in changes.items()}
             )
             key = {**asdict(recipe), "name": name}
-            if any(key == {"first": 0.0, "first_order": False} | line["recipe"] for line in made):
+            if any(key == {**asdict(Recipe("", "")), **line["recipe"]} for line in made):
                 continue
             print(f"{name}, {recipe}", flush=True)
             line = {"recipe": key, "machine": machine(), **run(recipe, options.test_rows, options.looks)}
@@ -215,8 +267,8 @@ def main() -> None:
 def summarize(lines: list[dict[str, Any]]) -> None:
     """One row for each run."""
     print(
-        "\n| run | seed | seconds | steps | rule kept | F1 | exact | words | perplexity |\n"
-        + "|---" * 9
+        "\n| run | seed | seconds | peak MB | steps | rule kept | F1 | exact | words | perplexity |\n"
+        + "|---" * 10
         + "|"
     )
     for line in lines:
@@ -230,8 +282,9 @@ def summarize(lines: list[dict[str, Any]]) -> None:
         ):
             values = [line[when].get(figure) for when in ("before", "after")]
             pairs.append("" if None in values else " to ".join(format(value, form) for value in values))
+        peak = format(line["memory"]["peak"], ".0f") if "memory" in line else ""
         print(
-            f"| {recipe['name']} | {recipe['seed']} | {recipe['seconds']:g} | {line['steps']} | "
+            f"| {recipe['name']} | {recipe['seed']} | {recipe['seconds']:g} | {peak} | {line['steps']} | "
             + " | ".join(pairs)
             + " |"
         )

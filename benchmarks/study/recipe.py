@@ -49,6 +49,9 @@ METHODS = {
     "readout of 480 rows, ours": replace(OURS, readout_rows=480),
     "readout, ours, half the rate": replace(OURS, readout_rows=1280, lr=0.1),
     "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
+    "readout, ours, queries grow": replace(OURS, readout_rows=1280, lr=0.1, queries=16, stages=3),
+    # A step of every block is as long as one of all parameters is: half the rate for four of them.
+    "readout, ours, in blocks": replace(OURS, readout_rows=1280, lr=0.05, blocks=4),
     "readout, centred": replace(OURS, estimator="centred", queries=64, readout_rows=1280),
     "readout, centred, one token": replace(ONE_TOKEN, readout_rows=1280, lr=0.1),
     "MeZO LoRA-FA": replace(PUBLISHED, method="mezo"),

@@ -32,6 +32,9 @@ class Recipe:
         readout_rows: that a readout is made of, to begin with or beside the model; 0 for none. It is paid
             from the budget.
         tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
+        stages: equal parts of the run, in each of which there are twice the queries of the one before.
+        blocks: of neighbouring layers; a direction touches one of them, which has its share of the queries
+            and a step of its own.
         kept: keep what the base model makes of a row for the next epoch.
         train_rows: of the training split; 0 for all.
         seconds: of processor time of one thread, evaluations left out.
@@ -61,6 +64,8 @@ class Recipe:
     lr: float = TrainSettings.lr
     decay: bool = True
     eps: float = TrainSettings.eps
+    stages: int = 1
+    blocks: int = 1
     seconds: float = 60.0
     max_steps: int = 0
     selection_rows: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.study.blocks import Blocks
 from benchmarks.study.first_order import first_order
 from benchmarks.study.setting import Material, Recipe
 from mobizo_kernels.lora import is_wrapped
@@ -20,25 +21,33 @@ from mobizo_kernels.zo import ZerothOrder, tuned_parameters
 def _zeroth_order(
     recipe: Recipe, model: Any, data: Material
 ) -> Callable[[dict[str, torch.Tensor], float], int]:
-    zo = ZerothOrder(
-        model,
-        queries=recipe.queries,
-        eps=recipe.eps,
-        lr=recipe.lr,
-        run_seed=recipe.seed,
-        estimator=recipe.estimator,
-        distribution=recipe.distribution,
-        normalize=recipe.normalize,
-        optimizer=recipe.optimizer,
-        momentum=recipe.momentum,
-        candidate_tokens=data.candidates,
-    )
-    if recipe.kept:
-        zo.loss.store = StateStore(2**31)
+    store = StateStore(2**31) if recipe.kept else None
+    stages = [
+        ZerothOrder(
+            model,
+            queries=recipe.queries << stage,
+            eps=recipe.eps,
+            lr=recipe.lr,
+            run_seed=recipe.seed + 1000 * stage,  # no direction of one stage is tried again in another
+            estimator=recipe.estimator,
+            distribution=recipe.distribution,
+            normalize=recipe.normalize,
+            optimizer=recipe.optimizer,
+            momentum=recipe.momentum,
+            candidate_tokens=data.candidates,
+            store=store,
+        )
+        for stage in range(recipe.stages)
+    ]
+    blocked = Blocks(model, recipe) if recipe.blocks > 1 else None
 
     def take_step(batch: dict[str, torch.Tensor], factor: float) -> int:
-        zo.optimizer.param_groups[0]["lr"] = recipe.lr * factor
-        zo.step(batch)
+        zo = stages[min(int((1 - factor) * recipe.stages), recipe.stages - 1)]
+        if blocked is None:
+            zo.optimizer.param_groups[0]["lr"] = recipe.lr * factor
+            zo.step(batch)
+        else:
+            blocked.step(zo, batch, recipe.lr * factor)
         rows, width = batch["input_ids"].shape
         tail = recipe.tail if is_wrapped(model) and recipe.tail else width - 1
         return rows * (width - 1 - tail) + zo.estimator.groups * rows * tail

@@ -16,10 +16,11 @@ import tiny
 import torch
 from transformers import LlamaConfig
 
-from benchmarks.study import first_order, readouts, recipe, runs, setting
+from benchmarks.study import first_order, readouts, recipe, runs, setting, steps
 from benchmarks.study.recipe import METHODS
 from benchmarks.study.setting import Material, Recipe
-from mobizo_kernels.data import EncodedExample
+from mobizo_kernels.data import EncodedExample, collate
+from mobizo_kernels.lora import adapter_of, tuned_layers
 
 WORDS, ENDING = (5, 9), [3, 4]
 BESIDE = ("best-layer", "layers")  # the model, which they leave as it is
@@ -60,7 +61,7 @@ def small(found: Recipe) -> Recipe:
     return replace(
         found,
         readout_rows=min(found.readout_rows, 60),
-        queries=min(found.queries, 3),
+        queries=min(found.queries, 4),
         batch_size=4,
         max_steps=2,
         seconds=math.inf,
@@ -121,3 +122,20 @@ def test_the_runs_in_the_tree_are_read() -> None:
     known = asdict(Recipe())
     assert len(lines) > 100
     assert all(line["recipe"].keys() == known.keys() and 0 < line["last"]["auc"] <= 1 for line in lines)
+
+
+def test_a_block_is_moved_by_its_own_directions() -> None:
+    """A perturbation of one block leaves the others as they are; a step moves all."""
+    wanted = replace(small(METHODS["readout, ours, in blocks"]), blocks=2, readout_rows=0)
+    data = runs.material("", 0)
+    model = setting.wrapped_model(wanted, data, "float32")
+    take_step = steps.STEPS["zo"](wanted, model, data)
+    layers = list(tuned_layers(model).values())
+    shared = adapter_of(model).directions
+    with shared.use(torch.arange(8), torch.arange(1.0, 9.0)):
+        touched = [layer.directions.coeffs for layer in layers]
+    assert touched[0].tolist() == [1, 0, 3, 0, 5, 0, 7, 0]
+    assert touched[-1].tolist() == [0, 2, 0, 4, 0, 6, 0, 8]
+    assert len({tuple(coeffs.tolist()) for coeffs in touched}) == 2
+    take_step(collate(data.train[:4], data.pad), 1.0)
+    assert all(layer.lora_b.any() for layer in layers)
