@@ -95,7 +95,7 @@ class Trainer(ProgramMethods):
             eval_every: steps between validations, a tenth of `steps` by default; 0 for none.
             validation_rows: most rows of the validation split to use.
             keep: "best" for the latest adapter that does not validate significantly worse than the best (see
-                :class:`mobizo_kernels.training.Selection`), or "last".
+                :class:`mobizo_kernels.training.Selection`) or, if the loss ran away, the best; or "last".
             stop_unsteady: end the run when its loss has run away, see
                 :class:`mobizo_kernels.training.DivergenceGuard`.
             objective: what is minimised in place of the cross-entropy: a reward of what every group writes,

@@ -78,7 +78,8 @@ def fit(
         eval_every: steps between validations, a tenth of `steps` by default. The parameters of before the
             first step are validated, too, and so are those behind the last.
         keep: "best" for the latest parameters that do not validate significantly worse than the best (see
-            :class:`Selection`), of which a copy is held; or "last". Without a validation it is the last.
+            :class:`Selection`), or for the best themselves where the loss ran away. Copies of both are held.
+            Or "last", which it is without a validation.
         stop_unsteady: end the run when its loss runs away, see :class:`DivergenceGuard`.
         journal: file that gets a record of each step. It is closed at the end.
         resume: go on with `journal` if there is one, from the parameters with which it began.
@@ -165,25 +166,24 @@ class _Run:
 
     def make(self) -> FitResult:
         """All steps, and what follows the last of them."""
-        zo, result = self.zo, self.result
-        result.best_step = zo.steps
+        zo, result, ran_away = self.zo, self.result, False
         self.validate()
         try:
-            self.go_on()
+            ran_away = self.go_on()
             zo.sync_journal()
             zo.check_ranks()
         except JournalLost as error:  # nothing else has what was learned: the run ends here
             result.lost = str(error)
         early = result.interrupted or result.lost
         if early and result.validations and result.validations[-1].step != zo.steps:
-            self.validate()
+            ran_away |= self.validate() and self.stop_unsteady
         result.stopped = zo.steps < self.steps
-        if self.keeper is None or not self.keeper.restore():
-            result.best_step = zo.steps
+        kept = self.keeper.restore(lowest=ran_away) if self.keeper is not None else None
+        result.best_step = zo.steps if kept is None else result.validations[kept].step
         return result
 
-    def go_on(self) -> None:
-        """The steps that are left, those of the journal first."""
+    def go_on(self) -> bool:
+        """The steps that are left, those of the journal first; whether they ended for the loss ran away."""
         zo, result, first = self.zo, self.result, self.zo.steps
         while zo.steps < self.steps:
             batch, done = next(self.batches), zo.steps - first
@@ -196,10 +196,11 @@ class _Run:
             if zo.steps % self.every == 0 or zo.steps == self.steps or (unsteady and stoppable):
                 unsteady |= self.validate()
             if unsteady and stoppable:
-                return
+                return True
             if self.stop is not None and self.stop():
                 result.interrupted = True
-                return
+                break
+        return False
 
     def apply(self, record: Records) -> bool:
         """A step that the journal has; whether the loss has run away."""
@@ -244,8 +245,8 @@ class _Run:
             return False
         losses, validation = self.zo.from_first(self.scored)
         self.result.validations.append(validation)
-        if self.keeper is not None and self.keeper.offer(losses):
-            self.result.best_step = self.zo.steps
+        if self.keeper is not None:
+            self.keeper.offer(losses)
         if self.on_validation is not None:
             self.on_validation(validation)
         return self.guard.validate(validation.loss)

@@ -255,23 +255,6 @@ def test_a_step_without_a_finite_loss_is_skipped(program: Path, dataset: Path, t
         assert torch.equal(now, value)
 
 
-def test_a_run_that_runs_away_is_ended(program: Path, dataset: Path, tmp_path: Path) -> None:
-    """By its validation; the untuned adapter is kept, and a resumed run ends at the same step."""
-    journal, run = tmp_path / "journal", {"steps": 40, "eval_every": 4, "lr": 1e38, "lr_schedule": "constant"}
-    results = []
-    for _ in range(2):
-        trainer = Trainer(program)
-        results.append(trainer.train(dataset, **run, journal=journal, resume=True))
-        assert not any(b.any() for b in lora_b_of(trainer))
-    first, again = results
-    assert first.stopped and first.best_step == 0
-    assert (first.steps, first.evaluations[-1].step, len(read_journal(journal)[1])) == (4, 4, 4)
-    assert (again.steps, again.stopped, again.resumed_steps) == (4, True, 4)
-    assert str(again.evaluations) == str(first.evaluations)  # NaN included
-    on = Trainer(program).train(dataset, **{**run, "steps": 12}, stop_unsteady=False)
-    assert (on.steps, on.stopped) == (12, False)
-
-
 @pytest.mark.parametrize(("steps", "times"), [(7, None), (8, "1 or 2"), (14, "2"), (16, "2 or 3")])
 def test_batches_that_are_used_again_are_told_of(
     steps: int, times: str | None, program: Path, dataset: Path, tmp_path: Path

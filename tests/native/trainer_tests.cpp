@@ -191,6 +191,13 @@ void selection_cases(Report& report) {
   check_equal(report, "two standard errors", kept({{3, 9}, {3, 11}, {3.9, 10.3}}), "110");
   check_equal(report, "losses that are not finite", kept({{1, NAN}, {1, INFINITY}, {1, 2}, {0, NAN}}), "0010");
   check_equal(report, "one row", kept({{0.5}, {0.6}, {0.5}, {0.4}}), "1011");
+  Selection selection;
+  std::string lowest;
+  for (const double loss : {2.0, 1.0, 1.0, double{NAN}, 0.5}) {
+    selection.keep({loss, 3});
+    lowest += selection.is_lowest() ? "1" : "0";
+  }
+  check_equal(report, "lowest losses", lowest, "11001");
 }
 
 }  // namespace

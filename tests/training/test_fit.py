@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import tiny
 import torch
 from helpers import assert_same_bits
 from journals import adapters, assert_same_adapters
+from numpy.typing import ArrayLike
 from peft import LoraConfig
 
 from mobizo_kernels import UpdateRule, ZerothOrder, training, wrap, wrap_parameters
@@ -125,13 +126,13 @@ def test_the_callbacks_see_each_step_and_validation(tmp_path: Path) -> None:
     assert [report.step for report in steps] == [2, 3] and len(resumed.losses) == 4
 
 
-def made_up(losses: list[float]) -> Callable[[], Scored]:
-    """Validations of 50 rows whose losses are about these."""
+def made_up(losses: Sequence[ArrayLike], count: int = 50) -> Callable[[], Scored]:
+    """Validations of `count` rows whose losses are about these."""
     given = iter(losses)
 
     def score() -> Scored:
-        gap = np.full(50, np.log(np.expm1(next(given))))
-        return Scored(np.stack([np.zeros(50), gap], axis=1).astype(np.float32), np.arange(50) % 1)
+        gap = np.broadcast_to(np.log(np.expm1(next(given))), count)
+        return Scored(np.stack([np.zeros(count), gap], axis=1).astype(np.float32), np.arange(count) % 1)
 
     return score
 
@@ -219,6 +220,19 @@ def test_a_loss_that_runs_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_validation_that_runs_away_ends_the_run() -> None:
     result = fit(optimizer(), batches(), steps=4, validation=made_up([0.6, 0.5, 1.0]), eval_every=1)
     assert (result.stopped, result.best_step, len(result.losses)) == (True, 1, 2)
+
+
+@pytest.mark.parametrize(("stop_unsteady", "best"), [(True, 1), (False, 2)])
+def test_where_the_loss_ran_away_the_best_is_kept(stop_unsteady: bool, best: int) -> None:
+    """Two rows that differ much don't tell the last parameters to be worse than it."""
+    zo, twin = optimizer(), optimizer()
+    validation = made_up([0.5, 0.4, [0.1, 2.0]], 2)
+    options: dict[str, Any] = {"lr_schedule": "constant", "eval_every": 1, "stop_unsteady": stop_unsteady}
+    result = fit(zo, batches(), steps=2, validation=validation, **options)
+    assert (result.best_step, result.stopped) == (best, False)
+    for batch in itertools.islice(batches(), best):
+        twin.step(collate(batch, 0))
+    assert_same_adapters(zo.model, adapters(twin.model))
 
 
 def test_without_a_finite_validation_the_last_is_kept() -> None:

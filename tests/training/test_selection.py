@@ -45,6 +45,14 @@ def test_what_is_not_finite_is_never_kept() -> None:
     assert not selection.keep([0.1, math.nan])
 
 
+def test_the_lowest_losses_so_far_are_told() -> None:
+    selection, told = Selection(), []
+    for loss in (2.0, 1.0, 1.0, math.nan, 0.5):
+        selection.keep([loss, 3.0])
+        told.append(selection.lowest)
+    assert told == [True, True, False, False, True]
+
+
 def test_one_row_has_no_standard_error() -> None:
     selection = Selection()
     assert [selection.keep([loss]) for loss in (0.5, 0.6, 0.5, 0.4)] == [True, False, True, True]

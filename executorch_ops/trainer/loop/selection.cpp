@@ -13,11 +13,10 @@ double mean(const std::vector<double>& values) {
 }  // namespace
 
 bool Selection::keep(const std::vector<double>& losses) {
-  if (!std::isfinite(mean(losses))) return false;
-  if (lowest_.empty() || mean(losses) < mean(lowest_)) {
-    lowest_ = losses;
-    return true;
-  }
+  const bool finite = std::isfinite(mean(losses));
+  is_lowest_ = finite && (lowest_.empty() || mean(losses) < mean(lowest_));
+  if (is_lowest_) lowest_ = losses;
+  if (!finite || lowest_.empty()) return false;
   const double excess = mean(losses) - mean(lowest_), count = static_cast<double>(losses.size());
   double squares = 0;
   for (size_t row = 0; row < losses.size(); ++row) squares += std::pow(losses[row] - lowest_[row] - excess, 2);

@@ -14,8 +14,11 @@ class Selection {
 
   // Takes the losses of the validation rows, always the same rows; whether to keep this adapter.
   bool keep(const std::vector<double>& losses);
+  // Whether the losses that were taken last are the lowest so far.
+  bool is_lowest() const { return is_lowest_; }
 
  private:
+  bool is_lowest_ = false;
   std::vector<double> lowest_;
 };
 

@@ -25,6 +25,12 @@ bool all_finite(const std::vector<float>& values) {
   return true;
 }
 
+// An adapter behind so many steps; empty if there was none.
+struct Kept {
+  int64_t step = 0;
+  std::vector<std::vector<float>> lora_b;
+};
+
 class Run {
  public:
   Run(Program& program, const Dataset& dataset, const TrainOptions& options, const Observer& observer)
@@ -67,8 +73,10 @@ class Run {
       throw;
     }
     apply_pending();
-    if (!best_.empty()) program_.set_lora_b(best_);
-    if (options_.keep == "last" || best_.empty()) result_.best_step = result_.steps;
+    // Few rows don't tell the last adapter of a run that was lost to be worse than the best.
+    const Kept& kept = ran_away() ? lowest_ : kept_;
+    if (!kept.lora_b.empty()) program_.set_lora_b(kept.lora_b);
+    result_.best_step = kept.lora_b.empty() ? result_.steps : kept.step;
     result_.stopped = result_.steps < options_.steps;
     return result_;
   }
@@ -192,9 +200,9 @@ class Run {
     ++result_.steps;
   }
 
-  bool done() const {
-    return result_.steps == options_.steps || !result_.lost.empty() || (unsteady_ && options_.stop_unsteady);
-  }
+  bool ran_away() const { return unsteady_ && options_.stop_unsteady; }
+
+  bool done() const { return result_.steps == options_.steps || !result_.lost.empty() || ran_away(); }
 
   // If it is time for it. What a stopped run has repeated last is where it ended.
   void validate() {
@@ -206,8 +214,8 @@ class Run {
     const auto [report, row_losses] = validation_of(step);
     result_.evaluations.push_back(report);
     if (options_.keep == "best" && selection_.keep(row_losses)) {
-      result_.best_step = step;
-      best_ = program_.adapter().lora_b;
+      kept_ = {step, program_.adapter().lora_b};
+      if (selection_.is_lowest()) lowest_ = kept_;
     }
     unsteady_ |= guard_.validate(report.loss);
     observer_.on_evaluation(result_.evaluations.back());
@@ -254,7 +262,7 @@ class Run {
   const Split* training_ = nullptr;
   const Split* validation_ = nullptr;
   std::unique_ptr<JournalWriter> journal_;
-  std::vector<std::vector<float>> best_;
+  Kept kept_, lowest_;
   TrainResult result_{};
 };
 

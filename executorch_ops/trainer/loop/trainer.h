@@ -33,7 +33,7 @@ struct TrainOptions {
   std::optional<int64_t> eval_every;
   // at most
   int64_t validation_rows = run_defaults::validation_rows;
-  // "best", the adapter that Selection chooses, or "last", that of the last step
+  // "best", the adapter that Selection chooses or, if the loss ran away, that of the lowest loss; "last", that of the last step
   std::string keep = run_defaults::keep;
   // end the run when its loss has run away, see DivergenceGuard
   bool stop_unsteady = run_defaults::stop_unsteady;
