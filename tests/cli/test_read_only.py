@@ -7,30 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
-from commands import PROMPT, contents, run, train
+from commands import WRITING, contents, run, train, writing
 from read_only import modes_count, read_only
 
 DENIED = os.strerror(errno.EACCES)
 
 
-@pytest.mark.parametrize(
-    ("command", "sentence"),
-    [
-        (["train", "--out=closed/run"], "out: '{}' cannot be written to"),
-        (["train", "--out=run", "--journal=closed/run.journal"], "journal: '{}' cannot be written to"),
-        (["train", "--out=run", "--tensorboard=closed/board"], "tensorboard: '{}' cannot be written to"),
-        (["tokenize", "--out=closed/data.safetensors"], "out: '{}' cannot be written to"),
-        (["export", "--out=closed/program.pte"], "out: '{}' cannot be written to"),
-        (["export", "--out=a.pte", "--tokenizer=closed/t.json"], "tokenizer: '{}' cannot be written to"),
-        (["adapter", "closed", "closed/a.safetensors", "--model=absent"], "TO: '{}' cannot be written to"),
-        (["adapter", "a.safetensors", "closed/adapter"], "TO: '{}' cannot be written to"),
-        (["replay", "run.journal", "--out=closed/adapter"], "out: '{}' cannot be written to"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
+@WRITING
 def test_a_directory_is_found_before_the_work(
     command: list[str],
-    sentence: str,
+    option: str,
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,11 +24,10 @@ def test_a_directory_is_found_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (closed := tmp_path / "closed").mkdir()
-    texts = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", *PROMPT]
     with read_only(closed), modes_count():
-        assert run(*command, *(texts if command[0] in ("train", "tokenize", "export") else [])) == 2
+        assert run(*writing(command, "closed/made", inputs)) == 2
     said = capsys.readouterr().err
-    assert f"mobizo: {sentence.format(closed)} ({DENIED})\n" in said
+    assert f"mobizo: {option}: '{closed}' cannot be written to ({DENIED})\n" in said
     assert os.listdir(tmp_path) == ["closed"] and os.listdir(closed) == []
 
 

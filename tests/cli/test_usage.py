@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import PROMPT, run
+from commands import WRITING, run, writing
 from typer.main import get_command
 
 from mobizo_kernels.cli.commands import app
@@ -35,18 +35,7 @@ def test_the_list_of_commands_is_whole(capsys: pytest.CaptureFixture[str]) -> No
         assert name + "".join(command.help.partition("\n\n")[0].split()) in shown
 
 
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        (["tokenize", "--out=/proc/data.safetensors"], "out"),
-        (["export", "--out=/proc/program.pte"], "out"),
-        (["export", "--out=program.pte", "--tokenizer=/proc/tokenizer.json"], "tokenizer"),
-        (["adapter", "{tmp_path}", "/proc/adapter.safetensors", "--model=absent"], "TO"),
-        (["adapter", "adapter.safetensors", "/proc/adapter"], "TO"),
-        (["replay", "run.journal", "--out=/proc/adapter"], "out"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
-)
+@WRITING
 def test_where_no_file_can_be_made(
     command: list[str],
     option: str,
@@ -56,30 +45,14 @@ def test_where_no_file_can_be_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = [f"--data={inputs / 'data.csv'}", *PROMPT] if command[0] in ("tokenize", "export") else []
-    filled = [argument.replace("{tmp_path}", str(tmp_path)) for argument in command]
-    assert run(*filled, *data) == 2
+    assert run(*writing(command, "/proc/made", inputs)) == 2
     assert capsys.readouterr().err.endswith(
         f"mobizo: {option}: '/proc' cannot be written to (No such file or directory)\n"
     )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        (["tokenize", "--out={}"], "out"),
-        (["export", "--out={}"], "out"),
-        (["export", "--out=program.pte", "--tokenizer={}"], "tokenizer"),
-        (["adapter", "{tmp_path}", "{}", "--model=absent"], "TO"),
-        (["adapter", "adapter.safetensors", "{}"], "TO"),
-        (["replay", "run.journal", "--out={}"], "out"),
-        (["train", "--out={}"], "out"),
-        (["train", "--out=run", "--journal={}"], "journal"),
-        (["train", "--out=run", "--tensorboard={}"], "tensorboard"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
-)
+@WRITING
 def test_a_path_through_a_directory_that_is_not_there(
     command: list[str],
     option: str,
@@ -90,9 +63,7 @@ def test_a_path_through_a_directory_that_is_not_there(
 ) -> None:
     """It would have to be made, and be left empty."""
     monkeypatch.chdir(tmp_path)
-    data = [f"--data={inputs / 'data.csv'}", *PROMPT] if command[0] in ("tokenize", "export", "train") else []
-    filled = [part.replace("{tmp_path}", str(tmp_path)).replace("{}", "a/../b") for part in command]
-    assert run(*filled, *data) == 2
+    assert run(*writing(command, "a/../b", inputs)) == 2
     assert f"' leads through '{tmp_path / 'a'}', which does not exist" in (said := capsys.readouterr().err)
     assert f"mobizo: {option}: '" in said
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,32 @@ SHORT = [
 ]
 
 
+# Every option that names a file or a directory to write, which goes where the braces are. The adapter that is
+# read is the directory in which the test runs, or a file that is not there: outputs are looked at first.
+WRITING = pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["train", "--out={}"], "out"),
+        (["train", "--out=run", "--journal={}"], "journal"),
+        (["train", "--out=run", "--tensorboard={}"], "tensorboard"),
+        (["tokenize", "--out={}"], "out"),
+        (["export", "--out={}"], "out"),
+        (["export", "--out=program.pte", "--tokenizer={}"], "tokenizer"),
+        (["adapter", ".", "{}", "--model=absent"], "TO"),
+        (["adapter", "adapter.safetensors", "{}"], "TO"),
+        (["replay", "run.journal", "--out={}"], "out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+
+
+def writing(command: list[str], to: str, inputs: Path) -> list[str]:
+    """A command of `WRITING` that writes to `to` what it makes of `inputs`."""
+    texts = [f"--model={inputs / 'model'}", f"--data={inputs / 'data.csv'}", *PROMPT]
+    filled = [argument.replace("{}", to) for argument in command]
+    return [*filled, *(texts if command[0] in ("train", "tokenize", "export") else [])]
+
+
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as exit_info:
         main.run(arguments)
