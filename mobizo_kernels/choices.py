@@ -27,3 +27,7 @@ FREE_TASKS = ("asdiv", "xsum")
 """Those whose answers are free text, see :mod:`mobizo_kernels.data.answer_tasks`."""
 Answers = Literal["all", "last"]
 """Which answers of a conversation are learned."""
+ReadoutLayers = Literal["auto", "last", "several"]
+"""What a readout reads: the last hidden states alone, or several layers as well, "auto" where the model lets
+them be read.
+"""

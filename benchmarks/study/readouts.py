@@ -16,9 +16,12 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.study.setting import Material, Recipe
 from mobizo_kernels.data import EncodedExample, collate, evaluation_batches
+from mobizo_kernels.lora import adapter_layers
 from mobizo_kernels.loss import LabelledLoss
+from mobizo_kernels.loss.sharing import StateStore
 from mobizo_kernels.models import load_model
 from mobizo_kernels.training import readout, rows_in_turn
+from mobizo_kernels.training.relays import places
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 """C of scikit-learn, on standardised states of which there are about as many as rows."""
@@ -36,6 +39,11 @@ class LayerStates:
     def __init__(self, model: Any, pad: int) -> None:
         self.model, self._pad = model, pad
         self._rows: dict[tuple[int, ...], tuple[NDArray[np.float32], float]] = {}
+        self._entering: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
+
+    def entering(self, name: str, rows: Sequence[EncodedExample]) -> torch.Tensor:
+        """What a module is given that a readout of several layers reads, of rows forwarded before, [n, D]."""
+        return torch.stack([self._entering[_prompt(row)][name] for row in rows])
 
     def __call__(self, rows: Sequence[EncodedExample]) -> NDArray[np.float32]:
         """Of n rows, [n, layers + 1, H]."""
@@ -53,6 +61,13 @@ class LayerStates:
         started = time.process_time()
         tokens = collate(rows, self._pad)
         ids, mask = tokens["input_ids"][:, :-1], tokens["attention_mask"][:, :-1]
+        given: dict[str, torch.Tensor] = {}
+        hooks = [
+            self.model.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, name=name: given.update({name: args[0][:, -1].clone()})
+            )
+            for name in _looked_at(self.model)
+        ]
         states = self.model.model(
             input_ids=ids,
             attention_mask=mask,
@@ -60,10 +75,13 @@ class LayerStates:
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states
+        for hook in hooks:
+            hook.remove()
         found = torch.stack([state[:, -1] for state in states], dim=1).float().numpy()
         each = (time.process_time() - started) / len(rows)
-        for row, state in zip(rows, found, strict=True):
+        for number, (row, state) in enumerate(zip(rows, found, strict=True)):
             self._rows[_prompt(row)] = state, each
+            self._entering[_prompt(row)] = {name: states[number] for name, states in given.items()}
 
 
 @lru_cache(maxsize=2)
@@ -119,29 +137,55 @@ class LayerReadout:
 
 
 class RowsForwardedBefore(LabelledLoss):
-    """Of a model whose adapter changes nothing yet, by states of the base model."""
+    """Of a model, by states of the base model as long as its adapters change nothing."""
 
-    def __init__(self, model: Any, candidates: tuple[int, ...], states: LayerStates, pad: int) -> None:
-        super().__init__(model, candidate_tokens=candidates)
+    def __init__(
+        self, model: Any, candidates: tuple[int, ...], states: LayerStates, pad: int, store: StateStore
+    ) -> None:
+        super().__init__(model, candidate_tokens=candidates, store=store)
         self._states, self._pad = states, pad
+        self._names = {module: name for name, module in model.named_modules()}
 
     def hidden_states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-        rows = [EncodedExample(ids[mask].tolist(), -1) for ids, mask in kept]
-        return torch.from_numpy(self._states(rows)[:, -1]).to(self.model.dtype)
+        if any(layer.lora_b.any() for layer in adapter_layers(self.model).values()):
+            return super().hidden_states(batch)
+        return torch.from_numpy(self._states(_rows(batch))[:, -1]).to(self.model.dtype)
+
+    def states_entering(
+        self, modules: Sequence[torch.nn.Module], batch: Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        last, rows = self.hidden_states(batch), _rows(batch)
+        return [*(self._states.entering(self._names[module], rows) for module in modules), last]
 
 
-def read_out(recipe: Recipe, model: Any, data: Material) -> dict[str, Any]:
-    """Begin with a readout; its ridge and rank, the tokens that it forwarded, and what it took."""
+def read_out(recipe: Recipe, model: Any, data: Material, store: StateStore) -> dict[str, Any]:
+    """Begin with a readout; what it found, the tokens that it forwarded, and what it took."""
     states = layer_states(recipe.task, recipe.dtype)
     rows = rows_in_turn(data.train, recipe.readout_rows, recipe.seed)
     states([*rows, *data.validation])
     started = time.process_time()
-    loss = RowsForwardedBefore(model, data.candidates, states, data.pad)
-    found = readout(loss, rows, data.validation, pad_token=data.pad)
+    loss = RowsForwardedBefore(model, data.candidates, states, data.pad, store)
+    found = readout(loss, rows, data.validation, layers=recipe.readout_layers, pad_token=data.pad)
     spent = time.process_time() - started + states.seconds([*rows, *data.validation])
     tokens = sum(len(row.input_ids) - 1 for row in [*rows, *data.validation])
-    return {"ridge": found.ridge, "rank": found.rank, "tokens": tokens, "seconds": spent}
+    about = {"ridge": found.ridge, "rank": found.rank, "layers": found.layers}
+    return {**about, "tokens": tokens, "seconds": spent}
+
+
+def _looked_at(model: Any) -> list[str]:
+    """The modules whose inputs a readout of several layers reads."""
+    layers = model.config.num_hidden_layers
+    names = [
+        f"model.layers.{index}.{name}"
+        for index in places(range(2 * layers // 3, layers))
+        for name in ("mlp.down_proj", "post_attention_layernorm")
+    ]
+    return [*names, "model.norm"]
+
+
+def _rows(batch: Mapping[str, torch.Tensor]) -> list[EncodedExample]:
+    kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+    return [EncodedExample(ids[mask].tolist(), -1) for ids, mask in kept]
 
 
 def _prompt(row: EncodedExample) -> tuple[int, ...]:

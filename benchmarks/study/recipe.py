@@ -43,11 +43,15 @@ METHODS = {
     "ours, centred": replace(OURS, estimator="centred", queries=64, lr=0.4),
     "ours, centred, one token": ONE_TOKEN,
     "readout": replace(OURS, method="none", readout_rows=1280),
+    "readout of layers": replace(OURS, method="none", readout_rows=1280, readout_layers="several"),
     "readout, best layer": replace(OURS, method="best-layer", readout_rows=1280),
     "readout, several layers": replace(OURS, method="layers", readout_rows=1280),
     "readout, ours": replace(OURS, readout_rows=1280),
     "readout of 480 rows, ours": replace(OURS, readout_rows=480),
     "readout, ours, half the rate": replace(OURS, readout_rows=1280, lr=0.1),
+    "readout of layers, ours, half the rate": replace(
+        OURS, readout_rows=1280, readout_layers="several", lr=0.1
+    ),
     "readout, ours, a quarter of the rate": replace(OURS, readout_rows=1280, lr=0.05),
     "readout, ours, queries grow": replace(OURS, readout_rows=1280, lr=0.1, queries=16, stages=3),
     # A step of every block is as long as one of all parameters is: half the rate for four of them.

@@ -51,7 +51,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     start: dict[str, Any] = {}
     spent, steps, tokens = 0.0, 0, 0
     if recipe.readout_rows:
-        found = read_out(recipe, model, data)
+        found = read_out(recipe, model, data, store)
         spent += found["seconds"]
         tokens += found.pop("tokens")
         start = {"readout": found | held_out()}

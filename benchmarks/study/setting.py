@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig
 
 from mobizo_kernels import wrap, wrap_parameters
+from mobizo_kernels.choices import ReadoutLayers
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.data import TASKS, EncodedExample, PromptEncoder
 from mobizo_kernels.lora.targets import layer_range, linear_names
@@ -31,6 +32,7 @@ class Recipe:
             one batched forward, "all-in-turn" for them in a forward for each perturbation, as MeZO has it.
         readout_rows: that a readout is made of, to begin with or beside the model; 0 for none. It is paid
             from the budget.
+        readout_layers: "last", or "several" for those whose neurons are read as well.
         tail: tokens at the end of the prompt on which the adapters act; 0 for all of the sequence.
         stages: equal parts of the run, in each of which there are twice the queries of the one before.
         blocks: of neighbouring layers; a direction touches one of them, which has its share of the queries
@@ -51,6 +53,7 @@ class Recipe:
     kept: bool = False
     train_rows: int = 0
     readout_rows: int = 0
+    readout_layers: ReadoutLayers = "last"
     targets: str = TrainSettings.targets
     layers: str = TrainSettings.layers
     rank: int = TrainSettings.rank

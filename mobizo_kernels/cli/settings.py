@@ -18,6 +18,7 @@ from mobizo_kernels.choices import (
     Lowering,
     Optimizer,
     Quantization,
+    ReadoutLayers,
     Shaping,
 )
 from mobizo_kernels.cli.task_settings import (
@@ -167,6 +168,12 @@ class TrainSettings(StepSettings, TaskSettings):
     readout_rows: Annotated[int, tuning_option(min=1, help="Most rows that a readout is made of.")] = (
         RUN.readout_rows
     )
+    readout_layers: Annotated[
+        ReadoutLayers,
+        tuning_option(
+            help="What a readout reads: the last hidden states alone, or, in torch, several layers as well."
+        ),
+    ] = "last"
     steps: Annotated[int, main_option(min=1, help="Number of steps.")] = RUN.steps
     eps: Annotated[float, tuning_option(help="Size of a perturbation.")] = RUN.eps
     lr: Annotated[float, optimizer_option(help="Learning rate.")] = RUN.lr

@@ -21,7 +21,7 @@ from mobizo_kernels.conventions import PEFT_WEIGHTS
 from mobizo_kernels.data import EncodedExample
 from mobizo_kernels.errors import InputError, blame_input, first_line
 from mobizo_kernels.files.safetensors import read_safetensors
-from mobizo_kernels.lora import adapt_head, peft_from_device, save_adapter
+from mobizo_kernels.lora import adapt_head, adapter_layers, peft_from_device, save_adapter
 from mobizo_kernels.lora.head import head_name
 from mobizo_kernels.lora.peft_check import peft_key
 from mobizo_kernels.loss import LabelledLoss
@@ -94,6 +94,7 @@ def begin(
             rows_in_turn(train, settings.readout_rows, settings.seed),
             validation,
             validation_loss=validation_loss,
+            layers=settings.readout_layers,
             pad_token=pad_token,
         )
 
@@ -156,7 +157,7 @@ def _begin(
         with blame_input("start"):
             made = read_out()
     except InputError as error:
-        if settings.start == "readout":
+        if settings.start == "readout" or settings.readout_layers == "several":
             raise
         _log.info("%s; the run begins without a readout", error)
         return Beginning({}, forget)
@@ -189,22 +190,40 @@ def _summary(found: dict[str, Any] | None, test: Scored) -> dict[str, Any]:
     return {"readout": found, **{f"{name}_start": value for name, value in quality(test).items()}}
 
 
+@torch.no_grad()
 def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Adapt the head as the start does that was kept. Of all else the journal says whether it is the same.
+    """Adapt the model as the start does that was kept: its head, and the layers that are read. Of all else
+    the journal says whether it is the same.
 
     Raises:
-        ValueError: if the start is of a head of another shape, or this one has an adapter already.
+        ValueError: if the start is of linears of another shape, or the head has an adapter already.
     """
-    name = head_name(model)
-    directions, words = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
-    if directions is None or words is None:  # no readout was better than none
-        return
-    head, rank = model.get_output_embeddings(), directions.shape[:1]
+    name, head = head_name(model), model.get_output_embeddings()
+    layers = {path: layer for path, layer in adapter_layers(model).items() if layer is not head}
+    kept = {path: _factors(tensors, path, layer, layer.rank) for path, layer in layers.items()}
+    directions, words = _factors(tensors, name, head)
+    for path, layer in layers.items():
+        a, b = kept[path]
+        if a is not None and b is not None and b.any():
+            layer.lora_a.copy_(a)
+            layer.lora_b.copy_(b)
+    if directions is not None and words is not None:  # else no readout was better than none
+        tokens = words.any(dim=1).nonzero()[:, 0]
+        adapt_head(model, tokens, directions, words[tokens])
+
+
+def _factors(
+    tensors: dict[str, torch.Tensor], name: str, linear: Any, rank: int | None = None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """A and B of a linear, None and None without both. Raises ValueError if their shapes are others."""
+    a, b = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
+    if a is None or b is None:
+        return None, None
+    rank = len(a) if rank is None else rank
     for factor, tensor, expected in (
-        ("A", directions, [*rank, head.in_features]),
-        ("B", words, [head.out_features, *rank]),
+        ("A", a, [rank, linear.in_features]),
+        ("B", b, [linear.out_features, rank]),
     ):
         if list(tensor.shape) != expected:
             raise ValueError(f"lora_{factor} of {name} must have shape {expected}, got {list(tensor.shape)}")
-    tokens = words.any(dim=1).nonzero()[:, 0]
-    adapt_head(model, tokens, directions, words[tokens])
+    return a, b

@@ -84,6 +84,10 @@ def _check(settings: TrainSettings) -> None:
     """Find what would only show after the export. Raises InputError."""
     if settings.free_answers and settings.start == "readout":
         raise InputError("start: expected zero where answers are free, got readout")
+    if settings.readout_layers == "several":
+        raise InputError(
+            "readout_layers: expected last in ExecuTorch, whose programs hold A as exported, got several"
+        )
     if settings.dtype not in ("auto", own := AUTOMATIC_DTYPE["executorch"]):
         raise InputError(f"dtype: the native trainer has {own} only, got {settings.dtype}")
     if not settings.free_answers:

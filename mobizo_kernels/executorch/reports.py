@@ -73,8 +73,8 @@ class Readout:
     """What :meth:`~mobizo_kernels.executorch.Trainer.read_out` found.
 
     Attributes:
-        ridge: that validated best, in units of the states' mean square; None if the model as it was did, and
-            the head got no adapter.
+        ridge: that validated best, in units of the scaled states' mean square; None if the model as it was
+            did, and the head got no adapter.
         rank: of the head's adapter, 0 without one.
         losses: the validation loss of each ridge that was tried; with None that of the model as it was.
         rows: that it was made of.

@@ -24,6 +24,7 @@ class LabelHead:
         candidate_tokens: the tokens of the softmax; None for the whole vocabulary.
 
     Attributes:
+        model: the one that is given.
         candidates: int64 [C] on the model's device, or None.
 
     Raises:
@@ -31,7 +32,7 @@ class LabelHead:
     """
 
     def __init__(self, model: PreTrainedModel, candidate_tokens: Sequence[int] | None = None) -> None:
-        self._model = model
+        self.model = model
         head = model.get_output_embeddings()
         self._vocabulary: int = getattr(head, "out_features", model.config.get_text_config().vocab_size)
         self.candidates = None if candidate_tokens is None else _checked(model, candidate_tokens)
@@ -61,7 +62,7 @@ class LabelHead:
         """hidden [n, H] -> logits [n, C] or [n, vocabulary] in the model's dtype; an adapter of the head acts
         where bool [n] says so.
         """
-        head = self._model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         if active is None or not isinstance(head, MPLoRALinear):
             return self.finished(self.outputs(hidden))
         head.active = active
@@ -72,10 +73,10 @@ class LabelHead:
 
     def outputs(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head itself gives, of the shape and type of :meth:`logits`."""
-        head, candidates = self._model.get_output_embeddings(), self.candidates
+        head, candidates = self.model.get_output_embeddings(), self.candidates
         if candidates is None:
             return head(hidden)
-        held = held_head(self._model)
+        held = held_head(self.model)
         base = head if held is None else held.base_layer
         # Whoever replaced or hooked the head wants to be called.
         bare = is_bare(base) and is_bare(head)
@@ -88,7 +89,7 @@ class LabelHead:
 
     def finished(self, outputs: torch.Tensor) -> torch.Tensor:
         """What the model makes of its head's outputs [n, C]."""
-        return after_head(self._model, outputs)
+        return after_head(self.model, outputs)
 
 
 def _checked(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:

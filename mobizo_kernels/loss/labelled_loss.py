@@ -276,6 +276,40 @@ class LabelledLoss:
         rows = self._rows(batch)
         return self._hidden(self._labelled(rows, rows.tokens))[0]
 
+    @torch.no_grad()
+    def states_entering(
+        self, modules: Sequence[nn.Module], batch: Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What some modules of the decoder are given first at the token before each label, each [n, H], and
+        behind them :meth:`hidden_states`. The layers run uncompiled.
+
+        Args:
+            modules: of the layers from the first adapted one on, or behind the layers.
+            batch: as of :meth:`logits`, like what is raised.
+        """
+        rows = self._rows(batch)
+        labelled = self._labelled(rows, rows.tokens).to(self.model.device)
+        entering: dict[nn.Module, torch.Tensor] = {}
+
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            entering[module] = args[0]  # at last that of the block, behind what comes before it
+
+        hooks = [module.register_forward_pre_hook(note) for module in modules]
+        compiled, self._compiled = self._compiled, None
+        if self._shared is not None:
+            self._shared.compiled = None
+        try:
+            with fast_float32_products(self.model):
+                hidden = self._decoded(labelled, groups=1)
+        finally:
+            self._compiled = compiled
+            if self._shared is not None:
+                self._shared.compiled = compiled
+            for hook in hooks:
+                hook.remove()
+        states = [*(entering[module] for module in modules), hidden]
+        return [state.reshape(*hidden.shape[:2], -1)[labelled.rows, labelled.columns] for state in states]
+
     def _hidden(self, batch: LabelledBatch, groups: int = 1) -> torch.Tensor:
         """Last hidden states of the decoder at the n predictions of every group, [groups, n, H]."""
         batch = batch.to(self.model.device)

@@ -37,6 +37,7 @@ from mobizo_kernels.lora.targets import layer_range
         ),
         (["--text-column=review"], "no column 'review', only 'text', 'label'"),
         (["--label-column=stars"], "no column 'stars', only 'text', 'label'"),
+        (["--engine=executorch", "--readout-layers=several"], "readout_layers: expected last in ExecuTorch"),
         (["--template=It was"], "template: expected {text} exactly once"),
         (["--verbalizer=great"], "verbalizer: expected a JSON object"),
         (['--verbalizer={"0": " terrible", "1": " terrific"}'], "' terrific' must be one token"),

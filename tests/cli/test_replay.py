@@ -22,8 +22,9 @@ WEIGHTS = Path("adapter_model.safetensors")
         ["--start=zero", "--optimizer=adam", "--lr=0.01"],
         ["--start=zero", "--targets=q_proj,lm_head", "--layers=0:1", "--alpha=3", "--seed=5", "--tail=0"],
         ["--start=readout", "--readout-rows=40", "--dtype=bfloat16"],
+        ["--start=readout", "--readout-rows=40", "--readout-layers=several", "--tail=1"],
     ],
-    ids=["zero", "head", "readout"],
+    ids=["zero", "head", "readout", "several layers"],
 )
 def test_the_adapter_of_a_run(
     options: list[str], inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

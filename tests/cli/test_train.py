@@ -135,13 +135,14 @@ def test_tables(task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "  balanced accuracy " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("layers", ["last", "several"])
 def test_a_readout_to_begin_with(
-    task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    layers: str, task: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is in the summary and the table, and the journal replays from the start that is kept."""
     out, journal = tmp_path / "out", tmp_path / "journal"
     values = {**task, **RECIPE, "out": out, "steps": 6, "lr": 0.01, "rank": 4, "eval_rows": 20, "tail": 1}
-    values |= {"start": "auto", "readout_rows": 60, "journal": journal}
+    values |= {"start": "auto", "readout_rows": 60, "readout_layers": layers, "journal": journal}
     with pytest.raises(SystemExit, match="0"):
         main.run(["train", *options(values)])
     assert "after the readout" in capsys.readouterr().out
@@ -149,6 +150,7 @@ def test_a_readout_to_begin_with(
     assert summary.keys() > KEYS | {"readout", "accuracy_start", "balanced_accuracy_start", "auc_start"}
     found = summary["readout"]
     assert (found["rows"], found["rank"]) == (60, 1) and found["ridge"] > 0
+    assert bool(found["layers"]) == (layers == "several")
     assert dict(map(tuple, found["losses"]))[found["ridge"]] == pytest.approx(
         summary["validation"][0]["loss"]
     )
@@ -233,8 +235,9 @@ def test_a_run_begins_without_a_readout_where_none_can_be_made(
     journal.write_bytes(journal.read_bytes()[: -(28 + 4 * RECIPE["queries"])])
     resumed = train(TrainSettings(**values, out=tmp_path / "again", journal=journal, resume=True))
     assert resumed["auc_after"] == summary["auc_after"]
-    with pytest.raises(InputError, match="^start: the LM head"):
-        train(TrainSettings(**values | {"start": "readout"}, out=tmp_path / "asked"))
+    for asked in ({"start": "readout"}, {"readout_layers": "several"}):
+        with pytest.raises(InputError, match="^start: the LM head"):
+            train(TrainSettings(**values | asked, out=tmp_path / "asked"))
 
 
 def test_the_best_adapter_is_kept(

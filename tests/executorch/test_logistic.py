@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from mobizo_kernels.executorch._library import load_trainer
-from mobizo_kernels.training.readout import RIDGES, _loss, _principal_axes, _solved, _States
+from mobizo_kernels.training.logistic import RIDGES, _principal_axes, _solved, row_losses
+from mobizo_kernels.training.logistic import States as TheirStates
 
 States = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
@@ -45,10 +47,10 @@ def problem(rows: int, width: int, classes: int, own: float) -> tuple[States, St
     return states(rows, width, classes, rng, truth, own), states(rows + 30, width, classes, rng, truth, own)
 
 
-def _as_theirs(states: States) -> _States:
+def _as_theirs(states: States) -> TheirStates:
     hidden, outputs, labels = (torch.from_numpy(array) for array in states)
     weights = torch.from_numpy(weights_of(states[2]))
-    return _States(hidden.double(), outputs.double(), labels.long(), weights)
+    return TheirStates(hidden.double(), outputs.double(), labels.long(), weights)
 
 
 def regress(seen: States, held_out: States, scale: float = 1.0, soft_cap: float = 0.0) -> Any:
@@ -67,6 +69,8 @@ def test_it_is_that_of_scikit_learn(rows: int, width: int, classes: int) -> None
     seen, held_out = problem(rows, width, classes, own=0.0)
     ridge, losses, added, *_ = regress(seen, held_out)
     hidden = seen[0].astype(np.float64)
+    spread = hidden.std(axis=0)
+    hidden /= spread
     assert ridge is not None and losses[0][0] is None
     penalty = ridge * (hidden**2).mean()
     # With two classes scikit-learn has one vector, of which each half has a quarter of its penalty.
@@ -74,7 +78,7 @@ def test_it_is_that_of_scikit_learn(rows: int, width: int, classes: int) -> None
     judge = LogisticRegression(C=strength, fit_intercept=False, tol=1e-12, max_iter=100_000)
     judge.fit(hidden, seen[2], sample_weight=weights_of(seen[2]))
     expected = judge.coef_ if classes > 2 else np.stack([-judge.coef_[0], judge.coef_[0]]) / 2
-    expected = expected - expected.mean(axis=0)
+    expected = (expected - expected.mean(axis=0)) / spread
     np.testing.assert_allclose(added, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -87,15 +91,18 @@ def test_it_is_that_of_the_twin(rows: int, width: int, classes: int, scale: floa
     ridge, losses, added, words, directions = regress(seen, held_out, scale, soft_cap)
     head: Any = Head(scale, soft_cap)
     theirs = [_as_theirs(seen), _as_theirs(held_out)]
-    axes, square = _principal_axes(theirs[0]), theirs[0].hidden.square().mean().item()
+    scales = 1 / theirs[0].inputs.std(dim=0, correction=0)
+    theirs = [replace(states, inputs=states.inputs * scales) for states in theirs]
+    axes, square = _principal_axes(theirs[0]), theirs[0].inputs.square().mean().item()
     expected = torch.zeros(classes, width, dtype=torch.float64)
-    assert losses[0] == (None, pytest.approx(_loss(head, theirs[1], expected).item(), rel=1e-12))
+    assert losses[0] == (None, pytest.approx(row_losses(head, theirs[1], expected).sum().item(), rel=1e-12))
     for (tried, loss), wanted in zip(losses[1:], RIDGES, strict=False):
         assert tried == pytest.approx(wanted, rel=1e-15)
         expected = _solved(head, theirs[0], axes, wanted * square, expected)
-        assert loss == pytest.approx(_loss(head, theirs[1], expected).item(), rel=1e-6)
+        assert loss == pytest.approx(row_losses(head, theirs[1], expected).sum().item(), rel=1e-6)
         if tried == ridge:  # with a cap and weaker ones there may be several optima
-            np.testing.assert_allclose(added, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+            ours = added / scales.numpy()
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
             break
     best = min(range(len(losses)), key=lambda number: losses[number][1])
     assert losses[best][0] == ridge and len(losses) in (best + 4, 1 + len(RIDGES))

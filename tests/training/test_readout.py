@@ -12,17 +12,18 @@ import pytest
 import tiny
 import torch
 from helpers import assert_same_bits
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from sklearn.linear_model import LogisticRegression
-from transformers import Gemma2Config, GPT2Config, GraniteConfig
+from transformers import Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
 
 from mobizo_kernels import ZerothOrder, load_adapter, save_adapter, wrap
+from mobizo_kernels.choices import ReadoutLayers
 from mobizo_kernels.data import EncodedExample, collate
 from mobizo_kernels.journal import replay
 from mobizo_kernels.lora import adapter_layers, held_head, hold_head, tuned_layers
 from mobizo_kernels.loss import LabelledLoss
 from mobizo_kernels.training import Readout, fit, readout, rows_in_turn, score_rows
-from mobizo_kernels.training.readout import RIDGES
+from mobizo_kernels.training.logistic import RIDGES
 
 WORDS = [5, 9, 7]
 ENDING = [3, 4]
@@ -84,10 +85,12 @@ def test_it_is_that_of_scikit_learn(rng: torch.Generator) -> None:
     found, train, _ = read_out(model, rng)
     assert found.ridge is not None and found.rank == 2 and found.rows == len(train)
     hidden, _ = hidden_states(tiny.llama(), train)
+    spread = hidden.std(axis=0)
+    hidden /= spread
     penalty = found.ridge * (hidden**2).mean()
     judge = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
     judge.fit(hidden, [row.label for row in train], sample_weight=weights_of(train))
-    expected = judge.coef_ - judge.coef_.mean(axis=0)
+    expected = (judge.coef_ - judge.coef_.mean(axis=0)) / spread
     np.testing.assert_allclose(solution(model)[WORDS], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -113,8 +116,9 @@ def test_it_stands_on_the_logits_of_the_model(base: Any, labels: int, rng: torch
     added = added[WORDS[:labels]]
     scores = np.exp(logits[:, WORDS[:labels]] + hidden @ added.T)
     errors = scores / scores.sum(axis=1, keepdims=True) - np.eye(labels)[[row.label for row in train]]
-    slope = (weights_of(train)[:, None] * errors).T @ hidden
-    penalty = found.ridge * (hidden**2).mean() * added
+    spread = hidden.std(axis=0)
+    slope = (weights_of(train)[:, None] * errors).T @ (hidden / spread)
+    penalty = found.ridge * ((hidden / spread) ** 2).mean() * added * spread
     np.testing.assert_allclose(slope, -penalty, rtol=0, atol=1e-4 * np.abs(penalty).max())
 
 
@@ -251,6 +255,95 @@ def test_models_that_have_nothing_to_read_out(rng: torch.Generator) -> None:
     loss = LabelledLoss(model, candidate_tokens=WORDS)
     loss(collate(train, 0))  # which makes sure of the way it takes
     model.model.norm.weight.data[0] = torch.inf
-    with pytest.raises(ValueError, match="train has rows whose last hidden states are not finite"):
+    with pytest.raises(ValueError, match="train has rows whose hidden states are not finite"):
         readout(loss, train, train)
     assert held_head(model) is None
+
+
+def deep_llama() -> Any:
+    """Six layers that write nothing to some axes, as those of large models hardly do."""
+    model = tiny.causal_lm(LlamaConfig(**{**tiny.SIZES, "num_hidden_layers": 6}, num_key_value_heads=2))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, -4:] = 0
+        for layer in model.model.layers:
+            for linear in (layer.mlp.down_proj, layer.self_attn.o_proj):
+                linear.weight[-4:] = 0
+    return model
+
+
+def unlike_rows(count: int, rng: torch.Generator) -> list[EncodedExample]:
+    """Texts whose label is whether two tokens are unlike, which takes neurons to see."""
+    made = []
+    for first, second in torch.randint(2, (count, 2), generator=rng).tolist():
+        text, label = torch.randint(20, tiny.VOCABULARY, (2,), generator=rng).tolist(), first ^ second
+        made.append(EncodedExample([*text, 10 + first, 12 + second, *ENDING, WORDS[label]], label))
+    return made
+
+
+def read_layers(model: Any, rng: torch.Generator, layers: ReadoutLayers = "several") -> tuple[Readout, Any]:
+    train, validation = unlike_rows(400, rng), unlike_rows(200, rng)
+    found = readout(LabelledLoss(model, candidate_tokens=WORDS[:2]), train, validation, layers=layers)
+    return found, validation
+
+
+def test_several_layers_tell_more(tmp_path: Path, rng: torch.Generator) -> None:
+    """What is said of the validation rows is what the adapter does on them, and one that PEFT has loaded."""
+    state = rng.get_state()
+    last, _ = read_layers(wrapped(deep_llama()), rng, "last")
+    rng.set_state(state)
+    model = wrapped(deep_llama(), target_modules="all-linear")
+    found, validation = read_layers(model, rng)
+    assert found.layers == (4, 5) and last.layers == () and found.rank == 1
+    assert found.losses[None] == pytest.approx(last.losses[None], rel=1e-5)
+    assert found.losses[found.ridge] < last.losses[last.ridge] - 0.02
+    scored = score_rows(LabelledLoss(model, candidate_tokens=WORDS[:2]), validation)
+    assert found.losses[found.ridge] == pytest.approx(scored.losses.mean(), rel=1e-2)
+    save_adapter(model, tmp_path)
+    loaded, logits = PeftModel.from_pretrained(deep_llama(), tmp_path), []
+    with torch.no_grad():
+        for row in validation[:20]:
+            logits.append(loaded(input_ids=torch.tensor([row.input_ids[:-1]])).logits[0, -1, WORDS[:2]])
+    expected = torch.from_numpy(scored.scores[:20])
+    torch.testing.assert_close(torch.stack(logits), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_and_replay_go_on_from_several_layers(tmp_path: Path, rng: torch.Generator) -> None:
+    """A is another than was drawn: the start holds it, and the journal knows it."""
+    model = wrapped(deep_llama(), target_modules="all-linear")
+    found, validation = read_layers(model, rng)
+    assert found.layers
+    save_adapter(model, tmp_path / "start")
+    batches = (unlike_rows(4, rng) for _ in range(4))
+    zo = ZerothOrder(model, queries=2, lr=1e-3, normalize=True, candidate_tokens=WORDS[:2])
+    run: dict[str, Any] = {"keep": "last", "journal": tmp_path / "journal", "data": "rows"}
+    fit(zo, batches, steps=4, validation=validation, **run)
+    again = load_adapter(deep_llama(), tmp_path / "start")
+    assert replay(again, tmp_path / "journal") == 4
+    for name, layer in adapter_layers(model).items():
+        assert_same_bits(adapter_layers(again)[name].lora_a, layer.lora_a)
+        assert_same_bits(adapter_layers(again)[name].lora_b, layer.lora_b)
+    with pytest.raises(ValueError, match="parameters|is of another LoRA-A"):
+        replay(wrapped(deep_llama(), target_modules="all-linear"), tmp_path / "journal")
+
+
+def test_layers_that_tell_nothing_more_are_left_alone(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the last states do better on the validation rows, or something fails, A and B are as drawn."""
+    model = wrapped(deep_llama(), target_modules="all-linear")
+    drawn = {name: layer.lora_a.clone() for name, layer in adapter_layers(model).items()}
+    loss, train = LabelledLoss(model, candidate_tokens=WORDS), rows(30, rng)
+    swapped = [EncodedExample(row.input_ids, (row.label + 1) % 3) for row in train]
+    assert readout(loss, train, swapped, layers="several").layers == ()
+    monkeypatch.setattr(model, "set_submodule", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        readout(loss, rows(300, rng), rows(150, rng), layers="several")
+    for name, a in drawn.items():
+        assert_same_bits(adapter_layers(model)[name].lora_a, a)
+        assert not adapter_layers(model)[name].lora_b.any()
+
+
+def test_layers_that_cannot_be_read_are_refused(rng: torch.Generator) -> None:
+    loss = LabelledLoss(wrapped(), candidate_tokens=WORDS)
+    with pytest.raises(ValueError, match="layers='several' needs .* adapters in all linears"):
+        readout(loss, rows(30, rng), rows(30, rng), layers="several")

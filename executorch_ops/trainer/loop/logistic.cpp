@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace mobizo::trainer {
@@ -34,6 +35,27 @@ double largest(const Vector& values) {
 
 double mean_square(const std::vector<float>& values) {
   return dot(values.data(), values.data(), static_cast<int64_t>(values.size())) / static_cast<double>(values.size());
+}
+
+// By what to multiply each hidden value, so that all spread alike: some are a hundred times others, and a penalty on all the
+// same would leave only these to be read. One that is the same in all rows has no spread.
+Vector scales_of(const States& states) {
+  const size_t width = static_cast<size_t>(states.width), rows = static_cast<size_t>(states.rows);
+  Vector means(width), scales(width);
+  for (size_t i = 0; i < states.hidden.size(); ++i) means[i % width] += double{states.hidden[i]} / static_cast<double>(rows);
+  for (size_t i = 0; i < states.hidden.size(); ++i) {
+    const double off = double{states.hidden[i]} - means[i % width];
+    scales[i % width] += off * off / static_cast<double>(rows);
+  }
+  const double least = 1e-6 * std::sqrt(largest(scales));
+  for (double& scale : scales) scale = 1 / std::max({std::sqrt(scale), least, std::numeric_limits<double>::min()});
+  return scales;
+}
+
+States scaled(States states, const Vector& scales) {
+  for (size_t i = 0; i < states.hidden.size(); ++i)
+    states.hidden[i] = static_cast<float>(double{states.hidden[i]} * scales[i % scales.size()]);
+  return states;
 }
 
 // The loss on some rows, of sum 1, and its derivatives at the point of the last call of loss().
@@ -179,7 +201,9 @@ Vector solve(const States& states, const AfterHead& after, double ridge, Vector 
 
 }  // namespace
 
-Regression regress(const States& train, const States& validation, const AfterHead& after) {
+Regression regress(const States& seen, const States& held_out_states, const AfterHead& after) {
+  const Vector scales = scales_of(seen);
+  const States train = scaled(seen, scales), validation = scaled(held_out_states, scales);
   const double scale = mean_square(train.hidden);
   Problem held_out(validation, after);
   Regression found;
@@ -201,6 +225,7 @@ Regression regress(const States& train, const States& validation, const AfterHea
       worse = 0;
     }
   }
+  for (size_t i = 0; i < found.added.size(); ++i) found.added[i] *= scales[i % scales.size()];
   return found;
 }
 

@@ -1,5 +1,5 @@
 // A multinomial logistic regression without an intercept on top of logits that are there already: what an LM head's rows get.
-// mobizo_kernels/training/readout.py is the twin in Python: the same objective, ridges and choice among them.
+// mobizo_kernels/training/logistic.py is the twin in Python: the same objective, ridges and choice among them.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,13 @@ struct AfterHead {
 };
 
 struct Regression {
-  std::optional<double> ridge;  // that validated best, in units of the states' mean square; none if nothing added did
+  std::optional<double> ridge;  // that validated best, in units of the scaled states' mean square; none if nothing added did
   std::vector<double> added;    // to the rows of the head, [classes, width]
   std::vector<std::pair<std::optional<double>, double>> losses;  // on the validation rows, of each ridge that was tried
 };
 
-// The rows of each class weigh the same in all. The ridges are tried from the strongest on, until three of them did no better.
+// The rows of each class weigh the same in all. The penalty is on what is added to states whose values are divided by their
+// spread in the rows of `train`. The ridges are tried from the strongest on, until three of them did no better.
 Regression regress(const States& train, const States& validation, const AfterHead& after);
 
 struct Factors {
