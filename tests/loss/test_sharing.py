@@ -146,6 +146,36 @@ def test_states_are_computed_once(rng: torch.Generator, tmp_path: Path) -> None:
     assert again(batch, 4).equal(first) and not runs
 
 
+@pytest.mark.parametrize("tail", [False, True])
+def test_states_that_enter_modules(tail: bool, rng: torch.Generator) -> None:
+    """They are those of each row alone, at the token before its label, as the model itself gives them."""
+    options: dict[str, Any] = {"layers_to_transform": [2, 3]}
+    if tail:
+        options["alora_invocation_tokens"] = INVOCATION
+    model = wrapped("llama", rng, **options)
+    batch = rows_with_invocation(rng)
+    modules = [model.model.layers[2].mlp.down_proj, model.model.layers[3], model.model.norm]
+    compiled = LabelledLoss(model, compile=True)
+    got = compiled.states_entering(modules, batch)
+    assert compiled.compiles
+    for number, module in enumerate([*modules, model.lm_head]):
+        expected: list[torch.Tensor] = []
+
+        def note(_: Any, args: Any, kwargs: Any, into: list[torch.Tensor] = expected) -> None:
+            into.append(args[0] if args else kwargs["hidden_states"])
+
+        handle = module.register_forward_pre_hook(note, with_kwargs=True)
+        places = []
+        for ids, mask, labels in zip(
+            *(batch[name] for name in ("input_ids", "attention_mask", "labels")), strict=True
+        ):
+            model(input_ids=ids[mask.bool()][None], use_cache=False)
+            places.append((labels[mask.bool()][1:] != -100).nonzero()[:, 0])
+        handle.remove()
+        wanted = torch.cat([states[0][place] for states, place in zip(expected, places, strict=True)])
+        torch.testing.assert_close(got[number], wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
 def test_states_depend_on_the_row_alone(rng: torch.Generator) -> None:
     """To the bit, whatever rows there are beside it, and whether they were kept or are made again."""
     model = wrapped("llama", rng, layers_to_transform=[2, 3], alora_invocation_tokens=INVOCATION)
