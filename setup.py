@@ -102,9 +102,9 @@ def install(file: Path, target: Path) -> None:
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
+        kernels = self.cmake("csrc", ["mobizo_torch"], f"-DMOBIZO_TORCH_DIR={torch_directory()}")
         if ext.name == TORCH_EXTENSION:
-            build = self.cmake("csrc", ["mobizo_torch"], f"-DMOBIZO_TORCH_DIR={torch_directory()}")
-            install(build / "_C.so", target)
+            install(kernels / "_C.so", target)
             return
         directory = executorch_directory()
         import pybind11
@@ -112,6 +112,7 @@ class CMakeBuild(build_ext):
         build = self.cmake(
             "executorch_ops",
             ["mobizo_executorch", "_trainer", "mobizo_runner", "mobizo_c"],
+            f"-DMOBIZO_CORE={kernels / 'libmobizo_core.a'}",
             f"-Dexecutorch_DIR={directory / 'share/cmake'}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,8 +161,10 @@ def main() -> None:
         )
     ]
     machines += [Machine(cpu, options.arm_build, [*emulator, "-cpu", cpu]) for cpu in CPUS]
-    for machine in machines:
-        print(f"{machine.name}: {machine.run('trainer_tests', KNOWN_ANSWERS).splitlines()[-1]}")
+    with ThreadPoolExecutor() as pool:
+        told = pool.map(lambda machine: machine.run("trainer_tests", KNOWN_ANSWERS), machines)
+        for machine, output in zip(machines, told, strict=True):
+            print(f"{machine.name}: {output.splitlines()[-1]}")
     with tempfile.TemporaryDirectory() as scratch:
         program, dataset = make_files(Path(scratch))
         journal = train_everywhere(machines, program, dataset, Path(scratch))

@@ -6,13 +6,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-build() {  # build DIRECTORY EXECUTORCH [CMAKE ARGUMENT...]; once configured, ninja itself calls cmake when it must
+build() {  # build KERNELS TRAINER EXECUTORCH [CMAKE ARGUMENT...]; once configured, ninja itself calls cmake when it must
   {
-    [ -f "$1/build.ninja" ] ||
-      cmake -S executorch_ops -B "$1" -G Ninja -DMOBIZO_BUILD_TESTS=ON -Dexecutorch_DIR="$2/share/cmake" "${@:3}" &&
-      cmake --build "$1" --target mobizo_runner trainer_tests c_example
-  } >"$1.log" || {
-    cat "$1.log" >&2
+    # As run.sh does, whose kernels are taken if they are there.
+    [ -f "$1/build.ninja" ] || cmake -S csrc -B "$1" -G Ninja -DMOBIZO_BUILD_TESTS=ON "${@:4}"
+    cmake --build "$1" --target mobizo_core
+    [ -f "$2/build.ninja" ] ||
+      cmake -S executorch_ops -B "$2" -G Ninja -DMOBIZO_BUILD_TESTS=ON -DMOBIZO_CORE="$PWD/$1/libmobizo_core.a" \
+        -Dexecutorch_DIR="$3/share/cmake" "${@:4}"
+    cmake --build "$2" --target mobizo_runner trainer_tests c_example
+  } >"$2.log" || {
+    cat "$2.log" >&2
     exit 1
   }
 }
@@ -29,7 +33,7 @@ if [ ! -d "$wheel" ]; then
 fi
 
 native=$(python -c 'import executorch; print(next(iter(executorch.__path__)))')
-build build/executorch "$native"
-build build/executorch-aarch64 "$wheel/executorch" --toolchain ../csrc/cmake/aarch64-linux-gnu.cmake
+build build/native build/executorch "$native"
+build build/aarch64 build/executorch-aarch64 "$wheel/executorch" --toolchain "$PWD/csrc/cmake/aarch64-linux-gnu.cmake"
 
 python tests/native/arm_training.py build/executorch "$native/lib" build/executorch-aarch64 "$wheel/executorch/lib"

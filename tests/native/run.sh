@@ -19,20 +19,12 @@ build() {  # build DIRECTORY [CMAKE ARGUMENT...]; once configured, ninja itself 
   }
 }
 
-digest=""
-run() {  # run NAME COMMAND...: the test program's output, and the same digest as in every run before
-  echo "== $1"
-  local output status=0
-  output=$("${@:2}" tests/support/noise_vectors.json) || status=$?
-  echo "$output"
-  [ "$status" = 0 ] || exit "$status"
-  local found
-  found=$(sed -n 's/^digest //p' <<<"$output")
-  if [ -n "$digest" ] && [ "$digest" != "$found" ]; then
-    echo "FAILED: the digest on $1 is $found, expected $digest" >&2
-    exit 1
-  fi
-  digest=$found
+names=()
+started=()
+run() {  # run NAME COMMAND...: the test program, beside those that run already
+  "${@:2}" tests/support/noise_vectors.json >"build/kernel_tests.${#names[@]}.log" 2>&1 &
+  names+=("$1")
+  started+=($!)
 }
 
 mkdir -p build
@@ -44,3 +36,18 @@ if [ "${1-}" = --aarch64 ]; then
     run "aarch64, $cpu" qemu-aarch64-static -L /usr/aarch64-linux-gnu -cpu "$cpu" build/aarch64/kernel_tests
   done
 fi
+
+digest=""
+for i in "${!names[@]}"; do
+  status=0
+  wait "${started[i]}" || status=$?
+  echo "== ${names[i]}"
+  cat "build/kernel_tests.$i.log"
+  [ "$status" = 0 ] || exit "$status"
+  found=$(sed -n 's/^digest //p' "build/kernel_tests.$i.log")
+  if [ -n "$digest" ] && [ "$digest" != "$found" ]; then
+    echo "FAILED: the digest on ${names[i]} is $found, expected $digest" >&2
+    exit 1
+  fi
+  digest=$found
+done
