@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the native readers of files: FUZZ_S seconds each (6 unless it is set), or those that are named.
+# Fuzzes the native readers of files, or those that are named: FUZZ_S seconds each (6 unless it is set), as many at a time as there
+# are cores.
 #
 #   FUZZ_S=600 tests/fuzz/run.sh journal tokenizer
 #
@@ -32,15 +33,17 @@ TMPDIR=$(mktemp -d "$memory/mobizo-fuzz-XXXXXX")
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 export UBSAN_OPTIONS=print_stacktrace=1
-for target in "${targets[@]}"; do
-  mkdir -p $base/corpus/"$target" $base/found
-  log=$base/$target.log
-  inputs=($base/corpus/"$target" $base/seeds/"$target")
-  [ ! -d tests/fuzz/findings/"$target" ] || inputs+=(tests/fuzz/findings/"$target")
-  $base/fuzz_"$target" -seed="${FUZZ_SEED:-0}" $limit -timeout=25 -rss_limit_mb=2048 -max_len=16384 \
-    -use_value_profile=1 -print_final_stats=1 -artifact_prefix=$base/found/"$target"- "${inputs[@]}" >"$log" 2>&1 || {
+fuzz() {  # fuzz TARGET
+  mkdir -p $base/corpus/"$1" $base/found
+  local log=$base/$1.log inputs=($base/corpus/"$1" $base/seeds/"$1")
+  [ ! -d tests/fuzz/findings/"$1" ] || inputs+=(tests/fuzz/findings/"$1")
+  $base/fuzz_"$1" -seed="${FUZZ_SEED:-0}" $limit -timeout=25 -rss_limit_mb=2048 -max_len=16384 \
+    -use_value_profile=1 -print_final_stats=1 -artifact_prefix=$base/found/"$1"- "${inputs[@]}" >"$log" 2>&1 || {
     tail -n 40 "$log" >&2
-    exit 1
+    return 1
   }
-  echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, none of them a finding"
-done
+  echo "$1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, none of them a finding"
+}
+export -f fuzz
+export base limit
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I '{}' bash -c 'fuzz {}'

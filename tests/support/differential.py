@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +264,23 @@ def attempt(kind: Kind, seed: int, folder: Path) -> bool:
     return python[0]
 
 
+def compared(name: str, *, first: int, files: int | None, seconds: float) -> tuple[bool, str]:
+    """Files of one kind by their numbers from `first` on, so many, or for so long; whether the readers agree
+    about all of them, and what to say of it.
+    """
+    kind, seed, taken, told, agree = kinds()[name], first, 0, "", True
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while time.monotonic() < end if files is None else seed < first + files:
+                taken += attempt(kind, seed, Path(folder))
+                seed += 1
+        except AssertionError as error:
+            told, agree = f"{name}: the readers disagree: {error}\n", False
+    told += f"{name}: {seed - first} files from seed {first} on, {taken} of them taken by both readers"
+    return agree, told
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Python's readers against the native ones.")
     until = parser.add_mutually_exclusive_group()
@@ -270,23 +289,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kinds", nargs="+", help="of files; all of them")
     parser.add_argument("--seed", type=int, help="of the first file; by chance")
     options = parser.parse_args(arguments)
-    failures = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, kind in kinds().items():
-            if options.kinds and name not in options.kinds:
-                continue
-            first = seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-            end = time.monotonic() + options.seconds
-            taken = 0
-            try:
-                while time.monotonic() < end if options.files is None else seed < first + options.files:
-                    taken += attempt(kind, seed, Path(folder))
-                    seed += 1
-            except AssertionError as error:
-                failures += 1
-                print(f"{name}: the readers disagree: {error}")
-            print(f"{name}: {seed - first} files from seed {first} on, {taken} of them taken by both readers")
-    return failures > 0
+    first = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    names = [name for name in kinds() if not options.kinds or name in options.kinds]
+    agree = True
+    with ProcessPoolExecutor() as pool:
+        compare = partial(compared, first=first, files=options.files, seconds=options.seconds)
+        for agreed, told in pool.map(compare, names):
+            agree &= agreed
+            print(told, flush=True)
+    return not agree
 
 
 if __name__ == "__main__":
