@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -13,88 +12,18 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-from numpy.typing import NDArray
+from cli_runs import QUERIES, STEPS, adapter_bytes, metrics_of, options
+from commands import run
 from safetensors.numpy import load_file
-from tiny_texts import TEMPLATE, WORDS, reviews, save_chat_model, save_model, write_csv
+from tiny_texts import TEMPLATE, WORDS, save_model
 from transformers import AutoModelForCausalLM
 
-from mobizo_kernels.cli import demo, main
 from mobizo_kernels.cli.interrupts import StopRequest
 from mobizo_kernels.cli.progress import TuningBar
-from mobizo_kernels.cli.report import demo_table
 from mobizo_kernels.cli.settings import TrainSettings
 from mobizo_kernels.cli.train import train
 from mobizo_kernels.errors import InputError
 from mobizo_kernels.executorch import Trainer, read_description
-from mobizo_kernels.journal import read_journal
-from mobizo_kernels.journal.header import parse_header
-
-STEPS = 7
-QUERIES = 2
-CONTEXT = 128
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings for a tiny model and little data."""
-    directory = tmp_path_factory.mktemp("task")
-    return {
-        "model": str(save_chat_model(directory / "model")),
-        "data": str(write_csv(directory / "data.csv", reviews())),
-        "template": TEMPLATE,
-        "verbalizer": json.dumps(WORDS),
-        "max_length": 18,
-        "queries": QUERIES,
-        "batch_size": 4,
-        "targets": "v_proj",
-        "layers": "0:1",
-        "steps": STEPS,
-        "lr": 0.05,
-        "eval_rows": 21,
-        "validation_rows": 9,
-        "eval_every": 2,
-        "start": "zero",
-    }
-
-
-@pytest.fixture(scope="module")
-def inside(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same inside ExecuTorch, with a program that `mobizo export` made."""
-    program = tmp_path_factory.mktemp("program") / "new" / "tiny.pte"
-    shared = ("model", "template", "verbalizer", "max_length", "queries", "batch_size", "targets", "layers")
-    values = {name: task[name] for name in shared} | {"context": CONTEXT, "out": program}
-    assert run("export", *options(values)) == 0
-    return {**task, "engine": "executorch", "program": program}
-
-
-@pytest.fixture(scope="module")
-def finished(inside: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run, with its journal."""
-    out = tmp_path_factory.mktemp("finished")
-    train(TrainSettings(**inside, out=out, overwrite=True, journal=out / "journal"))
-    return out
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main.run(arguments)
-    return int(exit_info.value.code or 0)
-
-
-def options(values: dict[str, Any]) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-
-
-def contents(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def metrics_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "metrics.json").read_text())
-
-
-def adapter_bytes(run: Path) -> bytes:
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def test_export_describes_what_was_asked_for(inside: dict[str, Any]) -> None:
@@ -295,188 +224,3 @@ def test_export_does_not_overwrite_unasked(
     assert run("export", f"--model={inside['model']}", f"--out={inside['program']}") == 2
     assert "add --overwrite" in capsys.readouterr().err
     assert inside["program"].read_bytes() == before
-
-
-def test_trainer(inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    trainer = Trainer(inside["program"])
-    assert trainer.description == read_description(inside["program"])
-    untuned = trainer.adapter()
-    assert all((tensor == 0).all() for name, tensor in untuned.items() if "lora_B" in name)
-    with pytest.raises(ValueError, match="no rows for nothing"):
-        trainer.evaluate(finished / "dataset.safetensors", split="nothing")
-
-    steps, validations = [], []
-    result = trainer.train(
-        finished / "dataset.safetensors",
-        steps=STEPS,
-        lr=0.05,
-        eval_every=2,
-        validation_rows=9,
-        on_step=steps.append,
-        on_evaluation=validations.append,
-    )
-    assert [report.step for report in steps] == list(range(STEPS))
-    assert [report.loss for report in steps] == metrics_of(finished)["losses"]
-    assert steps[0].losses.shape == (4,) and steps[0].projected_gradients.shape == (QUERIES,)
-    assert [report.lr for report in steps] == pytest.approx([0.05 * (1 - t / STEPS) for t in range(STEPS)])
-    assert result.evaluations == validations
-    assert (result.steps, result.resumed_steps, result.best_step) == (
-        STEPS,
-        0,
-        metrics_of(finished)["best_step"],
-    )
-    kept = trainer.adapter()
-    for name, tensor in load_file(finished / "adapter.safetensors").items():
-        assert kept[name].tobytes() == tensor.tobytes()
-
-    trainer.save_adapter(tmp_path / "adapter.safetensors")
-    assert (tmp_path / "adapter.safetensors").read_bytes() == (finished / "adapter.safetensors").read_bytes()
-    trainer.save_peft(tmp_path / "peft")
-    assert set(contents(tmp_path / "peft").values()) == set(contents(finished / "adapter").values())
-
-
-def test_adapters_of_the_trainer(inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    tuned = load_file(finished / "adapter.safetensors")
-    scored = metrics_of(finished)["predictions"]
-    for source in (finished / "adapter", finished / "adapter.safetensors"):
-        trainer = Trainer(inside["program"])
-        trainer.load_adapter(source)
-        assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
-        evaluation = trainer.evaluate(finished / "dataset.safetensors")
-        assert evaluation.scores.argmax(axis=1).tolist() == scored
-        assert evaluation.accuracy == (evaluation.scores.argmax(axis=1) == evaluation.labels).mean()
-
-    shutil.copytree(finished / "adapter", tmp_path / "changed")
-    config = tmp_path / "changed" / "adapter_config.json"
-    values = json.loads(config.read_text())
-    trainer = Trainer(inside["program"])
-    config.write_text(json.dumps({**values, "lora_alpha": 5}))
-    with pytest.raises(ValueError, match="changed: lora_alpha must be 16, that of the program, got 5"):
-        trainer.load_adapter(tmp_path / "changed")
-    assert all((tensor == 0).all() for name, tensor in trainer.adapter().items() if "lora_B" in name)
-    with pytest.raises(OSError, match=r"adapter_config\.json"):
-        trainer.load_adapter(tmp_path)
-
-
-def test_replay(inside: dict[str, Any], finished: Path) -> None:
-    trainer = Trainer(inside["program"])
-    with pytest.raises(ValueError, match=f"until must be from 0 to {STEPS}"):
-        trainer.replay(finished / "journal", until=STEPS + 1)
-    assert trainer.replay(finished / "journal", until=metrics_of(finished)["best_step"]) <= STEPS
-    tuned = load_file(finished / "adapter.safetensors")
-    assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
-    assert len(read_journal(finished / "journal")[1]) == STEPS
-
-
-@pytest.mark.parametrize("base_dtype", ["float32", "int8-dynamic"])
-def test_replay_in_torch(base_dtype: str, inside: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    """A quantised program is made of a float32 model, whose fingerprint its journals have."""
-    content, journal = (finished / "journal").read_bytes(), tmp_path / "journal"
-    header, begin, _ = parse_header(content, journal)
-    journal.write_bytes(replace(header, base_dtype=base_dtype).to_bytes() + content[begin:])
-    best = metrics_of(finished)["best_step"]
-    assert (
-        run(
-            "replay",
-            str(journal),
-            *options({"model": inside["model"], "until": best, "out": tmp_path / "run"}),
-        )
-        == 0
-    )
-    found = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    expected = load_file(finished / "adapter" / "adapter_model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].tobytes() == tensor.tobytes(), name
-
-
-def head_of(directory: Path) -> dict[str, NDArray[np.float32]]:
-    """A and B of the head's adapter in a PEFT directory."""
-    tensors = load_file(directory / "adapter_model.safetensors")
-    return {factor: tensors[f"base_model.model.lm_head.lora_{factor}.weight"] for factor in ("A", "B")}
-
-
-def test_a_readout_to_begin_with(task: dict[str, Any], inside: dict[str, Any], tmp_path: Path) -> None:
-    """The summary is that of eager; a run goes on from the start that is kept, and replays from it."""
-    asked = {"start": "auto", "readout_rows": 40}
-    out, journal = tmp_path / "out", tmp_path / "journal"
-    values = {**inside, **asked, "out": out, "journal": journal}
-    summary = train(TrainSettings(**values))
-    eager = train(TrainSettings(**{**task, **asked, "dtype": "float32", "out": tmp_path / "eager"}))
-    ours, theirs = summary["readout"], eager["readout"]
-    assert ours.keys() == theirs.keys() and eager.keys() == summary.keys() - {"program_bytes"}
-    for name in ("ridge", "rank", "rows"):
-        assert ours[name] == pytest.approx(theirs[name])
-    np.testing.assert_allclose(
-        [loss for _, loss in ours["losses"]], [loss for _, loss in theirs["losses"]], rtol=1e-3
-    )
-    assert summary["auc_start"] == pytest.approx(eager["auc_start"], abs=0.05)
-    inside_head, eager_head = (head_of(directory / "adapter") for directory in (out, tmp_path / "eager"))
-    for factor in ("A", "B"):
-        np.testing.assert_allclose(inside_head[factor], eager_head[factor], rtol=0.02, atol=2e-3)
-
-    again = tmp_path / "again.pte"  # goes on from what the run in torch ended with
-    shared = ("model", "template", "verbalizer", "max_length", "queries", "batch_size")
-    arguments = [
-        *options({name: task[name] for name in shared}),
-        f"--adapter={tmp_path / 'eager' / 'adapter'}",
-    ]
-    assert run("export", *arguments, f"--out={again}") == 0
-    begun = Trainer(again).evaluate(out / "dataset.safetensors", rows=task["eval_rows"])
-    predictions = json.loads((tmp_path / "eager" / "metrics.json").read_text())["predictions"]
-    assert begun.scores.argmax(axis=1).tolist() == predictions
-
-    trainer = Trainer(inside["program"])
-    trainer.load_adapter(tmp_path / "journal.start")
-    trainer.replay(journal, until=summary["best_step"])
-    tuned = load_file(out / "adapter.safetensors")
-    assert all(trainer.adapter()[name].tobytes() == value.tobytes() for name, value in tuned.items())
-    whole = adapter_bytes(out)
-    journal.write_bytes(journal.read_bytes()[: -3 * (28 + 4 * QUERIES)])
-    resumed = train(TrainSettings(**values, resume=True))
-    assert resumed["readout"] is None and resumed["auc_start"] == summary["auc_start"]
-    assert adapter_bytes(out) == whole
-    kept = tmp_path / "journal.start" / "adapter_model.safetensors"
-    content = kept.read_bytes()
-    shutil.rmtree(kept.parent)  # made again, and kept again
-    train(TrainSettings(**{**values, "start": "readout"}, resume=True))
-    assert kept.read_bytes() == content and adapter_bytes(out) == whole
-    kept.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="^journal: the start .* cannot be read"):
-        train(TrainSettings(**values, resume=True))
-
-
-def test_demo(
-    inside: dict[str, Any], task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "in_fresh_process", lambda work, settings: work(settings))
-    changes = {name: value for name, value in inside.items() if name != "engine"} | {"start": "auto"}
-    found = demo.demo(tmp_path, ("executorch",), **changes, context=CONTEXT)
-    found |= demo.demo(tmp_path, ("eager",), **task | {"start": "auto"})
-    assert found["executorch"]["peft_rows_that_differ"] == 0
-    assert found["executorch"]["peft_accuracy"] == found["executorch"]["accuracy_after"]
-    table = demo_table(found).splitlines()
-    *asked, question = found["executorch"]["written"]
-    for answer, review in zip(asked, demo.REVIEWS, strict=True):  # the text loses its end
-        text, words = answer["prompt"].split(" It", 1)
-        assert review.startswith(text) and words == " was"
-        for when in ("before", "after"):
-            assert answer[when].startswith(tuple(word.strip() for word in WORDS.values())), answer
-    assert any(answer["before"] != answer["after"] for answer in asked)
-    assert question["prompt"] == demo.QUESTION and question["before"] == question["after"] != ""
-    assert [line.split()[0] for line in table[-9:]].count("after") == 3
-    assert table[1].split() == ["ExecuTorch", "torch"]
-    for name, quality in (
-        ("zero-shot ", "before"),
-        ("after the readout", "start"),
-        ("after tuning", "after"),
-    ):
-        row = next(line for line in table if name in line)
-        assert row.count(f"{100 * found['eager'][f'accuracy_{quality}']:.1f} %") >= 1
-    assert next(line for line in table if "base weights" in line).split()[-2:] == ["float32", "bfloat16"]
-    assert next(line for line in table if "predicted otherwise" in line).split()[-4:] == [
-        "0",
-        "of",
-        "21",
-        "-",
-    ]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -46,6 +47,27 @@ def lora_config(**options: Any) -> peft.LoraConfig:
     return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **options)
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of this name, which the first to ask for it in a run of the tests has made.
+
+    Args:
+        tmp_path_factory: pytest's fixture.
+        name: of the folder.
+        make: fills it.
+    """
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent  # of all processes that run the tests
+    with open(directory / f"{name}.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not lock.tell():
+            shutil.rmtree(directory / name, ignore_errors=True)  # of one that failed
+            (directory / name).mkdir()
+            make(directory / name)
+            lock.write("made")
+    return directory / name
+
+
 def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Path:
     """The .pte of a tiny Llama with `DEFAULTS` and other `options` of the export; the same file for the same.
 
@@ -54,20 +76,15 @@ def tiny_program(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Pa
         options: of `export_training_program`; `layers`, 1 by default, is of the model, `kind` one of
             `MODELS` if it is no Llama, and `adapter` a dictionary for `lora_config`.
     """
-    directory = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent  # of all processes that run the tests
+
+    def make(folder: Path) -> None:
+        layers = options.pop("layers", 1)
+        model = MODELS[options.pop("kind")](layers) if "kind" in options else tiny_llama(layers)
+        targets = lora_config(**options.pop("adapter", {}))
+        export_quietly(model, folder / "tiny.pte", **{"targets": targets, **DEFAULTS, **options})
+
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
-    program = directory / f"program-{key}" / "tiny.pte"
-    with open(directory / f"program-{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            program.parent.mkdir(exist_ok=True)
-            layers = options.pop("layers", 1)
-            model = MODELS[options.pop("kind")](layers) if "kind" in options else tiny_llama(layers)
-            targets = lora_config(**options.pop("adapter", {}))
-            export_quietly(model, program, **{"targets": targets, **DEFAULTS, **options})
-    return program
+    return made_once(tmp_path_factory, f"program-{key}", make) / "tiny.pte"
 
 
 def other_program(tmp_path_factory: pytest.TempPathFactory) -> Path:

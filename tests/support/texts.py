@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,3 +97,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_bytes(content.encode())
     return path
+
+
+ALPHABET = "abc dé\u0301ß漢字😀👍🏽\n\t'\".,!?\u00a0\u3000\u2028 ▁Ġ<|end|>0123"
+
+
+def any_text(rng: random.Random) -> str:
+    words = rng.choices(["film ", "is great", "terrible", "dull.", "\n", *ALPHABET], k=rng.choice((1, 8, 60)))
+    text = "".join(words)
+    return text if text.strip() and not all(c.isspace() for c in text) else f"a{text}"
