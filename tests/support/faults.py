@@ -4,7 +4,7 @@
 
 Whatever fails, and whether the disk recovers or stays full: a command ends with one sentence and loses
 nothing, and the same command once more ends with the bytes of one that was never disturbed. NAME is of
-fault_tasks.py; all by default.
+fault_tasks.py; all by default. As many at a time as there are cores, eight at most.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from crash import start_runner
 
@@ -88,29 +90,44 @@ class RunnerDisk(Disk):
 
 
 class Children:
-    """A process that has imported everything and computed nothing; commands in Python are children of it."""
+    """Processes that have imported everything and computed nothing; commands in Python are children of them.
 
-    def __init__(self, library: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--children"],
-            env={**os.environ, "LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+        library: that is preloaded.
+        count: of the processes, each of which runs one command at a time.
+    """
+
+    def __init__(self, library: Path, count: int = 1) -> None:
+        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--children"],
+                env={**os.environ, "LD_PRELOAD": str(library)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(count)
+        ]
+        for process in self._processes:
+            self._idle.put(process)
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # it ends with its input
+        for process in self._processes:
+            process.communicate()  # it ends with its input
 
     def run(self, arguments: Sequence[str | Path], environment: dict[str, str]) -> Ended:
-        """A command of `mobizo`, or one of `fault_tasks`, with variables that it has more."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        """A command of `mobizo`, or one of `fault_tasks`, with variables that it has more; any thread may."""
+        process = self._idle.get()
+        assert process.stdin is not None and process.stdout is not None
         request = {"arguments": list(map(str, arguments)), "environment": environment}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return Ended(**json.loads(self._process.stdout.readline()))
+        print(json.dumps(request), file=process.stdin, flush=True)
+        ended = Ended(**json.loads(process.stdout.readline()))
+        self._idle.put(process)
+        return ended
 
 
 class PythonDisk(Disk):
@@ -215,15 +232,22 @@ def disturbed(disk: Disk, root: Path, calls: Sequence[int]) -> list[Ended]:
     ]
 
 
-def report(name: str, disk: Disk, root: Path) -> bool:
-    """Disturb every call of a command, and print what was seen; whether all was as it should be."""
+def report(name: str, disk: Disk, root: Path, jobs: int) -> bool:
+    """Disturb every call of a command, `jobs` at a time, and print what was seen; whether all was as it
+    should be.
+    """
     (root / "count").mkdir(parents=True)
     calls, began = disk.changes(root / "count"), time.monotonic()
     expected, ends, wrong = undisturbed(disk, root), list[Ended](), 0
-    for call in range(1, calls + 1):
-        for code, stays in FAULTS:
+    with ThreadPoolExecutor(jobs) as pool:
+        disturbed = [
+            pool.submit(disturb, disk, root, expected, call, code, stays=stays)
+            for call in range(1, calls + 1)
+            for code, stays in FAULTS
+        ]
+        for one in disturbed:
             try:
-                ends.append(disturb(disk, root, expected, call, code, stays=stays))
+                ends.append(one.result())
             except AssertionError as error:
                 wrong += 1
                 print(f"{name}: {error}", flush=True)
@@ -240,16 +264,16 @@ def report(name: str, disk: Disk, root: Path) -> bool:
 def main(names: Sequence[str]) -> int:
     from fault_tasks import RUNNER, commands
 
-    good = True
+    good, jobs = True, min(8, os.cpu_count() or 1)  # each holds half a gigabyte
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         library = build(root)
-        with Children(library) as children:
+        with Children(library, jobs) as children:
             for name, command in commands(children, root).items():
                 if names and name not in names:
                     continue
                 disk = RunnerDisk(library, command) if name in RUNNER else PythonDisk(children, command)
-                good &= report(name, disk, root / name.replace(" ", "-"))
+                good &= report(name, disk, root / name.replace(" ", "-"), jobs)
     return 0 if good else 1
 
 
