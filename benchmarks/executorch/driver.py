@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ def build_driver() -> Path:
     cmake = str(tools / "cmake") if (tools / "cmake").is_file() else "cmake"
     for command in (
         [cmake, "-S", str(source), "-B", str(BUILD), f"-Dexecutorch_DIR={sdk}"],
-        [cmake, "--build", str(BUILD), "--target", TARGET, "--parallel"],
+        [cmake, "--build", str(BUILD), "--target", TARGET, "--parallel", str(os.cpu_count() or 1)],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
