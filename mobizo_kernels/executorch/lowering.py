@@ -24,7 +24,7 @@ from mobizo_kernels.executorch.delegated import DelegatedEvaluate, DelegatedGrap
 from mobizo_kernels.executorch.description import Description
 from mobizo_kernels.executorch.graph import TrainingGraph
 from mobizo_kernels.executorch.partitioner import InferViewSizes, LevelPartitioner, SeparateConstants
-from mobizo_kernels.executorch.quick_passes import quick_passes
+from mobizo_kernels.executorch.quick_passes import few_collections, quick_passes
 from mobizo_kernels.executorch.training_methods import (
     Evaluate,
     GetAdapter,
@@ -54,6 +54,7 @@ def usual_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
+@few_collections()
 def trace(graph: TrainingGraph, description: Description) -> dict[str, ExportedProgram]:
     """The methods by their names, for the sizes that the description gives."""
     time = _length_of(description) if description.dynamic_length else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,8 +15,10 @@ from executorch.exir.dialects._ops import ops
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import ExportPass, PassResult
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.export import Dim, export
-from torch.fx import GraphModule, traceback
+from torch.fx import GraphModule, Interpreter, traceback
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mobizo_kernels.executorch.quick_passes import quick_passes
 from mobizo_kernels.executorch.unchanged import calls_each_as_it_is
@@ -87,6 +90,63 @@ def traces(*passes: ExportPass) -> tuple[GraphModule, int]:
         for made in passes:
             graph = made(graph).graph_module
     return graph, count
+
+
+class Widening(ExportPass):
+    """Puts another width in the place of that of the first relu, and of all that follows."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        made = super().call_operator(op, args, kwargs, meta)
+        if op == ops.edge.aten.relu.default:
+            made = super().call_operator(ops.edge.aten.cat.default, ([made, made],), {}, meta)
+        return made
+
+
+class Stepwise(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.abs()).exp().neg()
+
+
+def computed(made: ExportPass, graph: GraphModule) -> tuple[GraphModule, list[str]]:
+    """The graph behind a pass, and the ops whose values were computed."""
+    ran: list[str] = []
+
+    def dispatch(self: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append(func._schema.name.split("::")[1])
+        return plain(self, func, *args, **kwargs)
+
+    plain = FakeTensorMode.dispatch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeTensorMode, "dispatch", dispatch)
+        behind = made(graph).graph_module
+    return behind, ran
+
+
+def shapes(graph: GraphModule) -> list[tuple[int, ...]]:
+    return [tuple(node.meta["val"].shape) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_a_value_is_computed_where_a_pass_has_changed_what_it_is_made_of() -> None:
+    with quick_passes():
+        graph = (
+            to_edge_transform_and_lower(export(Stepwise(), (torch.randn(3),))).exported_program().graph_module
+        )
+        graph, ran = computed(Negating(), graph)
+        assert ran == ["neg"] and shapes(graph) == [(3,)] * 4
+        graph = (
+            to_edge_transform_and_lower(export(Stepwise(), (torch.randn(3),))).exported_program().graph_module
+        )
+        graph, ran = computed(Widening(), graph)
+        assert ran == ["cat", "exp", "neg"] and shapes(graph) == [(3,), (3,), (6,), (6,), (6,)]
+
+
+def test_what_is_written_down_is_computed() -> None:
+    graph = export(Stepwise(), (torch.randn(3),)).run_decompositions({}).graph_module
+    with quick_passes():
+        ExportPass()(graph)
+        again = make_fx(lambda x: Interpreter(graph).run(x), tracing_mode="fake")(torch.randn(3))
+    called = [[node.target for node in made.graph.nodes][1:] for made in (again, graph)]
+    assert called[0] == called[1]
 
 
 class Rewriting(ExportPass):
@@ -198,8 +258,8 @@ def test_a_module_that_is_called_does_what_its_graph_says() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    call, module = ExportPass.call, traceback.copy
+    call, module, thresholds = ExportPass.call, traceback.copy, gc.get_threshold()
     with pytest.raises(RuntimeError, match="stop"), quick_passes():
         assert ExportPass.call is not call
         raise RuntimeError("stop")
-    assert ExportPass.call is call and traceback.copy is module
+    assert ExportPass.call is call and traceback.copy is module and gc.get_threshold() == thresholds
