@@ -1,4 +1,4 @@
-"""ExecuTorch's passes over a graph with the same outcome in a third of the time.
+"""ExecuTorch's passes over a graph with the same outcome in less time.
 
 - Most passes look for a pattern, rewrite what they find, and trace the graph again, node by node, also where
   they have found nothing. XNNPACK has 17 of them for every delegate. A graph that has just come out of a
