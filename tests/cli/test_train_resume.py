@@ -64,7 +64,7 @@ def weights(out: Path) -> bytes:
     ids=str,
 )
 def test_cut_off_anywhere(schedule: str, rule: dict[str, Any], task: dict[str, Any], tmp_path: Path) -> None:
-    task = {**task, "lr_schedule": schedule, **rule}
+    task = {**task, "lr_schedule": schedule, "stop_unsteady": False, **rule}
     once = train(TrainSettings(**task, out=tmp_path / "once", journal=tmp_path / "journal"))
     record = json.loads((tmp_path / "once" / "metrics.json").read_text())
     content, expected = (tmp_path / "journal").read_bytes(), weights(tmp_path / "once")
