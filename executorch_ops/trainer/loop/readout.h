@@ -17,7 +17,7 @@ namespace mobizo::trainer {
 struct Readout {
   std::optional<double> ridge;  // that validated best, in units of the scaled states' mean square; none if the model as it was
                                 // did, and the head got no adapter
-  int64_t rank;  // of the head's adapter, 0 without one
+  int64_t rank;                 // of the head's adapter, 0 without one
   std::vector<std::pair<std::optional<double>, double>>
       losses;      // validation loss by ridge; of none, that of the model as it was
   int64_t rows;    // that it was made of
