@@ -161,7 +161,12 @@ def _begin(
             raise
         _log.info("%s; the run begins without a readout", error)
         return Beginning({}, forget)
-    summary = _summary({**vars(made), "losses": list(made.losses.items())}, score_test())
+    found = {
+        "layers": (),
+        **vars(made),
+        "losses": list(made.losses.items()),
+    }  # a program reads the last alone
+    summary = _summary(found, score_test())
     return Beginning(summary, partial(_keep, journal, fresh, save))
 
 
@@ -204,7 +209,7 @@ def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
     directions, words = _factors(tensors, name, head)
     for path, layer in layers.items():
         a, b = kept[path]
-        if a is not None and b is not None and b.any():
+        if a is not None and b is not None:
             layer.lora_a.copy_(a)
             layer.lora_b.copy_(b)
     if directions is not None and words is not None:  # else no readout was better than none
@@ -215,9 +220,9 @@ def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
 def _factors(
     tensors: dict[str, torch.Tensor], name: str, linear: Any, rank: int | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A and B of a linear, None and None without both. Raises ValueError if their shapes are others."""
+    """A and B of a linear, none if they change nothing. Raises ValueError if they have other shapes."""
     a, b = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
-    if a is None or b is None:
+    if a is None or b is None or not b.any():
         return None, None
     rank = len(a) if rank is None else rank
     for factor, tensor, expected in (

@@ -67,8 +67,7 @@ def readout(
 
     With `layers="several"` the MLPs of some upper layers are read together with the last states, unless that
     does significantly worse on the validation rows (:class:`Selection`). C - 1 ranks of the adapters of all
-    linears from the first of them on are written, A and B, for what is read has to get to the head
-    (:mod:`mobizo_kernels.training.relays`).
+    linears from the first of them on are written, A and B, for what is read has to get to the head.
 
     Args:
         loss: of a wrapped model whose head has no adapter, with the words of the labels as its candidate

@@ -42,6 +42,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "queries": 2,
         "batch_size": 4,
         "lr": 0.4,
+        "stop_unsteady": False,
         "eval_rows": 10,
         "validation_rows": 8,
         "eval_every": 2,
@@ -64,7 +65,7 @@ def weights(out: Path) -> bytes:
     ids=str,
 )
 def test_cut_off_anywhere(schedule: str, rule: dict[str, Any], task: dict[str, Any], tmp_path: Path) -> None:
-    task = {**task, "lr_schedule": schedule, "stop_unsteady": False, **rule}
+    task = {**task, "lr_schedule": schedule, **rule}
     once = train(TrainSettings(**task, out=tmp_path / "once", journal=tmp_path / "journal"))
     record = json.loads((tmp_path / "once" / "metrics.json").read_text())
     content, expected = (tmp_path / "journal").read_bytes(), weights(tmp_path / "once")
