@@ -43,7 +43,8 @@ inline bool mutate_number(const std::string& header, std::string& data, Mutator&
       const std::vector<int64_t> offsets = entry["data_offsets"].as_ints();
       const std::string& dtype = entry["dtype"].as_string();
       const size_t width = dtype == "I64" ? 8 : dtype == "I32" ? 4 : 0;
-      if (width == 0 || offsets.size() != 2 || offsets[0] < 0 || offsets[1] > static_cast<int64_t>(data.size())) continue;
+      if (width == 0 || offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0]) continue;
+      if (offsets[1] > static_cast<int64_t>(data.size())) continue;
       const int64_t count = (offsets[1] - offsets[0]) / static_cast<int64_t>(width);
       if (count > 0) found.push_back({static_cast<size_t>(offsets[0]), static_cast<size_t>(count), width});
     }
