@@ -42,7 +42,7 @@ from mobizo_kernels.training.writing import text_of
 ENGINES: tuple[Engine, ...] = ("executorch", "eager")
 PLANS = {
     "executorch": "In ExecuTorch: export SmolLM2-135M to a .pte, tune and score it with the native trainer,\n"
-    "score the adapter in transformers and PEFT, let the .pte write. Two cores take 8 minutes, 0.5 s a\n"
+    "score the adapter in transformers and PEFT, let the .pte write. Two cores take 7 minutes, 0.5 s a\n"
     "step.",
     "eager": "In torch: tune and score the same model in bfloat16. Two cores take 2 minutes.",
 }

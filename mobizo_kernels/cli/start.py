@@ -204,7 +204,11 @@ def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
         ValueError: if the start is of linears of another shape, or the head has an adapter already.
     """
     name, head = head_name(model), model.get_output_embeddings()
-    layers = {path: layer for path, layer in adapter_layers(model).items() if layer is not head}
+    layers = {
+        path: layer
+        for path, layer in adapter_layers(model).items()
+        if layer is not head and (b := tensors.get(peft_key(path, "B"))) is not None and b.any()
+    }
     kept = {path: _factors(tensors, path, layer, layer.rank) for path, layer in layers.items()}
     directions, words = _factors(tensors, name, head)
     for path, layer in layers.items():
@@ -220,9 +224,9 @@ def _recall(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
 def _factors(
     tensors: dict[str, torch.Tensor], name: str, linear: Any, rank: int | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A and B of a linear, none if they change nothing. Raises ValueError if they have other shapes."""
+    """A and B of a linear, None and None without both. Raises ValueError if their shapes are others."""
     a, b = (tensors.get(peft_key(name, factor)) for factor in ("A", "B"))
-    if a is None or b is None or not b.any():
+    if a is None or b is None:
         return None, None
     rank = len(a) if rank is None else rank
     for factor, tensor, expected in (
