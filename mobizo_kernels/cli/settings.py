@@ -195,7 +195,7 @@ class TrainSettings(StepSettings, TaskSettings):
         tuning_option(help="Of the losses by which directions are weighed: their ranks, or standardised."),
     ] = "none"
     stop_unsteady: Annotated[
-        bool, tuning_option(help="End the run when its loss runs away; what was better is kept in any case.")
+        bool, tuning_option(help="End the run when its loss runs away, and keep the best adapter before.")
     ] = RUN.stop_unsteady
     seed: Annotated[int, run_option(help="Of the directions, the batches, LoRA-A and what is read out.")] = (
         RUN.run_seed
