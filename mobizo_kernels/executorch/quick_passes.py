@@ -82,7 +82,9 @@ def quick_passes() -> Iterator[None]:
         return decomposed
 
     def match(self: SubgraphMatcher, graph: Graph, node_name_match: str = "") -> list[InternalMatch]:
-        return [] if _called(self.pattern) - _called(graph) else find(self, graph, node_name_match)
+        # A name stands for any op.
+        hopeless = not node_name_match and _called(self.pattern) - _called(graph)
+        return [] if hopeless else find(self, graph, node_name_match)
 
     with ExitStack() as patches:
         for owner, name, value in (

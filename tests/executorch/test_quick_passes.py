@@ -17,8 +17,9 @@ from executorch.exir.pass_base import ExportPass, PassResult
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim, export
-from torch.fx import GraphModule, Interpreter, traceback
+from torch.fx import Graph, GraphModule, Interpreter, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from mobizo_kernels.executorch.quick_passes import quick_passes
 from mobizo_kernels.executorch.unchanged import calls_each_as_it_is
@@ -240,6 +241,17 @@ def test_what_a_pass_would_change(made: ExportPass, unchanged: bool) -> None:
     graph = export(Altered(), (torch.randn(3),)).run_decompositions({}).graph_module
     for _ in range(2):  # the pass itself has seen nothing
         assert calls_each_as_it_is(made, graph) == unchanged
+
+
+def test_patterns_are_found_where_their_ops_are() -> None:
+    graph = export(Altered(), (torch.randn(3),)).run_decompositions({}).graph_module.graph
+    relu, neg = Graph(), Graph()
+    for pattern, op in ((relu, torch.ops.aten.relu.default), (neg, torch.ops.aten.neg.default)):
+        pattern.output(pattern.call_function(op, (pattern.placeholder("x"),)))
+    with quick_passes():
+        assert len(SubgraphMatcher(relu).match(graph)) == 1
+        assert SubgraphMatcher(neg).match(graph) == []
+        assert len(SubgraphMatcher(neg).match(graph, node_name_match="relu")) == 1
 
 
 def test_a_module_that_is_called_does_what_its_graph_says() -> None:
